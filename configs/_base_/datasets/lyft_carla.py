@@ -1,0 +1,55 @@
+# The Lyft-Udacity (CARLA) frames. Knobs first; everything below derives from them.
+data_root = '{{$LYFT_DATA_ROOT:data/lyft}}'  # the Kaggle folder; also --data-root
+scheme = 'carla13'  # label scheme: carla13, challenge3 or road
+train_drives = 'train'  # a benchmark split (train, val, test), or a list of drives
+val_drives = 'val'
+test_drives = 'test'
+image_scale_wh = (800, 600)  # width, height at which frames are trained and tested
+scale_range = (0.5, 2.0)  # random resizing in training, as a factor of image_scale_wh
+crop_size = (512, 512)  # height, width
+batch_size = 4  # frames a step on each device
+val_batch_size = 1
+num_workers = 2
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadLyftLabel'),
+    dict(type='RandomResize', scale=image_scale_wh, ratio_range=scale_range, keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=image_scale_wh, keep_ratio=True),
+    # After Resize: the score is taken at the label's own size.
+    dict(type='LoadLyftLabel'),
+    dict(type='PackSegInputs'),
+]
+dataset = dict(type='LyftCarlaDataset', data_root=data_root, scheme=scheme)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    persistent_workers=num_workers > 0,
+    drop_last=True,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(split=train_drives, pipeline=train_pipeline, **dataset),
+)
+val_dataloader = dict(
+    batch_size=val_batch_size,
+    num_workers=num_workers,
+    persistent_workers=num_workers > 0,
+    # Without rounding up, no frame counts twice when ranks do not divide the set.
+    sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
+    dataset=dict(split=val_drives, pipeline=test_pipeline, test_mode=True, **dataset),
+)
+test_dataloader = dict(
+    batch_size=val_batch_size,
+    num_workers=num_workers,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
+    dataset=dict(split=test_drives, pipeline=test_pipeline, test_mode=True, **dataset),
+)
+val_evaluator = dict(type='LyftIoUMetric')
+test_evaluator = val_evaluator

@@ -1,0 +1,33 @@
+# Adam with linear warm-up and cosine decay, by step. Knobs first; everything below derives from them.
+max_iters = 20000  # optimizer steps
+val_interval = 1000  # steps between validations and checkpoints
+learning_rate = 1e-3  # Keras' default for Adam
+weight_decay = 0.0
+warmup_iters = 200  # steps from 1 % of the learning rate to all of it
+early_stop_patience = None  # validations without a better mIoU before training stops; None is never
+
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=val_interval)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='AdamW', lr=learning_rate, weight_decay=weight_decay)
+)
+# Both from step 0, multiplied; the decay has no `end` and so takes the loop's max_iters.
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, end=warmup_iters, by_epoch=False),
+    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False),
+]
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(
+        type='CheckpointHook', by_epoch=False, interval=val_interval, save_best='mIoU', max_keep_ckpts=1
+    ),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+)
+custom_hooks = (
+    []
+    if early_stop_patience is None
+    else [dict(type='EarlyStoppingHook', monitor='mIoU', rule='greater', min_delta=0.0, patience=early_stop_patience)]
+)

@@ -1,0 +1,23 @@
+# The recommended network on drawn scenes at half size: minutes on a CPU (make demo).
+_base_ = ['unet_lyft_bn.py']
+
+data_root = 'data/drawn'
+image_scale_wh = (400, 300)
+scale_range = (0.75, 1.5)
+crop_size = (256, 320)
+max_iters = 600
+val_interval = 200
+warmup_iters = 50
+
+train_pipeline = _base_.train_pipeline
+train_pipeline[2].update(scale=image_scale_wh, ratio_range=scale_range)
+train_pipeline[3].update(crop_size=crop_size)
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].update(scale=image_scale_wh)
+train_dataloader = dict(dataset=dict(data_root=data_root, pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
+test_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
+train_cfg = dict(max_iters=max_iters, val_interval=val_interval)
+default_hooks = dict(checkpoint=dict(interval=val_interval))
+param_scheduler = _base_.param_scheduler
+param_scheduler[0].update(end=warmup_iters)

@@ -1,0 +1,53 @@
+"""How commands speak: lines on stdout, progress with ETA, a user's mistake in one message."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+from ..errors import InputError
+
+EXIT_INPUT_ERROR = 2
+
+
+def say(text: str) -> None:
+    """Write a line to stdout at once, also through a pipe."""
+    sys.stdout.write(f'{text}\n')
+    sys.stdout.flush()
+
+
+def progress(items: Iterable, total: int, what: str) -> Iterator:
+    """The items, with a progress bar, rate and ETA on stderr while they are consumed."""
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, total=total, description=what, console=Console(stderr=True))
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+    """The innermost ``InputError`` behind an exception; registries and workers wrap it."""
+    found = None
+    while error is not None:
+        if isinstance(error, InputError):
+            found = error
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def guarded(command: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], int]:
+    """A command's ``main(argv=None)`` that returns an exit code and prints a user's mistake plainly."""
+
+    def main(argv: list[str] | None = None) -> int:
+        try:
+            command(argv)
+        except ValueError as error:
+            mistake = _input_error(error)
+            if mistake is None:
+                raise
+            # A DataLoader worker's error arrives as text: the message is what follows its last "InputError: ".
+            sys.stderr.write(f'error: {str(mistake).rpartition("InputError: ")[2].strip()}\n')
+            return EXIT_INPUT_ERROR
+        return 0
+
+    main.__doc__ = command.__doc__
+    return main

@@ -1,0 +1,52 @@
+"""Draw CARLA-like driving scenes with labels, in the layout of the Kaggle Lyft set.
+
+python tools/draw_scenes.py data/scenes --frames 12 --height 300 --width 400
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .console import guarded, progress, say
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('out', type=Path, help='folder to draw into: new, empty, or an earlier drawing')
+    parser.add_argument('--frames', type=int, default=12, help='frames of each drive (default: 12)')
+    parser.add_argument('--seed', type=int, default=0, help='another seed draws other towns (default: 0)')
+    parser.add_argument('--height', type=int, default=600, help='of the frames, 64 or more (default: 600)')
+    parser.add_argument('--width', type=int, default=800, help='of the frames, 64 or more (default: 800)')
+    parser.add_argument(
+        '--drives',
+        nargs='+',
+        metavar='NAME',
+        default=['train', 'val', 'test'],
+        help='splits or drives (default: all)',
+    )
+    parser.add_argument(
+        '--overwrite', action='store_true', help='delete an earlier drawing made with other options'
+    )
+    return parser.parse_args(argv)
+
+
+def _draw_scenes(argv: list[str] | None) -> None:
+    args = parse_args(argv)
+    from ..datasets.episodes import SPLITS
+    from ..datasets.scenes import SceneRecipe, write_scenes
+
+    drives = tuple(drive for name in args.drives for drive in SPLITS.get(name, (name,)))
+    recipe = SceneRecipe(drives, args.frames, args.seed, args.height, args.width)
+    drawn = write_scenes(
+        args.out, recipe, args.overwrite, show=lambda frames, total: progress(frames, total, 'drawing')
+    )
+    total = len(drives) * args.frames
+    said = f'wrote {drawn} of' if drawn else 'already there: all'
+    say(f'{said} {total} frames ({len(drives)} drives) in {args.out}')
+
+
+main = guarded(_draw_scenes)

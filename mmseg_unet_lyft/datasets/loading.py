@@ -1,0 +1,112 @@
+"""From a PNG file to a checked label: read, verify, decode, map to train ids."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmseg.registry import TRANSFORMS
+from PIL import Image
+
+from ..errors import InputError
+from .labels import get_scheme, tags_to_ids
+
+_PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
+# Offsets into a PNG's first chunk. Source: PNG specification, section 11.2.2 (IHDR).
+_BIT_DEPTH, _COLOUR_TYPE = 24, 25
+_PALETTE = 3
+_RED_OF_BGR = 2
+
+
+def read_png(path: str | Path) -> bytes:
+    """The bytes of a PNG whose chunk checksums were verified.
+
+    Raises:
+        InputError: If the file is missing, unreadable, empty, no PNG, cut short or damaged.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f'{path}: no such file; restore it from the archive') from None
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from None
+    if not content.startswith(_PNG_SIGNATURE):
+        what = 'is empty' if not content else 'is not a PNG file'
+        raise InputError(f'{path}: {what}; restore it from the archive (a label must never be a JPEG)')
+    try:
+        Image.open(io.BytesIO(content)).verify()
+    # Pillow reports damage as SyntaxError ("broken PNG file"), OSError or ValueError.
+    except (SyntaxError, OSError, ValueError) as error:
+        raise InputError(f'{path}: damaged or cut short ({error}); restore it from the archive') from None
+    return content
+
+
+def read_raw_label(path: str | Path) -> np.ndarray:
+    """CARLA tags of a label PNG: the red channel of RGB or RGBA, the value of L, the index of P.
+
+    Returns:
+        Tags as stored, uint8 (H, W); not yet checked against a scheme.
+
+    Raises:
+        InputError: If the file is no sound 8-bit PNG.
+    """
+    content = read_png(path)
+    if content[_BIT_DEPTH] == 16:
+        raise InputError(f'{path}: 16 bits a channel; labels have 8. Save it again as an 8-bit PNG')
+    if content[_COLOUR_TYPE] == _PALETTE:
+        # OpenCV would turn the indices into their colours.
+        return np.asarray(Image.open(io.BytesIO(content)))
+    raw = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if raw is None:
+        raise InputError(f'{path}: damaged image data; restore it from the archive')
+    return raw if raw.ndim == 2 else np.ascontiguousarray(raw[..., _RED_OF_BGR])
+
+
+def read_label(path: str | Path, scheme_name: str) -> np.ndarray:
+    """Train ids of a label PNG, uint8 (H, W).
+
+    Raises:
+        InputError: If the file is no sound label, or holds a tag outside 0..12.
+    """
+    raw_label = read_raw_label(path)
+    try:
+        return tags_to_ids(raw_label, get_scheme(scheme_name))
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from None
+
+
+@TRANSFORMS.register_module()
+class LoadLyftLabel(BaseTransform):
+    """Load a frame's label as train ids of the data set's scheme.
+
+    Takes the place of mmseg's ``LoadAnnotations``, which knows neither the red channel nor the hood.
+
+    Required Keys:
+        - seg_map_path (without it, as in ``mmseg.apis.inference_model``, nothing is loaded)
+        - scheme
+        - ori_shape
+        - img_path
+
+    Added Keys:
+        - gt_seg_map (np.uint8, (H, W))
+        - seg_fields
+    """
+
+    def transform(self, results: dict) -> dict:
+        """The results with ``gt_seg_map``; raises InputError where label and image do not match."""
+        if 'seg_map_path' not in results:
+            return results
+        label = read_label(results['seg_map_path'], results['scheme'])
+        if label.shape != tuple(results['ori_shape'][:2]):
+            height, width = results['ori_shape'][:2]
+            raise InputError(
+                f'{results["seg_map_path"]}: label of {label.shape[0]}x{label.shape[1]} (height x width), but '
+                f'its image {results["img_path"]} is {height}x{width}; they are not of the same frame'
+            )
+        results['gt_seg_map'] = label
+        results.setdefault('seg_fields', []).append('gt_seg_map')
+        return results

@@ -1,0 +1,188 @@
+"""`LyftCarlaDataset`: finds image-label pairs in a Kaggle-style folder, by drive, under a label scheme."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mmseg.datasets import BaseSegDataset
+from mmseg.registry import DATASETS
+
+from ..errors import InputError
+from .episodes import drives_of_split, parse_name
+from .labels import CARLA_CLASSES, CARLA_PALETTE, get_scheme
+from .loading import read_png
+
+IMAGE_FOLDER, LABEL_FOLDER = 'CameraRGB', 'CameraSeg'
+# root / dataA / dataA / CameraRGB is the deepest layout there is.
+_DEEPEST_LEVEL = 3
+_SHOWN = 5
+
+
+def _listing(names: Iterable, total: int) -> str:
+    """The first few names and how many more there are."""
+    shown = [str(name) for _, name in zip(range(_SHOWN), names, strict=False)]
+    return ', '.join(shown) + (f' and {total - len(shown)} more' if total > len(shown) else '')
+
+
+def find_image_folders(data_root: Path) -> list[Path]:
+    """Every ``CameraRGB`` folder up to three levels below the root, sorted, lower-case duplicates once.
+
+    Raises:
+        InputError: If the root is missing or holds none.
+    """
+    if not data_root.is_dir():
+        raise InputError(
+            f'{data_root}: no such folder. Get the data at '
+            'https://www.kaggle.com/datasets/kumaresanmanickavelu/lyft-udacity-challenge and name its folder '
+            'with --data-root or LYFT_DATA_ROOT; or draw scenes: python tools/draw_scenes.py data/drawn'
+        )
+    found: dict[str, Path] = {}
+    for folder, subfolders, _ in os.walk(data_root, followlinks=True):
+        if len(Path(folder).relative_to(data_root).parts) >= _DEEPEST_LEVEL - 1:
+            subfolders[:] = [name for name in subfolders if name == IMAGE_FOLDER]
+        # Upper case sorts first, so dataA wins over the dataa that one Kaggle version also carries.
+        subfolders.sort()
+        if IMAGE_FOLDER in subfolders:
+            subfolders.remove(IMAGE_FOLDER)
+            path = Path(folder) / IMAGE_FOLDER
+            found.setdefault(str(path.relative_to(data_root)).lower(), path)
+    if not found:
+        raise InputError(
+            f'{data_root}: no {IMAGE_FOLDER} folder in it; expected dataA/dataA/{IMAGE_FOLDER} and '
+            f'{LABEL_FOLDER} (or dataA/{IMAGE_FOLDER}), as in the Kaggle archive'
+        )
+    return [found[key] for key in sorted(found)]
+
+
+def find_frames(data_root: Path) -> dict[str, Path]:
+    """Image path of every frame below the root, by file stem.
+
+    Raises:
+        InputError: If there are none, or a name stands in two folders.
+    """
+    frames: dict[str, Path] = {}
+    for folder in find_image_folders(data_root):
+        for path in sorted(folder.glob('*.png')):
+            # macOS archives carry a ._NAME.png beside each file.
+            if path.name.startswith('.'):
+                continue
+            if path.stem in frames:
+                raise InputError(f'{path}: {frames[path.stem]} has the same name; remove one of the two')
+            frames[path.stem] = path
+    if not frames:
+        raise InputError(f'{data_root}: its {IMAGE_FOLDER} folders hold no PNG files')
+    return frames
+
+
+def label_path_of(image_path: Path) -> Path:
+    """Where an image's label is: the same name in the ``CameraSeg`` folder beside."""
+    return image_path.parent.parent / LABEL_FOLDER / image_path.name
+
+
+def find_pairs(data_root: Path, split: str | Sequence[str]) -> list[dict]:
+    """Image, label and drive of every frame of a split, in order of drive and frame number.
+
+    Args:
+        data_root: Folder in the Kaggle layout.
+        split: ``'train'``, ``'val'``, ``'test'`` or a list of drives.
+
+    Returns:
+        ``dict(img_path, seg_map_path, drive, frame)`` with paths as strings.
+
+    Raises:
+        InputError: If nothing is found, or a frame has an image or a label alone.
+    """
+    drives = drives_of_split(split)
+    pairs = []
+    present: dict[str, int] = {}
+    for stem, image_path in find_frames(data_root).items():
+        try:
+            drive, frame = parse_name(stem)
+        except InputError as error:
+            raise InputError(f'{image_path}: {error}') from None
+        present[drive] = present.get(drive, 0) + 1
+        if drive in drives:
+            pairs.append((drive, frame, image_path))
+    if not pairs:
+        raise InputError(
+            f'{data_root}: no frames of split {split!r} (drives {", ".join(drives)}). Drives present: '
+            + ', '.join(f'{drive} ({count} frames)' for drive, count in sorted(present.items()))
+            + "; name some of them, as in train_drives='[F901,F902]'"
+        )
+    pairs.sort()
+    _check_complete([path for _, _, path in pairs], drives)
+    return [
+        dict(img_path=str(path), seg_map_path=str(label_path_of(path)), drive=drive, frame=frame)
+        for drive, frame, path in pairs
+    ]
+
+
+def _check_complete(image_paths: list[Path], drives: tuple[str, ...]) -> None:
+    """Raise an InputError where an image has no label, or a label of these drives no image."""
+    images = set(image_paths)
+    labels = {path for folder in {label_path_of(path).parent for path in images} for path in folder.glob('*.png')}
+    alone = sorted(path for path in images if label_path_of(path) not in labels)
+    if alone:
+        raise InputError(
+            f'{len(alone)} images have no label in {LABEL_FOLDER}: {_listing(alone, len(alone))}. '
+            'Restore the labels from the archive, or remove the images'
+        )
+    wanted = {label_path_of(path) for path in images}
+    alone = sorted(
+        path
+        for path in labels - wanted
+        if not path.name.startswith('.') and parse_name(path.stem)[0] in drives
+    )
+    if alone:
+        raise InputError(
+            f'{len(alone)} labels have no image in {IMAGE_FOLDER}: {_listing(alone, len(alone))}. '
+            'Restore the images from the archive, or remove the labels'
+        )
+
+
+@DATASETS.register_module()
+class LyftCarlaDataset(BaseSegDataset):
+    """The Lyft-Udacity (CARLA) frames, split by drive.
+
+    Args:
+        data_root: Folder in the Kaggle layout (``dataA/dataA/CameraRGB/*.png``, doubled folder or not).
+        split: ``'train'``, ``'val'``, ``'test'`` of the benchmark split, or a list of drives.
+        scheme: Label scheme: ``'carla13'``, ``'challenge3'`` or ``'road'``.
+        kwargs: As in mmseg's ``BaseSegDataset`` (``pipeline``, ``indices``, ``test_mode``, ...).
+
+    Raises:
+        InputError: For everything wrong with the files, with the path and the remedy.
+    """
+
+    METAINFO = dict(classes=CARLA_CLASSES, palette=[list(colour) for colour in CARLA_PALETTE])
+
+    def __init__(
+        self, data_root: str, split: str | Sequence[str] = 'train', scheme: str = 'carla13', **kwargs
+    ) -> None:
+        if kwargs.get('reduce_zero_label'):
+            raise InputError('LyftCarlaDataset: reduce_zero_label=True would drop class 0, a third of all pixels')
+        if kwargs.get('metainfo'):
+            raise InputError("LyftCarlaDataset: classes follow from scheme='...', not from metainfo")
+        self.split = split
+        self.scheme = get_scheme(scheme)
+        super().__init__(data_root=str(data_root), metainfo=self.scheme.metainfo, **kwargs)
+        # Not through `metainfo`: mmengine takes a string there for the name of a file.
+        self._metainfo['scheme'] = scheme
+
+    @classmethod
+    def get_label_map(cls, new_classes: Sequence[str] | None = None) -> None:
+        """No map: the scheme turns tags into train ids when a label is loaded."""
+        return None
+
+    def load_data_list(self) -> list[dict]:
+        """One dict a frame: paths, drive, frame number, scheme."""
+        shared = dict(scheme=self.scheme.name, label_map=None, reduce_zero_label=False)
+        return [dict(pair, **shared, seg_fields=[]) for pair in find_pairs(Path(self.data_root), self.split)]
+
+    def prepare_data(self, idx: int) -> dict:
+        """A frame after the pipeline; an unsound image file is an InputError that names it."""
+        # mmcv's loader answers a damaged file with an assertion, a truncated one with grey rows.
+        read_png(self.get_data_info(idx)['img_path'])
+        return super().prepare_data(idx)

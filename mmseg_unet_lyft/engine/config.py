@@ -1,0 +1,202 @@
+"""Reading a config with a command's options: knobs are set where they stand, other keys are checked."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ..errors import InputError
+
+_PACKAGED = Path(__file__).resolve().parents[1] / '.mim' / 'configs'
+_BASE = '_base_'
+
+
+def find_config(name: str) -> Path:
+    """A config file: the path as given, or one of that name among the package's own.
+
+    Raises:
+        InputError: If there is neither; the message lists the package's configs.
+    """
+    path = Path(name)
+    packaged = _PACKAGED / (name if name.endswith('.py') else f'{name}.py')
+    for candidate in (path, packaged):
+        if candidate.is_file():
+            return candidate
+    known = ', '.join(sorted(config.name for config in _PACKAGED.glob('*.py')))
+    raise InputError(f'{name}: no such config file here, nor in the package; the package has: {known}')
+
+
+def parse_options(options: list[str]) -> dict[str, Any]:
+    """``['max_iters=5', 'train_drives=[02_00,F1]']`` as a dict.
+
+    Values are Python literals; bare words are strings, inside brackets and commas too. Unlike mmengine's
+    ``DictAction``, ``02_00`` is a drive and not the number 200.
+
+    Raises:
+        InputError: If an option has no ``=`` or unbalanced brackets.
+    """
+    parsed = {}
+    for option in options:
+        key, equals, text = option.partition('=')
+        if not equals or not key:
+            raise InputError(f'--cfg-options {option!r}: write it as KEY=VALUE, without blanks around the "="')
+        parsed[key] = _parse_value(text, option)
+    return parsed
+
+
+def _parse_value(text: str, option: str) -> Any:
+    """A literal, a list of literals and bare words, or the text itself."""
+    is_list = ',' in text or text[:1] in '[('
+    # '02_00' is 200 to Python.
+    if not re.search(r'\d_\d', text):
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            pass
+    if not is_list:
+        return {'true': True, 'false': False}.get(text.lower(), text)
+    quoted = re.sub(r'[^\[\](),]+', lambda match: repr(_parse_value(match[0].strip(' \'"'), option)), text)
+    try:
+        value = ast.literal_eval(quoted)
+    except (ValueError, SyntaxError):
+        raise InputError(f'--cfg-options {option!r}: brackets or quotes do not close') from None
+    return value
+
+
+def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
+    """A config with options applied.
+
+    A key without a dot that the config file or one of its bases assigns is a knob: it is set there, before
+    anything is derived from it. Other keys are merged into the result, and must exist in it or be a
+    parameter of the ``type`` they land in.
+
+    Args:
+        name: Path of a config file, or the name of one in the package.
+        options: ``{'max_iters': 5, 'model.backbone.with_cp': True}``.
+
+    Raises:
+        InputError: If the file is missing or broken, or a key is unknown or without effect.
+    """
+    # Late: judging keys needs torch, finding and parsing a config does not.
+    from .config_keys import RUN_KEYS, check_key
+
+    path = find_config(name)
+    options = dict(options or {})
+    assigned = _assigned_names(path)
+    config = _read(path)
+    knobs = {key: options.pop(key) for key in list(options) if key in assigned}
+    for key in options:
+        check_key(config.to_dict(), key, assigned)
+    # train_pipeline.3.crop_size: the Runner reads the loader's copy, so the pipeline is set as a knob is.
+    indirect = {key: value for key, value in options.items() if key.split('.')[0] in assigned - RUN_KEYS}
+    if indirect:
+        merged = Config(config.to_dict())
+        merged.merge_from_dict(indirect)
+        knobs |= {root: merged.to_dict()[root] for root in {key.split('.')[0] for key in indirect}}
+    for key, value in knobs.items():
+        if _unlike(config.get(key), value) and not _differs_beyond(config, _read(path, {key: value}), key):
+            raise InputError(f'--cfg-options {key}={value!r}: nothing in {path} derives from {key}')
+    if knobs:
+        config = _read(path, knobs)
+    config.merge_from_dict({key: value for key, value in options.items() if key not in indirect})
+    return config
+
+
+def _unlike(old: Any, new: Any) -> bool:
+    """Whether two values differ, a tuple and a list of the same items being alike."""
+    as_list = [list(value) if isinstance(value, tuple) else value for value in (old, new)]
+    return as_list[0] != as_list[1]
+
+
+def _differs_beyond(config: Config, changed: Config, knob: str) -> bool:
+    """Whether anything but the knob's own entry differs."""
+    before, after = config.to_dict(), changed.to_dict()
+    before.pop(knob, None)
+    after.pop(knob, None)
+    return before != after
+
+
+def _parse_source(path: Path) -> tuple[str, ast.Module]:
+    """A config file's text and syntax tree."""
+    source = path.read_text(encoding='utf-8')
+    try:
+        return source, ast.parse(source)
+    except SyntaxError as error:
+        raise InputError(f'{path}: line {error.lineno}: {error.msg}') from None
+
+
+def _assignments(tree: ast.Module) -> dict[str, ast.expr]:
+    """Value expression of each name assigned at the top level."""
+    return {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+
+
+def _bases(path: Path, tree: ast.Module) -> list[str | Path]:
+    """The config's bases: paths, or ``package::name`` strings as they are.
+
+    Raises:
+        InputError: If one is missing.
+    """
+    expression = _assignments(tree).get(_BASE)
+    if expression is None:
+        return []
+    names = ast.literal_eval(expression)
+    bases = [name if '::' in name else path.parent / name for name in ([names] if isinstance(names, str) else names)]
+    for base in bases:
+        if isinstance(base, Path) and not base.is_file():
+            raise InputError(f'{path}: its base {base} does not exist')
+    return bases
+
+
+def _assigned_names(path: Path) -> set[str]:
+    """Names that a config or any of its bases assigns at the top level."""
+    _, tree = _parse_source(path)
+    names = set(_assignments(tree)) - {_BASE}
+    for base in _bases(path, tree):
+        if isinstance(base, Path):
+            names |= _assigned_names(base)
+    return names
+
+
+def _read(path: Path, knobs: dict[str, Any] | None = None) -> Config:
+    """The config, with the given knobs set wherever the file or its bases assign them."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = _copy_with_knobs(path, knobs, Path(folder)) if knobs else path
+        try:
+            config = Config.fromfile(str(copy))
+        except (ImportError, NameError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f'{path}: {type(error).__name__}: {error}') from error
+    # The copy is gone; logs and dumps name the file the user gave.
+    object.__setattr__(config, '_filename', str(path))
+    return config
+
+
+def _copy_with_knobs(path: Path, knobs: dict[str, Any], folder: Path) -> Path:
+    """A copy of the config and its bases in the folder, with knobs replaced in their source."""
+    source, tree = _parse_source(path)
+    replacements = {key: repr(value) for key, value in knobs.items()}
+    folder.mkdir(exist_ok=True)
+    copies = []
+    for index, base in enumerate(_bases(path, tree)):
+        copies.append(str(_copy_with_knobs(base, knobs, folder / str(index)) if isinstance(base, Path) else base))
+    replacements[_BASE] = repr(copies)
+    lines = source.encode().splitlines(keepends=True)
+    # From the end, so that earlier positions stay right.
+    for name, expression in reversed(_assignments(tree).items()):
+        if name not in replacements:
+            continue
+        start, end = expression.lineno - 1, expression.end_lineno - 1
+        tail = lines[end][expression.end_col_offset :]
+        head = lines[start][: expression.col_offset]
+        lines[start : end + 1] = [head + replacements[name].encode() + tail]
+    copy = folder / path.name
+    copy.write_bytes(b''.join(lines))
+    return copy

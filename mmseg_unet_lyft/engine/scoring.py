@@ -1,0 +1,98 @@
+"""Scores of a test run and of the simple floors beside it, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmengine.config import Config
+from prettytable import PrettyTable
+
+from ..datasets.labels import get_scheme
+from ..datasets.loading import read_label
+from ..datasets.lyft_carla import find_pairs
+from ..datasets.scenes import read_marker
+from ..evaluation.baselines import baseline_confusions
+from ..evaluation.counts import class_scores, mean_iou
+
+
+def _frames(pairs: Iterable[dict], scheme: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Image (BGR) and label ids of each pair, uint8 at raw size."""
+    for pair in pairs:
+        yield cv2.imread(pair['img_path']), read_label(pair['seg_map_path'], scheme)
+
+
+def score_floors(config: Config, progress: Callable[[list, int, str], Iterable]) -> dict[str, np.ndarray]:
+    """Confusion matrices of the simple floors, fit on the config's training frames, scored on its test frames.
+
+    Args:
+        config: The config of the test run.
+        progress: ``cli.console.progress``, or anything else that passes items through.
+
+    Returns:
+        int64 (C, C), rows the truth, by name of the floor.
+    """
+    train, test = (config[loader].dataset for loader in ('train_dataloader', 'test_dataloader'))
+    parts = []
+    for dataset, what in ((train, 'fitting floors'), (test, 'scoring floors')):
+        pairs = find_pairs(Path(dataset.data_root), dataset.split)
+        parts.append(_frames(progress(pairs, len(pairs), what), dataset.scheme))
+    return baseline_confusions(*parts, num_classes=len(get_scheme(test.scheme).classes))
+
+
+def summarise(config: Config, metrics: dict[str, float], confusion: np.ndarray, floors: dict[str, np.ndarray]) -> dict:
+    """Everything a score must be read with: what was tested, on which data, beside which floors.
+
+    Returns:
+        A dict for JSON; scores in percent, ``None`` for a class that is not in the truth.
+    """
+    dataset = config.test_dataloader.dataset
+    classes = get_scheme(dataset.scheme).classes
+    marker = read_marker(Path(dataset.data_root))
+    return dict(
+        config=str(config.filename),
+        checkpoint=str(config.load_from),
+        data='drawn scenes' if marker else 'frames as given',
+        data_root=str(dataset.data_root),
+        scheme=dataset.scheme,
+        train_drives=config.train_dataloader.dataset.split,
+        test_drives=dataset.split,
+        metrics=metrics,
+        confusion=confusion.tolist(),
+        iou=_iou_by_class(confusion, classes),
+        floors={
+            name: dict(mIoU=100 * mean_iou(floor), iou=_iou_by_class(floor, classes)) for name, floor in floors.items()
+        },
+    )
+
+
+def _iou_by_class(confusion: np.ndarray, classes: Iterable[str]) -> dict[str, float | None]:
+    """IoU in percent by class name."""
+    iou = class_scores(confusion)['iou']
+    return {name: None if np.isnan(value) else 100 * float(value) for name, value in zip(classes, iou, strict=True)}
+
+
+def score_table(summary: dict) -> str:
+    """The model's IoU beside the floors', one row a class, and what the figures are of."""
+    columns = {'this model': dict(mIoU=summary['metrics']['mIoU'], iou=summary['iou']), **summary['floors']}
+    table = PrettyTable(['IoU, %', *columns], align='r')
+    table.align['IoU, %'] = 'l'
+    for name in summary['iou']:
+        values = [column['iou'][name] for column in columns.values()]
+        table.add_row([name, *('n/a' if value is None else f'{value:.2f}' for value in values)])
+    table.add_row(['mean', *(f'{column["mIoU"]:.2f}' for column in columns.values())])
+    return (
+        f'{table.get_string()}\n{summary["data"]}; scheme {summary["scheme"]}; tested on {summary["test_drives"]}, '
+        f'trained on {summary["train_drives"]}'
+    )
+
+
+def save_summary(summary: dict, folder: Path) -> Path:
+    """Write ``scores.json`` into the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / 'scores.json'
+    path.write_text(json.dumps(summary, indent=1, default=str))
+    return path

@@ -1,0 +1,55 @@
+"""`Segmenter`: a trained model as a function from uint8 frames to uint8 label maps."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmseg.apis import init_model
+
+from ..errors import InputError
+
+
+class Segmenter:
+    """A config and a checkpoint, ready to label frames.
+
+    Example:
+        >>> segmenter = Segmenter('configs/unet_lyft_bn.py', 'best.pth')
+        >>> label_map = segmenter(cv2.imread('frame.png'))
+
+    Args:
+        config: Config, or path of one.
+        checkpoint: Path of a checkpoint trained with it.
+        device: ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
+    """
+
+    def __init__(self, config: Config | str, checkpoint: str, device: str = 'cpu') -> None:
+        self.model = init_model(config, checkpoint, device)
+        steps = self.model.cfg.test_pipeline
+        # The frame is given and has no label.
+        self._pipeline = Compose(
+            [step for step in steps if step['type'] not in ('LoadImageFromFile', 'LoadLyftLabel')]
+        )
+        self.classes: list[str] = list(self.model.dataset_meta['classes'])
+        self.palette: list[list[int]] = [list(colour) for colour in self.model.dataset_meta['palette']]
+
+    @torch.no_grad()
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        """Class ids of a frame.
+
+        Args:
+            frame: BGR, uint8 (H, W, 3), any size from 16x16 up.
+
+        Returns:
+            uint8 (H, W).
+
+        Raises:
+            InputError: If the frame has another type or shape.
+        """
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise InputError(f'frame is {frame.dtype} {frame.shape}; expected uint8 (height, width, 3), BGR')
+        size = frame.shape[:2]
+        data = self._pipeline(dict(img=frame, img_shape=size, ori_shape=size))
+        batch = dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
+        return self.model.test_step(batch)[0].pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8)

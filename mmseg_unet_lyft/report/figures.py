@@ -1,0 +1,159 @@
+"""Pictures for people: palette PNGs, overlays, panels with a legend, training curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ..errors import InputError
+
+_LEGEND_ROW = 22
+_TEXT = dict(fontFace=cv2.FONT_HERSHEY_SIMPLEX, fontScale=0.45, lineType=cv2.LINE_AA)
+
+
+def colour_label(label: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """A label map in its palette's colours.
+
+    Args:
+        label: Class ids, uint8 (H, W); ids beyond the palette (255) become white.
+        palette: RGB colour of each class, 0 to 255.
+
+    Returns:
+        RGB, uint8 (H, W, 3).
+    """
+    table = np.full((256, 3), 255, dtype=np.uint8)
+    table[: len(palette)] = palette
+    return table[label]
+
+
+def overlay(
+    image: np.ndarray, label: np.ndarray, palette: Sequence[Sequence[int]], opacity: float = 0.5
+) -> np.ndarray:
+    """The image with the label map's colours laid over it.
+
+    Args:
+        image: RGB, uint8 (H, W, 3).
+        label: Class ids, uint8 (H, W).
+        palette: RGB colour of each class.
+        opacity: Weight of the colours, 0 to 1.
+
+    Returns:
+        RGB, uint8 (H, W, 3).
+    """
+    return cv2.addWeighted(colour_label(label, palette), opacity, image, 1 - opacity, 0.0)
+
+
+def legend(classes: Sequence[str], palette: Sequence[Sequence[int]], width: int) -> np.ndarray:
+    """A strip of colour patches with class names, RGB uint8 (rows, width, 3)."""
+    columns = max(1, width // 120)
+    rows = -(-len(classes) // columns)
+    strip = np.full((rows * _LEGEND_ROW + 6, width, 3), 255, dtype=np.uint8)
+    for index, (name, colour) in enumerate(zip(classes, palette, strict=True)):
+        left, top = (index % columns) * (width // columns) + 4, (index // columns) * _LEGEND_ROW + 4
+        cv2.rectangle(strip, (left, top), (left + 16, top + 16), [int(value) for value in colour], -1)
+        cv2.rectangle(strip, (left, top), (left + 16, top + 16), (90, 90, 90), 1)
+        cv2.putText(strip, name, (left + 22, top + 13), color=(20, 20, 20), **_TEXT)
+    return strip
+
+
+def panel(
+    image: np.ndarray,
+    label: np.ndarray | None,
+    pred: np.ndarray,
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    note: str = '',
+) -> np.ndarray:
+    """Image | truth (if any) | prediction side by side, captions above, the legend below.
+
+    Args:
+        image: RGB, uint8 (H, W, 3).
+        label: True class ids, uint8 (H, W), or None.
+        pred: Predicted class ids, uint8 (H, W).
+        classes: Class names.
+        palette: RGB colour of each class.
+        note: Added to the first caption.
+
+    Returns:
+        RGB, uint8 (rows, columns, 3).
+    """
+    parts = [(f'image {note}'.strip(), image)]
+    if label is not None:
+        parts.append(('truth', overlay(image, label, palette, 0.7)))
+    parts.append(('prediction', overlay(image, pred, palette, 0.7)))
+    columns = []
+    for caption, picture in parts:
+        bar = np.full((_LEGEND_ROW, picture.shape[1], 3), 255, dtype=np.uint8)
+        cv2.putText(bar, caption, (4, 15), color=(20, 20, 20), **_TEXT)
+        columns.append(np.vstack([bar, picture]))
+    row = np.hstack(columns)
+    return np.vstack([row, legend(classes, palette, row.shape[1])])
+
+
+def save_rgb(path: Path, image: np.ndarray) -> None:
+    """Write an RGB uint8 (H, W, 3) picture as PNG, making its folder.
+
+    Raises:
+        InputError: If the place cannot be written to.
+    """
+    _save(path, Image.fromarray(image))
+
+
+def save_palette_png(path: Path, label: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
+    """Write a uint8 (H, W) label map as a palette PNG: its pixels are the ids, viewers show the colours."""
+    picture = Image.fromarray(label)
+    picture.putpalette([value for colour in palette for value in colour])
+    _save(path, picture)
+
+
+def _save(path: Path, picture: Image.Image) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except OSError as error:
+        raise InputError(f'{path}: cannot be written ({error.strerror or error})') from None
+
+
+def read_scalars(work_dir: Path) -> list[dict]:
+    """Everything the runs in a work dir logged, oldest run first: one dict a log line."""
+    files = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines() if line.strip()]
+
+
+def save_training_curves(work_dir: Path) -> Path:
+    """Draw loss, learning rate, mIoU and per-class IoU over steps into ``curves.png`` of the work dir."""
+    from matplotlib.figure import Figure
+
+    scalars = read_scalars(work_dir)
+    train = [entry for entry in scalars if 'loss' in entry]
+    val = [entry for entry in scalars if 'mIoU' in entry]
+    figure = Figure(figsize=(13, 4), layout='constrained')
+    losses, scores, classes = figure.subplots(1, 3)
+    losses.plot([entry['step'] for entry in train], [entry['loss'] for entry in train], label='training loss')
+    with_loss = [entry for entry in val if 'val_loss' in entry]
+    losses.plot(
+        [entry['step'] for entry in with_loss], [entry['val_loss'] for entry in with_loss], 'o-', label='validation loss'
+    )
+    rates = losses.twinx()
+    rates.plot([entry['step'] for entry in train], [entry['lr'] for entry in train], color='0.7', lw=1)
+    rates.set_ylabel('learning rate', color='0.5')
+    losses.set(xlabel='step', ylabel='loss')
+    losses.legend(loc='upper right')
+    scores.plot([entry['step'] for entry in val], [entry['mIoU'] for entry in val], 'o-', label='mIoU')
+    scores.plot([entry['step'] for entry in val], [entry['aAcc'] for entry in val], 'o-', label='pixel accuracy')
+    scores.set(xlabel='step', ylabel='percent', ylim=(0, 100))
+    scores.legend(loc='lower right')
+    for name in dict.fromkeys(key for entry in val for key in entry if key.startswith('IoU.')):
+        points = [(entry['step'], entry[name]) for entry in val if name in entry]
+        classes.plot(*zip(*points, strict=True), label=name.removeprefix('IoU.'))
+    classes.set(xlabel='step', ylabel='IoU, percent', ylim=(0, 100))
+    if val:
+        classes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
+    path = work_dir / 'curves.png'
+    figure.savefig(path, dpi=100)
+    return path
