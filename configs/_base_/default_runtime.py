@@ -1,4 +1,5 @@
-# What every run shares. `.register`, not the bare package: it registers in whatever order things are imported.
+# What every run shares.
+# `.register`, not the bare package: it registers in whatever order things are imported.
 custom_imports = dict(imports=['mmseg_unet_lyft.register'], allow_failed_imports=False)
 default_scope = 'mmseg'
 env_cfg = dict(

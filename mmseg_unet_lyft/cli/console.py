@@ -44,7 +44,7 @@ def guarded(command: Callable[[list[str] | None], None]) -> Callable[[list[str] 
             mistake = _input_error(error)
             if mistake is None:
                 raise
-            # A DataLoader worker's error arrives as text: the message is what follows its last "InputError: ".
+            # A worker's error arrives as text: the message is what follows its last "InputError: ".
             sys.stderr.write(f'error: {str(mistake).rpartition("InputError: ")[2].strip()}\n')
             return EXIT_INPUT_ERROR
         return 0

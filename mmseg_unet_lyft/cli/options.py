@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every command that runs a config takes."""
     parser.add_argument('--work-dir', help='folder for logs and results; work_dirs/<config> by default')
-    parser.add_argument('--data-root', help='folder of the frames, in place of the config\'s')
+    parser.add_argument('--data-root', help="folder of the frames, in place of the config's")
     parser.add_argument('--device', help='cpu, cuda or cuda:N; a GPU by default if there is one')
     parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override knobs and other keys of the config'
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='override knobs and other keys of the config',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch.distributed.launch passes --local-rank, older ones --local_rank.
@@ -34,5 +38,7 @@ def read_config(args: argparse.Namespace) -> Config:
         options['data_root'] = args.data_root
     config = load_config(args.config, options)
     config.launcher = args.launcher
-    config.work_dir = args.work_dir or config.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
+    config.work_dir = (
+        args.work_dir or config.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
+    )
     return config

@@ -1,6 +1,6 @@
 """Label images: palette PNGs of the class ids and overlays, in the folder structure of the input.
 
-    python tools/predict.py configs/unet_lyft_bn.py best.pth frames/ --out predictions
+python tools/predict.py configs/unet_lyft_bn.py best.pth frames/ --out predictions
 """
 
 from __future__ import annotations
@@ -13,14 +13,24 @@ from .console import guarded, progress, say
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='config file, or the name of one in the package')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('inputs', nargs='+', help='image files or folders')
-    parser.add_argument('--out', default='predictions', metavar='DIR', help='folder for the results (predictions)')
-    parser.add_argument('--opacity', type=float, default=0.5, help='weight of the colours in overlays, 0 to 1 (0.5)')
-    parser.add_argument('--device', default=None, help='cpu, cuda or cuda:N; a GPU by default if there is one')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override the config')
+    parser.add_argument(
+        '--out', default='predictions', metavar='DIR', help='folder for the results (predictions)'
+    )
+    parser.add_argument(
+        '--opacity', type=float, default=0.5, help='weight of the colours in overlays, 0 to 1 (0.5)'
+    )
+    parser.add_argument(
+        '--device', default=None, help='cpu, cuda or cuda:N; a GPU by default if there is one'
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override the config'
+    )
     return parser.parse_args(argv)
 
 

@@ -1,6 +1,6 @@
 """Score a checkpoint on the config's test drives, with a per-class table and, on request, the simple floors.
 
-    python tools/test.py configs/unet_lyft.py work_dirs/unet_lyft/best_mIoU_iter_20000.pth --baselines
+python tools/test.py configs/unet_lyft.py work_dirs/unet_lyft/best_mIoU_iter_20000.pth --baselines
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from .options import add_run_arguments, read_config
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='config file, or the name of one in the package')
     parser.add_argument('checkpoint', help='checkpoint file')
     add_run_arguments(parser)
@@ -22,7 +24,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--show-dir', metavar='DIR', help='write image | truth | prediction of every frame')
     parser.add_argument('--show-limit', type=int, default=1000, metavar='N', help='at most N of these (1000)')
     parser.add_argument(
-        '--baselines', action='store_true', help='also score the most frequent class per pixel and a colour look-up'
+        '--baselines',
+        action='store_true',
+        help='also score the most frequent class per pixel and a colour look-up',
     )
     return parser.parse_args(argv)
 

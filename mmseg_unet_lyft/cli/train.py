@@ -1,6 +1,6 @@
 """Train a config, with the best and the last checkpoint, a log and curves in its work dir.
 
-    python tools/train.py configs/unet_lyft.py --data-root data/lyft
+python tools/train.py configs/unet_lyft.py --data-root data/lyft
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from .options import add_run_arguments
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='config file, or the name of one in the package')
     add_run_arguments(parser)
-    parser.add_argument('--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on a CPU')
+    parser.add_argument(
+        '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on a CPU'
+    )
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='PATH', help='go on from PATH, or from the work dir'
     )
@@ -54,9 +58,11 @@ def _train(argv: list[str] | None) -> None:
         say(launch.use_amp(config, is_cuda_available()))
     runner = launch.build_runner(config)
     runner.train()
-    curves = save_training_curves(Path(runner.log_dir), Path(config.work_dir))
+    curves = save_training_curves(Path(config.work_dir))
     if int(os.environ.get('RANK', 0)) == 0:
-        say(f'curves: {curves}\nbest checkpoint: {launch.best_checkpoint(config.work_dir)}\nwrote {config.work_dir}')
+        say(f'curves: {curves}')
+        say(f'best checkpoint: {launch.best_checkpoint(config.work_dir)}')
+        say(f'wrote {config.work_dir}')
 
 
 main = guarded(_train)

@@ -44,36 +44,40 @@ def parse_options(options: list[str]) -> dict[str, Any]:
     for option in options:
         key, equals, text = option.partition('=')
         if not equals or not key:
-            raise InputError(f'--cfg-options {option!r}: write it as KEY=VALUE, without blanks around the "="')
+            raise InputError(
+                f'--cfg-options {option!r}: write it as KEY=VALUE, without blanks around the "="'
+            )
         parsed[key] = _parse_value(text, option)
     return parsed
 
 
 def _parse_value(text: str, option: str) -> Any:
     """A literal, a list of literals and bare words, or the text itself."""
-    is_list = ',' in text or text[:1] in '[('
-    # '02_00' is 200 to Python.
-    if not re.search(r'\d_\d', text):
+    is_dict = text.startswith('{')
+    # '02_00' is 200 to Python; inside quotes it is safe.
+    if is_dict or not re.search(r'\d_\d', re.sub(r"'[^']*'|\"[^\"]*\"", '', text)):
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            pass
-    if not is_list:
+            if is_dict:
+                raise InputError(
+                    f"--cfg-options {option!r}: write a dict as {{'type': 'BN'}}, with quotes"
+                ) from None
+    if ',' not in text and not text.startswith(('[', '(')):
         return {'true': True, 'false': False}.get(text.lower(), text)
     quoted = re.sub(r'[^\[\](),]+', lambda match: repr(_parse_value(match[0].strip(' \'"'), option)), text)
     try:
-        value = ast.literal_eval(quoted)
+        return ast.literal_eval(quoted)
     except (ValueError, SyntaxError):
         raise InputError(f'--cfg-options {option!r}: brackets or quotes do not close') from None
-    return value
 
 
 def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
     """A config with options applied.
 
-    A key without a dot that the config file or one of its bases assigns is a knob: it is set there, before
-    anything is derived from it. Other keys are merged into the result, and must exist in it or be a
-    parameter of the ``type`` they land in.
+    A key without a dot that the config file or one of its bases assigns is a knob, unless the Runner itself
+    reads it: it is set there, before anything is derived from it. Other keys are merged into the result,
+    and must exist in it or be a parameter of the ``type`` they land in.
 
     Args:
         name: Path of a config file, or the name of one in the package.
@@ -89,22 +93,30 @@ def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
     options = dict(options or {})
     assigned = _assigned_names(path)
     config = _read(path)
-    knobs = {key: options.pop(key) for key in list(options) if key in assigned}
+    knobs = {key: options.pop(key) for key in list(options) if key in assigned - RUN_KEYS}
     for key in options:
         check_key(config.to_dict(), key, assigned)
+    _check_effect(path, config, {}, knobs)
+    if knobs:
+        config = _read(path, knobs)
     # train_pipeline.3.crop_size: the Runner reads the loader's copy, so the pipeline is set as a knob is.
-    indirect = {key: value for key, value in options.items() if key.split('.')[0] in assigned - RUN_KEYS}
+    indirect = {key: options.pop(key) for key in list(options) if key.split('.')[0] in assigned - RUN_KEYS}
     if indirect:
         merged = Config(config.to_dict())
         merged.merge_from_dict(indirect)
-        knobs |= {root: merged.to_dict()[root] for root in {key.split('.')[0] for key in indirect}}
-    for key, value in knobs.items():
-        if _unlike(config.get(key), value) and not _differs_beyond(config, _read(path, {key: value}), key):
-            raise InputError(f'--cfg-options {key}={value!r}: nothing in {path} derives from {key}')
-    if knobs:
-        config = _read(path, knobs)
-    config.merge_from_dict({key: value for key, value in options.items() if key not in indirect})
+        derived = {root: merged.to_dict()[root] for root in {key.split('.')[0] for key in indirect}}
+        _check_effect(path, config, knobs, derived)
+        config = _read(path, knobs | derived)
+    config.merge_from_dict(options)
     return config
+
+
+def _check_effect(path: Path, config: Config, applied: dict[str, Any], knobs: dict[str, Any]) -> None:
+    """Raise an InputError for a knob whose new value, beside those applied, changes only its own entry."""
+    for key, value in knobs.items():
+        changed = _read(path, applied | {key: value})
+        if _unlike(config.get(key), value) and not _differs_beyond(config, changed, key):
+            raise InputError(f'--cfg-options {key}={value!r}: nothing in {path} derives from {key}')
 
 
 def _unlike(old: Any, new: Any) -> bool:
@@ -149,7 +161,10 @@ def _bases(path: Path, tree: ast.Module) -> list[str | Path]:
     if expression is None:
         return []
     names = ast.literal_eval(expression)
-    bases = [name if '::' in name else path.parent / name for name in ([names] if isinstance(names, str) else names)]
+    bases = [
+        name if '::' in name else path.parent / name
+        for name in ([names] if isinstance(names, str) else names)
+    ]
     for base in bases:
         if isinstance(base, Path) and not base.is_file():
             raise InputError(f'{path}: its base {base} does not exist')
@@ -186,17 +201,39 @@ def _copy_with_knobs(path: Path, knobs: dict[str, Any], folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     copies = []
     for index, base in enumerate(_bases(path, tree)):
-        copies.append(str(_copy_with_knobs(base, knobs, folder / str(index)) if isinstance(base, Path) else base))
+        copies.append(
+            str(_copy_with_knobs(base, knobs, folder / str(index)) if isinstance(base, Path) else base)
+        )
     replacements[_BASE] = repr(copies)
     lines = source.encode().splitlines(keepends=True)
     # From the end, so that earlier positions stay right.
-    for name, expression in reversed(_assignments(tree).items()):
-        if name not in replacements:
-            continue
-        start, end = expression.lineno - 1, expression.end_lineno - 1
-        tail = lines[end][expression.end_col_offset :]
-        head = lines[start][: expression.col_offset]
-        lines[start : end + 1] = [head + replacements[name].encode() + tail]
+    for node in reversed(tree.body):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            if node.targets[0].id in replacements:
+                _replace(lines, node.value, replacements[node.targets[0].id])
+        elif _changed_name(node) in knobs:
+            # The value given is final; `train_pipeline[3].update(...)` would change it again.
+            _replace(lines, node, 'pass')
     copy = folder / path.name
     copy.write_bytes(b''.join(lines))
     return copy
+
+
+def _changed_name(node: ast.stmt) -> str | None:
+    """The variable that ``x[3].update(...)``, ``x['key'] = ...`` or ``x += ...`` changes, else None."""
+    if isinstance(node, ast.Expr):
+        expression = node.value
+    elif isinstance(node, (ast.Assign, ast.AugAssign)):
+        expression = node.target if isinstance(node, ast.AugAssign) else node.targets[0]
+    else:
+        return None
+    while isinstance(expression, (ast.Call, ast.Attribute, ast.Subscript)):
+        expression = expression.func if isinstance(expression, ast.Call) else expression.value
+    return expression.id if isinstance(expression, ast.Name) else None
+
+
+def _replace(lines: list[bytes], node: ast.AST, text: str) -> None:
+    """Put the text in the place of a node, in the lines of its source."""
+    start, end = node.lineno - 1, node.end_lineno - 1
+    head, tail = lines[start][: node.col_offset], lines[end][node.end_col_offset :]
+    lines[start : end + 1] = [head + text.encode() + tail]

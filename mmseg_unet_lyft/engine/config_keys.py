@@ -40,7 +40,9 @@ def check_key(config: Mapping, key: str, knobs: set[str]) -> None:
             container = container[int(part)]
             continue
         if not isinstance(container, Mapping):
-            raise InputError(f'--cfg-options {key}: {".".join(parts[:position])} is {container!r} and has no keys')
+            raise InputError(
+                f'--cfg-options {key}: {".".join(parts[:position])} is {container!r} and has no keys'
+            )
         known = set(container) | _parameters(container, parts[:position])
         if part not in known:
             raise _unknown(key, position, sorted(known | (knobs if position == 0 else set())))

@@ -81,13 +81,15 @@ def use_amp(config: Config, on_cuda: bool) -> str:
         return '--amp: float16 autocast with dynamic loss scaling'
     speedup = bf16_speedup()
     if speedup < _BF16_PAYS_FROM:
-        return f'--amp: bfloat16 convolutions run at {speedup:.2f}x of float32 on this CPU; training in float32'
+        return (
+            f'--amp: bfloat16 convolutions run at {speedup:.2f}x of float32 on this CPU; training in float32'
+        )
     wrapper.type = 'LyftCpuAmpOptimWrapper'
     return f'--amp: bfloat16 autocast; its convolutions run at {speedup:.2f}x of float32 on this CPU'
 
 
 def use_resume(config: Config, resume: str | None) -> None:
-    """Set what to resume from: a checkpoint path, or ``auto`` for the newest in the work dir; None is neither.
+    """Set what to resume from: a checkpoint path, ``auto`` for the newest in the work dir, or None.
 
     Raises:
         InputError: If there is nothing to resume from.

@@ -26,7 +26,7 @@ def _frames(pairs: Iterable[dict], scheme: str) -> Iterator[tuple[np.ndarray, np
 
 
 def score_floors(config: Config, progress: Callable[[list, int, str], Iterable]) -> dict[str, np.ndarray]:
-    """Confusion matrices of the simple floors, fit on the config's training frames, scored on its test frames.
+    """Confusion matrices of the simple floors: fit on the training frames, scored on the test frames.
 
     Args:
         config: The config of the test run.
@@ -43,7 +43,9 @@ def score_floors(config: Config, progress: Callable[[list, int, str], Iterable])
     return baseline_confusions(*parts, num_classes=len(get_scheme(test.scheme).classes))
 
 
-def summarise(config: Config, metrics: dict[str, float], confusion: np.ndarray, floors: dict[str, np.ndarray]) -> dict:
+def summarise(
+    config: Config, metrics: dict[str, float], confusion: np.ndarray, floors: dict[str, np.ndarray]
+) -> dict:
     """Everything a score must be read with: what was tested, on which data, beside which floors.
 
     Returns:
@@ -64,7 +66,8 @@ def summarise(config: Config, metrics: dict[str, float], confusion: np.ndarray, 
         confusion=confusion.tolist(),
         iou=_iou_by_class(confusion, classes),
         floors={
-            name: dict(mIoU=100 * mean_iou(floor), iou=_iou_by_class(floor, classes)) for name, floor in floors.items()
+            name: dict(mIoU=100 * mean_iou(floor), iou=_iou_by_class(floor, classes))
+            for name, floor in floors.items()
         },
     )
 
@@ -72,7 +75,10 @@ def summarise(config: Config, metrics: dict[str, float], confusion: np.ndarray, 
 def _iou_by_class(confusion: np.ndarray, classes: Iterable[str]) -> dict[str, float | None]:
     """IoU in percent by class name."""
     iou = class_scores(confusion)['iou']
-    return {name: None if np.isnan(value) else 100 * float(value) for name, value in zip(classes, iou, strict=True)}
+    return {
+        name: None if np.isnan(value) else 100 * float(value)
+        for name, value in zip(classes, iou, strict=True)
+    }
 
 
 def score_table(summary: dict) -> str:
@@ -84,10 +90,9 @@ def score_table(summary: dict) -> str:
         values = [column['iou'][name] for column in columns.values()]
         table.add_row([name, *('n/a' if value is None else f'{value:.2f}' for value in values)])
     table.add_row(['mean', *(f'{column["mIoU"]:.2f}' for column in columns.values())])
-    return (
-        f'{table.get_string()}\n{summary["data"]}; scheme {summary["scheme"]}; tested on {summary["test_drives"]}, '
-        f'trained on {summary["train_drives"]}'
-    )
+    what = f'{summary["data"]}; scheme {summary["scheme"]}'
+    drives = f'tested on {summary["test_drives"]}, trained on {summary["train_drives"]}'
+    return f'{table.get_string()}\n{what}; {drives}'
 
 
 def save_summary(summary: dict, folder: Path) -> Path:

@@ -13,7 +13,6 @@ from .counts import confusion_matrix
 _BITS = 5
 
 
-
 class PixelFrequency:
     """Answers every frame with the class that was most frequent at each pixel of the training frames.
 
@@ -81,7 +80,9 @@ class ColourLookup:
 
 
 def baseline_confusions(
-    train: Iterable[tuple[np.ndarray, np.ndarray]], test: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int
+    train: Iterable[tuple[np.ndarray, np.ndarray]],
+    test: Iterable[tuple[np.ndarray, np.ndarray]],
+    num_classes: int,
 ) -> dict[str, np.ndarray]:
     """Fit both floors and score them.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 
-def confusion_matrix(label: np.ndarray, pred: np.ndarray, num_classes: int, ignore_index: int = 255) -> np.ndarray:
+def confusion_matrix(
+    label: np.ndarray, pred: np.ndarray, num_classes: int, ignore_index: int = 255
+) -> np.ndarray:
     """Pixel counts by true and predicted class.
 
     Args:

@@ -1,4 +1,4 @@
-"""`LyftIoUMetric`: IoU per class, with and without the hood, accuracy and validation loss, from exact counts."""
+"""`LyftIoUMetric`: IoU per class, with and without the hood, accuracy, validation loss; from exact counts."""
 
 from __future__ import annotations
 
@@ -124,10 +124,12 @@ class LyftIoUMetric(BaseMetric):
             cells = ['n/a' if np.isnan(value) else f'{100 * value:.2f}' for value in percents]
             table.add_row([name, *cells, scores['label_pixels'][index], scores['pred_pixels'][index]])
         absent = [name for name, pixels in zip(classes, scores['label_pixels'], strict=True) if not pixels]
-        summary = f'mIoU {100 * mean_iou(self.confusion):.2f} over {len(classes) - len(absent)} of {len(classes)} classes'
+        present = len(classes) - len(absent)
+        summary = f'mIoU {100 * mean_iou(self.confusion):.2f} over {present} of {len(classes)} classes'
         if absent:
             as_zero = 100 * mean_iou(self.confusion, absent_as_zero=True)
             summary += (
-                f' (not in the truth: {", ".join(absent)}; with their false pixels as IoU 0, as mmseg counts: {as_zero:.2f})'
+                f' (not in the truth: {", ".join(absent)}; '
+                f'with their false pixels as IoU 0, as mmseg counts: {as_zero:.2f})'
             )
         return f'{table.get_string()}\n{summary}'

@@ -37,7 +37,9 @@ def find_images(inputs: Iterable[Path]) -> list[tuple[Path, Path]]:
             place = path.relative_to(entry) if entry.is_dir() else Path(path.name)
             result = place.with_suffix('.png')
             if result in found:
-                raise InputError(f'{path} and {found[result]} would both become {result}; predict them one by one')
+                raise InputError(
+                    f'{path} and {found[result]} would both become {result}; predict them one by one'
+                )
             found[result] = path
     return [(path, place) for place, path in sorted(found.items())]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmseg.apis import init_model
 
+from ..engine.config import load_config
 from ..errors import InputError
 
 
@@ -19,12 +22,14 @@ class Segmenter:
         >>> label_map = segmenter(cv2.imread('frame.png'))
 
     Args:
-        config: Config, or path of one.
+        config: Config, path of one, or the name of one in the package.
         checkpoint: Path of a checkpoint trained with it.
         device: ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
     """
 
     def __init__(self, config: Config | str, checkpoint: str, device: str = 'cpu') -> None:
+        # mmseg's init_model writes into the config it is given.
+        config = copy.deepcopy(config) if isinstance(config, Config) else load_config(config)
         self.model = init_model(config, checkpoint, device)
         steps = self.model.cfg.test_pipeline
         # The frame is given and has no label.

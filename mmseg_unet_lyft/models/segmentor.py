@@ -1,4 +1,4 @@
-"""`LyftSegmentor`: mmseg's EncoderDecoder that returns input-size logits, uint8 label maps, validation loss."""
+"""`LyftSegmentor`: mmseg's EncoderDecoder with input-size logits, uint8 label maps and validation loss."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ def unet_level(
     in_channels: int, out_channels: int, norm_cfg: dict | None = None, act_cfg: dict | None = None
 ) -> nn.Sequential:
     """Two 3x3 "same" convolutions, each with norm (if any) and activation: (N, C, H, W) -> (N, C', H, W)."""
+    act_cfg = act_cfg or dict(type='ReLU')
     # A plain Sequential: as a direct child of a BaseModule, ConvModule would redo its own initialisation.
     return nn.Sequential(
         ConvModule(in_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=act_cfg),
@@ -56,7 +57,7 @@ class LyftUNet(BaseModule):
         dropout: Dropout ratio behind each pool, one number or ``num_stages - 1`` of them, finest first.
             ``None`` is the reference: 0.25, then 0.5.
         norm_cfg: Normalisation behind each convolution; the reference has none.
-        act_cfg: Activation.
+        act_cfg: Activation; ReLU by default.
         with_cp: Trade time for memory by computing activations twice.
         init_cfg: Initialisation; Keras' by default.
 
@@ -73,7 +74,7 @@ class LyftUNet(BaseModule):
         num_stages: int = 5,
         dropout: float | Sequence[float] | None = None,
         norm_cfg: dict | None = None,
-        act_cfg: dict | None = dict(type='ReLU'),
+        act_cfg: dict | None = None,
         with_cp: bool = False,
         init_cfg: dict | Sequence[dict] | None = KERAS_INIT,
     ) -> None:

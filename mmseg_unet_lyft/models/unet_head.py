@@ -46,7 +46,7 @@ class LyftUNetHead(BaseDecodeHead):
         in_index: Which of the backbone's maps to take, finest first; all by default.
         dropout: Dropout ratio behind each concatenation.
         norm_cfg: Normalisation behind each convolution of a level; the reference has none.
-        act_cfg: Activation.
+        act_cfg: Activation; ReLU by default.
         loss_decode: Loss or losses; by default cross-entropy over the valid pixels.
         with_cp: Trade time for memory by computing activations twice.
         init_cfg: Initialisation; Keras' by default.
@@ -67,8 +67,8 @@ class LyftUNetHead(BaseDecodeHead):
         in_index: Sequence[int] | None = None,
         dropout: float = 0.5,
         norm_cfg: dict | None = None,
-        act_cfg: dict | None = dict(type='ReLU'),
-        loss_decode: dict | Sequence[dict] = dict(type='CrossEntropyLoss', avg_non_ignore=True),
+        act_cfg: dict | None = None,
+        loss_decode: dict | Sequence[dict] | None = None,
         with_cp: bool = False,
         init_cfg: dict | Sequence[dict] | None = KERAS_INIT,
         **kwargs,
@@ -97,7 +97,7 @@ class LyftUNetHead(BaseDecodeHead):
             dropout_ratio=0,
             norm_cfg=norm_cfg,
             act_cfg=act_cfg,
-            loss_decode=loss_decode,
+            loss_decode=loss_decode or dict(type='CrossEntropyLoss', avg_non_ignore=True),
             in_index=tuple(range(len(in_channels)) if in_index is None else in_index),
             input_transform='multiple_select',
             init_cfg=[dict(cfg) for cfg in init_cfg] if init_cfg is KERAS_INIT else init_cfg,
@@ -140,7 +140,9 @@ class LyftUNetHead(BaseDecodeHead):
         losses = super().loss_by_feat(seg_logits, batch_data_samples)
         if self.out_channels == 1:
             label = self._stack_batch_gt(batch_data_samples)
-            logits = resize(seg_logits, size=label.shape[2:], mode='bilinear', align_corners=self.align_corners)
+            logits = resize(
+                seg_logits, size=label.shape[2:], mode='bilinear', align_corners=self.align_corners
+            )
             valid = label != self.ignore_index
             hits = ((logits.sigmoid() > self.threshold) == label) & valid
             losses['acc_seg'] = 100 * hits.sum() / valid.sum().clamp(min=1)

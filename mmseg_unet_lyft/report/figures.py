@@ -137,7 +137,10 @@ def save_training_curves(work_dir: Path) -> Path:
     losses.plot([entry['step'] for entry in train], [entry['loss'] for entry in train], label='training loss')
     with_loss = [entry for entry in val if 'val_loss' in entry]
     losses.plot(
-        [entry['step'] for entry in with_loss], [entry['val_loss'] for entry in with_loss], 'o-', label='validation loss'
+        [entry['step'] for entry in with_loss],
+        [entry['val_loss'] for entry in with_loss],
+        'o-',
+        label='validation loss',
     )
     rates = losses.twinx()
     rates.plot([entry['step'] for entry in train], [entry['lr'] for entry in train], color='0.7', lw=1)
@@ -145,7 +148,9 @@ def save_training_curves(work_dir: Path) -> Path:
     losses.set(xlabel='step', ylabel='loss')
     losses.legend(loc='upper right')
     scores.plot([entry['step'] for entry in val], [entry['mIoU'] for entry in val], 'o-', label='mIoU')
-    scores.plot([entry['step'] for entry in val], [entry['aAcc'] for entry in val], 'o-', label='pixel accuracy')
+    scores.plot(
+        [entry['step'] for entry in val], [entry['aAcc'] for entry in val], 'o-', label='pixel accuracy'
+    )
     scores.set(xlabel='step', ylabel='percent', ylim=(0, 100))
     scores.legend(loc='lower right')
     for name in dict.fromkeys(key for entry in val for key in entry if key.startswith('IoU.')):

@@ -24,14 +24,20 @@ class LyftOutputHook(Hook):
         show_limit: Most panels to write.
     """
 
-    def __init__(self, out_dir: str | None = None, show_dir: str | None = None, show_limit: int = 1000) -> None:
+    def __init__(
+        self, out_dir: str | None = None, show_dir: str | None = None, show_limit: int = 1000
+    ) -> None:
         self.out_dir = Path(out_dir) if out_dir else None
         self.show_dir = Path(show_dir) if show_dir else None
         self.show_limit = show_limit
         self._shown = 0
 
     def after_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence[SegDataSample] = ()
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: Sequence[SegDataSample] = (),
     ) -> None:
         """Write the batch's samples, named as their frames."""
         meta = runner.test_dataloader.dataset.metainfo
@@ -44,6 +50,7 @@ class LyftOutputHook(Hook):
                 image = cv2.cvtColor(cv2.imread(sample.img_path), cv2.COLOR_BGR2RGB)
                 label = sample.gt_sem_seg.data.squeeze(0).cpu().numpy().astype('uint8')
                 save_rgb(
-                    self.show_dir / f'{name}.png', panel(image, label, pred, meta['classes'], meta['palette'], name)
+                    self.show_dir / f'{name}.png',
+                    panel(image, label, pred, meta['classes'], meta['palette'], name),
                 )
                 self._shown += 1

@@ -20,9 +20,7 @@ model = dict(
         seg_pad_val=255,
         size_divisor=1,  # stacks crops as they are; the network takes any size
     ),
-    backbone=dict(
-        type='LyftUNet', base_channels=base_channels, dropout=encoder_dropout, with_cp=with_cp
-    ),
+    backbone=dict(type='LyftUNet', base_channels=base_channels, dropout=encoder_dropout, with_cp=with_cp),
     decode_head=dict(
         type='LyftUNetHead',
         in_channels=[base_channels * 2**stage for stage in range(5)],

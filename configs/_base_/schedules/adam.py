@@ -29,5 +29,13 @@ default_hooks = dict(
 custom_hooks = (
     []
     if early_stop_patience is None
-    else [dict(type='EarlyStoppingHook', monitor='mIoU', rule='greater', min_delta=0.0, patience=early_stop_patience)]
+    else [
+        dict(
+            type='EarlyStoppingHook',
+            monitor='mIoU',
+            rule='greater',
+            min_delta=0.0,
+            patience=early_stop_patience,
+        )
+    ]
 )

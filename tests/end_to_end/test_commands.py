@@ -1,0 +1,207 @@
+"""Whole commands on drawn frames: train, resume, score, predict, and what they say of mistakes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmseg.apis import inference_model, init_model
+from PIL import Image
+
+from mmseg_unet_lyft.cli import predict, test, train
+from mmseg_unet_lyft.datasets.labels import CARLA_CLASSES, CARLA_PALETTE
+from mmseg_unet_lyft.engine.config import load_config, parse_options
+from mmseg_unet_lyft.engine.launch import best_checkpoint
+from mmseg_unet_lyft.evaluation.counts import class_scores, confusion_matrix
+from mmseg_unet_lyft.inference.segmenter import Segmenter
+from mmseg_unet_lyft.report.figures import read_scalars
+
+from .conftest import TINY, train_tiny
+
+
+def weights(path):
+    """State dict of a checkpoint of ours."""
+    return torch.load(path, map_location='cpu', weights_only=False)['state_dict']
+
+
+def score_tiny(trained, drawn_root, work_dir, *arguments):
+    """Exit code of the test command on the tiny model."""
+    checkpoint = str(best_checkpoint(str(trained)))
+    places = ['--data-root', str(drawn_root), '--work-dir', str(work_dir)]
+    return test.main(['configs/unet_lyft_demo.py', checkpoint, *places, *arguments, '--cfg-options', *TINY])
+
+
+def test_training_leaves_best_last_curves_and_scalars(trained, capsys):
+    assert best_checkpoint(str(trained)).name.startswith('best_mIoU_iter_')
+    assert (trained / 'last_checkpoint').read_text().endswith('iter_4.pth')
+    assert cv2.imread(str(trained / 'curves.png')).shape[1] > 1000
+    validations = [entry for entry in read_scalars(trained) if 'mIoU' in entry]
+    assert [entry['step'] for entry in validations] == [2, 4]
+    for key in ('val_loss', 'aAcc', 'IoU.Roads', 'IoU.Vehicles', 'IoU.Vehicles_without_hood'):
+        assert np.isfinite(validations[-1][key])
+
+
+def test_loss_falls_when_two_frames_are_learnt_by_heart(drawn_root, tmp_path):
+    options = ('max_iters=30', 'val_interval=30', 'train_drives=[F1]', 'val_drives=[F1]')
+    assert train_tiny(drawn_root, tmp_path, '--seed', '0', options=options) == 0
+    (log,) = tmp_path.glob('*/vis_data/scalars.json')
+    validation = [json.loads(line) for line in log.read_text().splitlines()][-1]
+    # Thirteen classes answered at random give ln 13 = 2.56.
+    assert validation['val_loss'] < 2.2
+
+
+def test_the_same_seed_gives_the_same_weights(trained, drawn_root, tmp_path):
+    assert train_tiny(drawn_root, tmp_path, '--seed', '0', options=('max_iters=4', 'val_interval=2')) == 0
+    torch.testing.assert_close(
+        weights(tmp_path / 'iter_4.pth'), weights(trained / 'iter_4.pth'), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize('from_path', [False, True])
+def test_resuming_goes_on_from_the_last_step(trained, drawn_root, tmp_path, from_path):
+    work_dir = tmp_path / 'run'
+    shutil.copytree(trained, work_dir)
+    # mmengine stores the absolute path of the last checkpoint.
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_4.pth'))
+    resume = ['--resume', str(work_dir / 'iter_4.pth')] if from_path else ['--resume']
+    assert train_tiny(drawn_root, work_dir, *resume, options=('max_iters=6', 'val_interval=2')) == 0
+    steps = [entry['step'] for entry in read_scalars(work_dir) if 'mIoU' in entry]
+    assert steps == [2, 4, 6]
+    assert (work_dir / 'iter_6.pth').is_file()
+
+
+def test_load_from_starts_with_the_weights_at_step_zero(trained, drawn_root, tmp_path):
+    options = ('max_iters=1', 'val_interval=1', 'learning_rate=0.0')
+    checkpoint = trained / 'iter_4.pth'
+    assert train_tiny(drawn_root, tmp_path, '--load-from', str(checkpoint), options=options) == 0
+    ours, theirs = weights(tmp_path / 'iter_1.pth'), weights(checkpoint)
+    name = 'backbone.levels.0.0.conv.weight'
+    torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
+
+
+def test_early_stopping_ends_a_run_that_does_not_improve(drawn_root, tmp_path):
+    options = ('max_iters=8', 'val_interval=1', 'learning_rate=0.0', 'early_stop_patience=2')
+    # Statistics of batch norm would still move the score.
+    frozen = "norm_cfg={'type': 'GN', 'num_groups': 2}"
+    assert train_tiny(drawn_root, tmp_path, options=(*options, frozen)) == 0
+    assert [entry['step'] for entry in read_scalars(tmp_path) if 'mIoU' in entry] == [1, 2, 3]
+
+
+def test_scores_stand_beside_the_floors_and_name_the_data(trained, drawn_root, tmp_path, capsys):
+    out, show = tmp_path / 'ids', tmp_path / 'panels'
+    arguments = ['--baselines', '--out', str(out), '--show-dir', str(show)]
+    assert score_tiny(trained, drawn_root, tmp_path, *arguments) == 0
+    printed = capsys.readouterr().out
+    summary = json.loads((tmp_path / 'scores.json').read_text())
+    assert 'drawn scenes; scheme carla13; tested on test, trained on train' in printed
+    assert printed.rstrip().endswith(f'wrote {tmp_path / "scores.json"}')
+    assert set(summary['floors']) == {'most frequent class at each pixel', 'look-up of the colour'}
+    # The written ids, scored independently, give the same confusion matrix.
+    confusion = np.zeros((13, 13), dtype=np.int64)
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ['F2-0.png', 'F2-1.png', 'F66-0.png', 'F66-1.png']
+    for name in names:
+        (label_path,) = drawn_root.glob(f'*/*/CameraSeg/{name}')
+        label = cv2.imread(str(label_path))[..., 2]
+        confusion += confusion_matrix(label, np.asarray(Image.open(out / name)), 13)
+    assert summary['confusion'] == confusion.tolist()
+    iou = class_scores(confusion)['iou']
+    assert summary['iou']['Roads'] == pytest.approx(100 * iou[7])
+    assert sorted(path.name for path in show.iterdir()) == names
+
+
+def test_prediction_keeps_folders_and_agrees_with_mmsegs_own(trained, drawn_root, tmp_path, capsys):
+    frames = tmp_path / 'frames' / 'town' / 'day'
+    frames.mkdir(parents=True)
+    (image_path,) = drawn_root.glob('*/*/CameraRGB/F3-0.png')
+    shutil.copy(image_path, frames / 'a.png')
+    # An odd size, and another format.
+    cv2.imwrite(str(tmp_path / 'frames' / 'b.jpg'), cv2.imread(str(image_path))[:77, :101])
+    checkpoint = str(best_checkpoint(str(trained)))
+    out = tmp_path / 'out'
+    arguments = [str(tmp_path / 'frames'), '--out', str(out), '--device', 'cpu', '--cfg-options', *TINY]
+    assert predict.main(['configs/unet_lyft_demo.py', checkpoint, *arguments]) == 0
+    assert f'wrote 2 label maps to {out}/ids and overlays to {out}/overlay' in capsys.readouterr().out
+    config = load_config('configs/unet_lyft_demo.py', parse_options(list(TINY)))
+    model = init_model(config, checkpoint, device='cpu')
+    for source, result in ((frames / 'a.png', 'town/day/a.png'), (tmp_path / 'frames' / 'b.jpg', 'b.png')):
+        expected = inference_model(model, str(source)).pred_sem_seg.data[0].numpy()
+        ids = Image.open(out / 'ids' / result)
+        assert ids.getpalette()[: 3 * 13] == [value for colour in CARLA_PALETTE for value in colour]
+        np.testing.assert_array_equal(np.asarray(ids), expected)
+        np.testing.assert_array_equal(Segmenter(config, checkpoint)(cv2.imread(str(source))), expected)
+        assert cv2.imread(str(out / 'overlay' / result)).shape[:2] == expected.shape
+    assert model.dataset_meta['classes'] == list(CARLA_CLASSES)
+
+
+@pytest.mark.parametrize(
+    ('leaf', 'scalar'),
+    [
+        ('unet_lyft', 'IoU.Vehicles_without_hood'),
+        ('unet_lyft_bn', 'IoU.Vehicles_without_hood'),
+        ('unet_lyft_challenge', 'F2.Vehicle'),
+        ('unet_lyft_road', 'F0.5.Road'),
+        ('unet_lyft_resnet18', 'IoU.Vehicles_without_hood'),
+    ],
+)
+def test_every_leaf_trains_and_scores(leaf, scalar, drawn_root, tmp_path):
+    tiny = [
+        option for option in TINY if leaf != 'unet_lyft_resnet18' or not option.startswith('base_channels')
+    ]
+    places = ['--data-root', str(drawn_root), '--work-dir', str(tmp_path)]
+    options = ['--cfg-options', *tiny, 'max_iters=2', 'val_interval=2']
+    assert train.main([f'configs/{leaf}.py', *places, *options]) == 0
+    scalars = [entry for entry in read_scalars(tmp_path) if 'mIoU' in entry][-1]
+    assert 0 <= scalars[scalar] <= 100
+
+
+def test_no_leaf_is_left_untrained():
+    (mark,) = [mark for mark in test_every_leaf_trains_and_scores.pytestmark if mark.name == 'parametrize']
+    trained_here = {leaf for leaf, _ in mark.args[1]} | {'unet_lyft_demo'}
+    assert trained_here == {path.stem for path in Path('configs').glob('*.py')}
+
+
+def test_missing_data_is_said_at_once_with_all_ways_to_get_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    missing = tmp_path / 'nowhere'
+    assert train.main(['unet_lyft.py', '--data-root', str(missing), '--device', 'cpu']) == 2
+    message = capsys.readouterr().err
+    for part in (str(missing), '--data-root', 'LYFT_DATA_ROOT', 'kaggle.com/datasets', 'draw_scenes.py'):
+        assert part in message
+    assert 'Traceback' not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_label_found_by_a_worker_is_named_and_ends_the_run(drawn_root, tmp_path, capsys):
+    root = tmp_path / 'data'
+    shutil.copytree(drawn_root, root)
+    for label_path in root.glob('*/*/CameraSeg/F1-*.png'):
+        label = cv2.imread(str(label_path))
+        label[12, 40, 2] = 37
+        cv2.imwrite(str(label_path), label)
+    options = ('max_iters=2', 'train_drives=[F1]', 'num_workers=1')
+    assert train_tiny(root, tmp_path / 'run', options=options) == 2
+    message = capsys.readouterr().err
+    assert 'class id 37 at (row 12, col 40); ids go from 0 to 12' in message
+    assert 'CameraSeg/F1-' in message
+    assert 'Traceback' not in message
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['configs/unet_lyft_no.py'], 'configs/unet_lyft_no.py: no such config file here'),
+        (['configs/unet_lyft.py', '--cfg-options', 'modle.x=1'], 'did you mean model.x'),
+        (['configs/unet_lyft.py', '--device', 'tpu'], '--device tpu: choose cpu, cuda or cuda:N'),
+        (['configs/unet_lyft.py', '--load-from', 'no.pth'], 'no.pth: no such checkpoint'),
+        (['configs/unet_lyft.py', '--resume', 'no.pth'], 'no.pth: no such checkpoint'),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_message(arguments, message, capsys):
+    assert train.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert 'Traceback' not in said
