@@ -7,7 +7,6 @@ scale_range = (0.75, 1.5)
 crop_size = (256, 320)
 max_iters = 600
 val_interval = 200
-warmup_iters = 50
 
 train_pipeline = _base_.train_pipeline
 train_pipeline[2].update(scale=image_scale_wh, ratio_range=scale_range)
@@ -19,5 +18,3 @@ val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
 train_cfg = dict(max_iters=max_iters, val_interval=val_interval)
 default_hooks = dict(checkpoint=dict(interval=val_interval))
-param_scheduler = _base_.param_scheduler
-param_scheduler[0].update(end=warmup_iters)

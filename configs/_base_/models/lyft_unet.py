@@ -13,9 +13,9 @@ model = dict(
     channels_last=channels_last,
     data_preprocessor=dict(
         type='SegDataPreProcessor',
-        # To [0, 1] and no further, as in the tutorial's notebook style of input scaling.
-        mean=[0.0, 0.0, 0.0],
-        std=[255.0, 255.0, 255.0],
+        # RGB, ImageNet statistics: centred inputs of unit spread, which a network without norm needs to start.
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
         seg_pad_val=255,
         size_divisor=1,  # stacks crops as they are; the network takes any size

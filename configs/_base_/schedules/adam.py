@@ -2,8 +2,8 @@
 max_iters = 20000  # optimizer steps
 val_interval = 1000  # steps between validations and checkpoints
 learning_rate = 1e-3  # Keras' default for Adam
-weight_decay = 0.0
-warmup_iters = 200  # steps from 1 % of the learning rate to all of it
+weight_decay = 0.01
+warmup_iters = 100  # steps from 1 % of the learning rate to all of it; 0 is none
 early_stop_patience = None  # validations without a better mIoU before training stops; None is never
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=val_interval)
@@ -14,7 +14,13 @@ optim_wrapper = dict(
 )
 # Both from step 0, multiplied; the decay has no `end` and so takes the loop's max_iters.
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, end=warmup_iters, by_epoch=False),
+    # A warm-up of one step would never end: mmengine reaches the full rate at step end - 1.
+    dict(
+        type='LinearLR',
+        start_factor=0.01 if warmup_iters > 1 else 1.0,
+        end=max(warmup_iters, 2),
+        by_epoch=False,
+    ),
     dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False),
 ]
 default_hooks = dict(
@@ -26,6 +32,7 @@ default_hooks = dict(
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )
+# Percent points of mIoU; with 0 mmengine would take a tie for an improvement.
 custom_hooks = (
     []
     if early_stop_patience is None
@@ -34,7 +41,7 @@ custom_hooks = (
             type='EarlyStoppingHook',
             monitor='mIoU',
             rule='greater',
-            min_delta=0.0,
+            min_delta=0.01,
             patience=early_stop_patience,
         )
     ]
