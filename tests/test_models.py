@@ -183,7 +183,9 @@ def test_checkpointed_levels_give_the_same_loss_and_gradients():
     results = []
     for model in (plain, frugal):
         torch.manual_seed(1)
-        loss = model.loss(torch.rand(1, 3, 32, 32), [sample(torch.randint(0, 13, (32, 32)))])['decode.loss_ce']
+        loss = model.loss(torch.rand(1, 3, 32, 32), [sample(torch.randint(0, 13, (32, 32)))])[
+            'decode.loss_ce'
+        ]
         loss.backward()
         results.append((loss, [parameter.grad for parameter in model.parameters()]))
     torch.testing.assert_close(results[0], results[1])
@@ -227,7 +229,13 @@ def test_head_refuses_channels_that_do_not_fit():
 
 def test_auxiliary_head_supervises_a_deeper_map():
     auxiliary = dict(
-        type='FCNHead', in_channels=32, in_index=3, channels=8, num_convs=1, num_classes=13, concat_input=False
+        type='FCNHead',
+        in_channels=32,
+        in_index=3,
+        channels=8,
+        num_convs=1,
+        num_classes=13,
+        concat_input=False,
     )
     model = segmentor(auxiliary_head=auxiliary).train()
     losses = model.loss(torch.rand(2, 3, 32, 32), [sample(torch.randint(0, 13, (32, 32))) for _ in range(2)])
@@ -241,7 +249,9 @@ def test_prediction_is_the_argmax_as_uint8_at_the_original_size():
     model = segmentor(keep_logits=True)
     image = torch.rand(1, 3, 30, 40)
     with torch.no_grad():
-        result = model(image, [sample(torch.zeros(60, 80, dtype=torch.long), size=(30, 40))], mode='predict')[0]
+        result = model(image, [sample(torch.zeros(60, 80, dtype=torch.long), size=(30, 40))], mode='predict')[
+            0
+        ]
         logits = torch.nn.functional.interpolate(model(image), size=(60, 80), mode='bilinear')
     assert result.pred_sem_seg.data.dtype == torch.uint8
     torch.testing.assert_close(result.pred_sem_seg.data[0], logits[0].argmax(dim=0).to(torch.uint8))

@@ -14,7 +14,8 @@ _NAME = re.compile(r'^(?:(?P<weather>\d{2}_\d{2})_(?P<number>\d+)|(?P<drive>F\d+
 # part's class shares are close to the whole set's and pedestrians are in all three.
 SPLITS = {
     'train': tuple(
-        '02_00 02_01 02_02 03_00 03_01 04_00 05_00 06_00 08_00 09_00 10_00 F1 F10 F5 F6 F62 F65 F68 F70'.split()
+        '02_00 02_01 02_02 03_00 03_01 04_00 05_00 06_00 08_00 09_00 10_00 '
+        'F1 F10 F5 F6 F62 F65 F68 F70'.split()
     ),
     'val': tuple('07_00 F3 F61 F63 F64 F8'.split()),
     'test': tuple('F2 F4 F66 F67 F69 F7 F9'.split()),

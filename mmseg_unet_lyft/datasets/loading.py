@@ -39,8 +39,9 @@ def read_png(path: str | Path) -> bytes:
         raise InputError(f'{path}: {what}; restore it from the archive (a label must never be a JPEG)')
     try:
         Image.open(io.BytesIO(content)).verify()
-    # Pillow reports damage as SyntaxError ("broken PNG file"), OSError or ValueError.
-    except (SyntaxError, OSError, ValueError) as error:
+    # Pillow reports damage as SyntaxError ("broken PNG file"), OSError, ValueError, or, without any image
+    # data, as IndexError.
+    except (SyntaxError, OSError, ValueError, IndexError) as error:
         raise InputError(f'{path}: damaged or cut short ({error}); restore it from the archive') from None
     return content
 
@@ -59,8 +60,12 @@ def read_raw_label(path: str | Path) -> np.ndarray:
         raise InputError(f'{path}: 16 bits a channel; labels have 8. Save it again as an 8-bit PNG')
     if content[_COLOUR_TYPE] == _PALETTE:
         # OpenCV would turn the indices into their colours.
-        return np.asarray(Image.open(io.BytesIO(content)))
-    raw = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        try:
+            raw = np.asarray(Image.open(io.BytesIO(content)))
+        except OSError:
+            raw = None
+    else:
+        raw = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if raw is None:
         raise InputError(f'{path}: damaged image data; restore it from the archive')
     return raw if raw.ndim == 2 else np.ascontiguousarray(raw[..., _RED_OF_BGR])
@@ -104,8 +109,8 @@ class LoadLyftLabel(BaseTransform):
         if label.shape != tuple(results['ori_shape'][:2]):
             height, width = results['ori_shape'][:2]
             raise InputError(
-                f'{results["seg_map_path"]}: label of {label.shape[0]}x{label.shape[1]} (height x width), but '
-                f'its image {results["img_path"]} is {height}x{width}; they are not of the same frame'
+                f'{results["seg_map_path"]}: label of {label.shape[0]}x{label.shape[1]} (height x width), '
+                f'but its image {results["img_path"]} is {height}x{width}; they are not of the same frame'
             )
         results['gt_seg_map'] = label
         results.setdefault('seg_fields', []).append('gt_seg_map')

@@ -95,13 +95,11 @@ def find_pairs(data_root: Path, split: str | Sequence[str]) -> list[dict]:
         InputError: If nothing is found, or a frame has an image or a label alone.
     """
     drives = drives_of_split(split)
+    frames = find_frames(data_root)
     pairs = []
     present: dict[str, int] = {}
-    for stem, image_path in find_frames(data_root).items():
-        try:
-            drive, frame = parse_name(stem)
-        except InputError as error:
-            raise InputError(f'{image_path}: {error}') from None
+    for image_path in frames.values():
+        drive, frame = _parse_path(image_path)
         present[drive] = present.get(drive, 0) + 1
         if drive in drives:
             pairs.append((drive, frame, image_path))
@@ -112,17 +110,30 @@ def find_pairs(data_root: Path, split: str | Sequence[str]) -> list[dict]:
             + "; name some of them, as in train_drives='[F901,F902]'"
         )
     pairs.sort()
-    _check_complete([path for _, _, path in pairs], drives)
+    _check_complete(
+        [path for _, _, path in pairs], {label_path_of(path).parent for path in frames.values()}, drives
+    )
     return [
         dict(img_path=str(path), seg_map_path=str(label_path_of(path)), drive=drive, frame=frame)
         for drive, frame, path in pairs
     ]
 
 
-def _check_complete(image_paths: list[Path], drives: tuple[str, ...]) -> None:
+def _parse_path(path: Path) -> tuple[str, int]:
+    """Drive and frame number of an image or label file; an InputError names the file."""
+    try:
+        return parse_name(path.stem)
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from None
+
+
+def _check_complete(image_paths: list[Path], label_folders: set[Path], drives: tuple[str, ...]) -> None:
     """Raise an InputError where an image has no label, or a label of these drives no image."""
     images = set(image_paths)
-    labels = {path for folder in {label_path_of(path).parent for path in images} for path in folder.glob('*.png')}
+    # macOS archives again.
+    labels = {
+        path for folder in label_folders for path in folder.glob('*.png') if not path.name.startswith('.')
+    }
     alone = sorted(path for path in images if label_path_of(path) not in labels)
     if alone:
         raise InputError(
@@ -130,11 +141,7 @@ def _check_complete(image_paths: list[Path], drives: tuple[str, ...]) -> None:
             'Restore the labels from the archive, or remove the images'
         )
     wanted = {label_path_of(path) for path in images}
-    alone = sorted(
-        path
-        for path in labels - wanted
-        if not path.name.startswith('.') and parse_name(path.stem)[0] in drives
-    )
+    alone = sorted(path for path in labels - wanted if _parse_path(path)[0] in drives)
     if alone:
         raise InputError(
             f'{len(alone)} labels have no image in {IMAGE_FOLDER}: {_listing(alone, len(alone))}. '
@@ -162,7 +169,9 @@ class LyftCarlaDataset(BaseSegDataset):
         self, data_root: str, split: str | Sequence[str] = 'train', scheme: str = 'carla13', **kwargs
     ) -> None:
         if kwargs.get('reduce_zero_label'):
-            raise InputError('LyftCarlaDataset: reduce_zero_label=True would drop class 0, a third of all pixels')
+            raise InputError(
+                'LyftCarlaDataset: reduce_zero_label=True would drop class 0, a third of all pixels'
+            )
         if kwargs.get('metainfo'):
             raise InputError("LyftCarlaDataset: classes follow from scheme='...', not from metainfo")
         self.split = split
@@ -174,7 +183,7 @@ class LyftCarlaDataset(BaseSegDataset):
     @classmethod
     def get_label_map(cls, new_classes: Sequence[str] | None = None) -> None:
         """No map: the scheme turns tags into train ids when a label is loaded."""
-        return None
+        return
 
     def load_data_list(self) -> list[dict]:
         """One dict a frame: paths, drive, frame number, scheme."""

@@ -54,7 +54,7 @@ def parse_options(options: list[str]) -> dict[str, Any]:
 def _parse_value(text: str, option: str) -> Any:
     """A literal, a list of literals and bare words, or the text itself."""
     is_dict = text.startswith('{')
-    # '02_00' is 200 to Python; inside quotes it is safe.
+    # The drive 10_00 is the number 1000 to Python; inside quotes it is safe.
     if is_dict or not re.search(r'\d_\d', re.sub(r"'[^']*'|\"[^\"]*\"", '', text)):
         try:
             return ast.literal_eval(text)
@@ -65,7 +65,9 @@ def _parse_value(text: str, option: str) -> Any:
                 ) from None
     if ',' not in text and not text.startswith(('[', '(')):
         return {'true': True, 'false': False}.get(text.lower(), text)
-    quoted = re.sub(r'[^\[\](),]+', lambda match: repr(_parse_value(match[0].strip(' \'"'), option)), text)
+    quoted = re.sub(
+        r'[^\[\](),\s][^\[\](),]*', lambda match: repr(_parse_value(match[0].strip(' \'"'), option)), text
+    )
     try:
         return ast.literal_eval(quoted)
     except (ValueError, SyntaxError):

@@ -26,7 +26,9 @@ def find_images(inputs: Iterable[Path]) -> list[tuple[Path, Path]]:
     found: dict[Path, Path] = {}
     for entry in inputs:
         if entry.is_dir():
-            images = sorted(path for path in entry.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
+            images = sorted(
+                path for path in entry.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+            )
         elif entry.is_file():
             images = [entry]
         else:

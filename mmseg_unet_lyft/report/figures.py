@@ -105,9 +105,14 @@ def save_rgb(path: Path, image: np.ndarray) -> None:
 
 
 def save_palette_png(path: Path, label: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
-    """Write a uint8 (H, W) label map as a palette PNG: its pixels are the ids, viewers show the colours."""
+    """Write a uint8 (H, W) label map as a palette PNG: its pixels are the ids, viewers show the colours.
+
+    Raises:
+        InputError: If the place cannot be written to.
+    """
     picture = Image.fromarray(label)
-    picture.putpalette([value for colour in palette for value in colour])
+    # All 256 entries: of a shorter palette Pillow packs few bits a pixel, and 255 would become 3.
+    picture.putpalette(colour_label(np.arange(256, dtype=np.uint8), palette).ravel().tolist())
     _save(path, picture)
 
 

@@ -1,0 +1,87 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_SOURCE = shutil.ignore_patterns(
+    '.git', '.venv*', '__pycache__', '.*_cache', '*.egg-info', 'build', 'dist', 'data', 'work_dirs'
+)
+
+
+@pytest.fixture(scope='session')
+def source_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the clone, links kept, with nothing built, drawn or trained in it."""
+    copy = tmp_path_factory.mktemp('source') / 'clone'
+    # Building in the clone itself would leave build/ behind, and pick up what an earlier build left.
+    return Path(shutil.copytree(ROOT, copy, symlinks=True, ignore=NOT_SOURCE))
+
+
+@pytest.fixture(scope='session')
+def built_wheel(source_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the sdist and not from the clone."""
+    out = tmp_path_factory.mktemp('dist')
+    command = [sys.executable, '-m', 'build', '--no-isolation', '--outdir', str(out), str(source_copy)]
+    done = subprocess.run(command, cwd=out, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(out.glob('*.whl'))
+
+
+@pytest.fixture(scope='session')
+def installed_env(built_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel installed and nothing else, for ``PYTHONPATH`` of a fresh process."""
+    target = tmp_path_factory.mktemp('installed')
+    command = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--no-compile']
+    done = subprocess.run(
+        [*command, '--target', str(target), str(built_wheel)], cwd=target, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+class KaggleFolder:
+    """A folder in the Kaggle layout that a test fills frame by frame."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def add(
+        self,
+        stem: str,
+        folder: str = 'dataA/dataA',
+        tags: np.ndarray | int | None = None,
+        size: tuple[int, int] = (24, 32),
+    ) -> tuple[Path, Path]:
+        """Write a frame; returns its image's and its label's path.
+
+        Args:
+            stem: File name without suffix: ``F1-0``.
+            folder: Where ``CameraRGB`` and ``CameraSeg`` go, below the root.
+            tags: CARLA tags (H, W), or one for all pixels; random ones that follow from the stem by default.
+            size: (height, width) where the tags do not say.
+        """
+        random = np.random.default_rng(list(stem.encode()))
+        tags = random.integers(0, 13, size) if tags is None else tags
+        tags = np.broadcast_to(np.asarray(tags, np.uint8), np.shape(tags) or size)
+        image, label = (self.root / folder / kind / f'{stem}.png' for kind in ('CameraRGB', 'CameraSeg'))
+        for path in (image, label):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (*tags.shape, 3), dtype=np.uint8)).save(image)
+        Image.fromarray(np.dstack([tags, 0 * tags, 0 * tags])).save(label)
+        return image, label
+
+
+@pytest.fixture
+def kaggle(tmp_path: Path) -> KaggleFolder:
+    """An empty folder in the Kaggle layout; ``kaggle.add('F1-0')`` writes a frame into it."""
+    root = tmp_path / 'kaggle'
+    root.mkdir()
+    return KaggleFolder(root)

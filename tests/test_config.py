@@ -1,0 +1,266 @@
+"""Reading a config with options: values, knobs, other keys, mistakes, and where data come from."""
+
+import re
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from mmseg_unet_lyft.engine.config import find_config, load_config, parse_options
+from mmseg_unet_lyft.errors import InputError
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+REFERENCE, DEMO = str(CONFIGS / 'unet_lyft.py'), str(CONFIGS / 'unet_lyft_demo.py')
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+# --- values ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('text', 'value'),
+    [
+        ('5', 5),
+        ('-1', -1),
+        ('1e-3', 0.001),
+        ('None', None),
+        ('True', True),
+        ('true', True),
+        ('false', False),
+        ('val', 'val'),
+        ('two words', 'two words'),
+        ('/data/run_1_2/a b', '/data/run_1_2/a b'),
+        ('a=b', 'a=b'),
+        ('', ''),
+        ('(64,96)', (64, 96)),
+        ('64,96', (64, 96)),
+        ('[]', []),
+        ('[64, 0.5, None, true]', [64, 0.5, None, True]),
+        # mmengine reads 02_00 as the number 200, Python 10_00 as 1000.
+        ('02_00', '02_00'),
+        ('10_00', '10_00'),
+        ('[10_00, 3]', ['10_00', 3]),
+        ('10_00,02_00', ('10_00', '02_00')),
+        ("'02_00'", '02_00'),
+        ('[02_00,F1]', ['02_00', 'F1']),
+        ('["02_00", F1]', ['02_00', 'F1']),
+        ("['02_00','F1']", ['02_00', 'F1']),
+        ('[[02_00, F1], [3]]', [['02_00', 'F1'], [3]]),
+        ("{'type':'GN','num_groups':4}", {'type': 'GN', 'num_groups': 4}),
+        (
+            "{'type': 'Pretrained', 'checkpoint': 'run_1_2.pth'}",
+            {'type': 'Pretrained', 'checkpoint': 'run_1_2.pth'},
+        ),
+    ],
+)
+def test_an_options_value_is_read_as_it_is_meant(text, value):
+    parsed = parse_options([f'key={text}'])['key']
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_options_are_read_each_for_itself():
+    assert parse_options(['max_iters=5', 'model.backbone.with_cp=True']) == {
+        'max_iters': 5,
+        'model.backbone.with_cp': True,
+    }
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('max_iters', '\'max_iters\': write it as KEY=VALUE, without blanks around the "="'),
+        ('=5', "'=5': write it as KEY=VALUE"),
+        ('a=[1,2', "'a=[1,2': brackets or quotes do not close"),
+        ('a=1,2]', "'a=1,2]': brackets or quotes do not close"),
+        ('a={type:BN}', "'a={type:BN}': write a dict as {'type': 'BN'}, with quotes"),
+        ('a={type:BN,b:2}', "'a={type:BN,b:2}': write a dict as {'type': 'BN'}, with quotes"),
+    ],
+)
+def test_an_option_that_cannot_be_read_is_shown(option, message):
+    with pytest.raises(InputError, match=re.escape(f'--cfg-options {message}')):
+        parse_options([option])
+
+
+# --- keys --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('typo', 'meant'),
+    [
+        ('modle.x', 'model.x'),
+        ('base_channel', 'base_channels'),
+        ('max_iter', 'max_iters'),
+        ('train_cfg.max_iter', 'train_cfg.max_iters'),
+        ('optim_wrapper.optimizer.weight_deca', 'optim_wrapper.optimizer.weight_decay'),
+        # AdamW has no momentum; of its parameters this one is spelt most alike.
+        ('optim_wrapper.optimizer.momentu', 'optim_wrapper.optimizer.maximize'),
+        ('optim_wrapper.clip_gard.max_norm', 'optim_wrapper.clip_grad.max_norm'),
+        ('model.backbone.base_channel', 'model.backbone.base_channels'),
+        ('model.decode_head.loss_decode.los_weight', 'model.decode_head.loss_decode.loss_weight'),
+        ('model.data_preprocessor.size_divsor', 'model.data_preprocessor.size_divisor'),
+        ('train_pipeline.3.crop_siz', 'train_pipeline.3.crop_size'),
+        ('train_dataloader.dataset.pipeline.3.crop_siz', 'train_dataloader.dataset.pipeline.3.crop_size'),
+        ('train_dataloader.dataset.splt', 'train_dataloader.dataset.split'),
+        ('train_dataloader.dataset.indicse', 'train_dataloader.dataset.indices'),
+        ('train_dataloader.pin_memroy', 'train_dataloader.pin_memory'),
+        ('param_scheduler.1.eta_mn', 'param_scheduler.1.eta_min'),
+        ('default_hooks.checkpoint.save_bes', 'default_hooks.checkpoint.save_best'),
+        ('val_evaluator.ignore_idex', 'val_evaluator.ignore_index'),
+        ('randomness.sed', 'randomness.seed'),
+    ],
+)
+def test_a_misspelt_key_is_an_error_that_suggests_the_nearest_one(typo, meant):
+    with pytest.raises(
+        InputError, match=rf'^--cfg-options {typo}: no such key, .* did you mean {re.escape(meant)}\?$'
+    ):
+        load_config(REFERENCE, {typo: 1})
+
+
+def test_a_key_below_a_plain_value_or_beyond_a_list_is_refused():
+    with pytest.raises(
+        InputError, match='train_cfg.max_iters.x: train_cfg.max_iters is 20000 and has no keys'
+    ):
+        load_config(REFERENCE, {'train_cfg.max_iters.x': 1})
+    with pytest.raises(
+        InputError, match=r'param_scheduler\.5\.end: no such key, .* did you mean param_scheduler\.'
+    ):
+        load_config(REFERENCE, {'param_scheduler.5.end': 1})
+
+
+def test_keys_and_parameters_that_exist_are_set():
+    options = {
+        'model.backbone.norm_cfg.type': 'BN',
+        'optim_wrapper.optimizer.betas': (0.8, 0.9),
+        'optim_wrapper.clip_grad.max_norm': 1.5,
+        'train_dataloader.pin_memory': True,
+        'train_dataloader.dataset.indices': 4,
+        'val_evaluator.ignore_index': 9,
+        'param_scheduler.0.end': 7,
+        'load_from': 'a.pth',
+        'log_level': 'DEBUG',
+        'randomness': {'seed': 3},
+    }
+    config = load_config(REFERENCE, options)
+    assert config.model.backbone.norm_cfg == {'type': 'BN'}
+    assert config.optim_wrapper.optimizer.betas == (0.8, 0.9)
+    assert config.optim_wrapper.clip_grad == {'max_norm': 1.5}
+    assert config.train_dataloader.pin_memory is True
+    assert config.train_dataloader.dataset.indices == 4
+    assert config.val_evaluator.ignore_index == 9
+    assert config.param_scheduler[0].end == 7
+    assert (config.load_from, config.log_level) == ('a.pth', 'DEBUG')
+    # A dict is merged: the other keys stay.
+    assert config.randomness == dict(seed=3, deterministic=False, diff_rank_seed=False)
+
+
+@pytest.mark.parametrize('config_path', [REFERENCE, DEMO])
+def test_a_pipeline_step_set_by_number_reaches_the_loader_beside_knobs(config_path):
+    options = {'train_pipeline.3.cat_max_ratio': 0.5, 'train_pipeline.4.prob': 0.25, 'batch_size': 3}
+    knob, direct = {'crop_size': (64, 96)}, {'train_pipeline.3.crop_size': (64, 96)}
+    for options_of_crop in (knob, direct):
+        config = load_config(config_path, options | options_of_crop)
+        crop, flip = config.train_dataloader.dataset.pipeline[3:5]
+        assert crop == dict(type='RandomCrop', crop_size=(64, 96), cat_max_ratio=0.5)
+        assert flip.prob == 0.25
+        assert config.train_dataloader.batch_size == 3
+        # What the option does not name stays.
+        assert config.train_dataloader.dataset.pipeline[2].scale == config.image_scale_wh
+        assert config.val_dataloader == load_config(config_path).val_dataloader
+
+
+def test_a_list_taken_whole_is_not_changed_again_by_the_leaf():
+    steps = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
+    config = load_config(DEMO, {'train_pipeline': steps})
+    assert config.train_dataloader.dataset.pipeline == steps
+
+
+# --- files -------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding='utf-8')
+    return path
+
+
+def test_a_knob_is_set_where_it_stands_whatever_surrounds_it(tmp_path):
+    write(
+        tmp_path / 'bases' / 'one.py',
+        "a = 1  # ä\nname = 'größe'; b = 2\ntrain_cfg = dict(x=a, y=b, z=name)\n",
+    )
+    leaf = write(
+        tmp_path / 'leaf.py',
+        "_base_ = './bases/one.py'\na = (\n 3 +\n 4\n)\nval_cfg = dict(x=a, y=_base_.b)\nval_cfg['z'] = a\n",
+    )
+    config = load_config(str(leaf))
+    assert (config.train_cfg, config.val_cfg) == (dict(x=1, y=2, z='größe'), dict(x=7, y=2, z=7))
+    config = load_config(str(leaf), {'a': 10, 'b': "it's", 'name': 'ß'})
+    assert config.train_cfg == dict(x=10, y="it's", z='ß')
+    assert config.val_cfg == dict(x=10, y="it's", z=10)
+    # The files stay as they are, and the config says which one it is.
+    assert 'a = 1' in (tmp_path / 'bases' / 'one.py').read_text(encoding='utf-8')
+    assert config.filename == str(leaf)
+
+
+def test_a_knob_from_which_nothing_derives_is_refused(tmp_path):
+    leaf = write(tmp_path / 'leaf.py', 'steps = 5\ntrain_cfg = dict(max_iters=7)\n')
+    with pytest.raises(
+        InputError, match=re.escape(f'--cfg-options steps=6: nothing in {leaf} derives from steps')
+    ):
+        load_config(str(leaf), {'steps': 6})
+    # Its own value is no change, so no mistake either.
+    assert load_config(str(leaf), {'steps': 5}).train_cfg.max_iters == 7
+
+
+def test_a_config_is_found_by_path_or_by_name_in_the_package():
+    assert find_config(REFERENCE) == Path(REFERENCE)
+    packaged = Path('mmseg_unet_lyft') / '.mim' / 'configs' / 'unet_lyft.py'
+    for name in ('unet_lyft.py', 'unet_lyft'):
+        assert find_config(name).parts[-4:] == packaged.parts
+    assert Config.fromfile(find_config('unet_lyft')).to_dict() == Config.fromfile(REFERENCE).to_dict()
+
+
+def test_a_config_that_is_nowhere_lists_the_packages_own():
+    with pytest.raises(
+        InputError, match=r'unet_lift\.py: no such config file here, nor in .* unet_lyft_demo\.py'
+    ):
+        load_config('unet_lift.py')
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('a = 1\nb = (\n', ': line 2: '),
+        ("_base_ = ['nowhere.py']\n", ': its base {folder}/nowhere.py does not exist'),
+        ('a = undefined\n', ": NameError: name 'undefined' is not defined"),
+        ("a = dict(x=1)['y']\n", ": KeyError: 'y'"),
+        ("custom_imports = dict(imports=['nonexistent_module'])\n", ': ImportError: '),
+    ],
+)
+def test_a_broken_config_is_named_with_what_is_wrong(tmp_path, text, message):
+    leaf = write(tmp_path / 'leaf.py', text)
+    with pytest.raises(InputError, match=re.escape(f'{leaf}{message.format(folder=tmp_path)}')):
+        load_config(str(leaf))
+
+
+# --- where the data are ------------------------------------------------------------------------------------
+
+
+def roots(config: Config) -> set[str]:
+    return {config[loader].dataset.data_root for loader in LOADERS}
+
+
+def test_the_data_root_is_the_configs_else_the_environments_else_the_options(monkeypatch):
+    monkeypatch.delenv('LYFT_DATA_ROOT', raising=False)
+    assert roots(load_config(REFERENCE)) == {'data/lyft'}
+    monkeypatch.setenv('LYFT_DATA_ROOT', '/data/my frames')
+    assert roots(load_config(REFERENCE)) == roots(Config.fromfile(REFERENCE)) == {'/data/my frames'}
+    assert roots(load_config(REFERENCE, {'max_iters': 5})) == {'/data/my frames'}
+    assert roots(load_config(REFERENCE, {'data_root': 'other'})) == {'other'}
+
+
+def test_the_demo_trains_on_its_drawn_scenes_unless_told_otherwise(monkeypatch):
+    monkeypatch.setenv('LYFT_DATA_ROOT', '/data/kaggle')
+    assert roots(load_config(DEMO)) == {'data/drawn'}
+    assert roots(load_config(DEMO, {'data_root': 'other'})) == {'other'}

@@ -1,0 +1,249 @@
+"""Tags, schemes, hood, class weights, drives and the split: by hand, and against the published data."""
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from mmseg_unet_lyft.datasets.episodes import SPLITS, drives_of_split, parse_name
+from mmseg_unet_lyft.datasets.labels import (
+    CARLA_CLASSES,
+    CARLA_PALETTE,
+    HOOD_PIXELS,
+    KAGGLE_TRAIN_PERCENT,
+    SCHEMES,
+    get_scheme,
+    hood_mask,
+    median_frequency_weights,
+    tags_to_ids,
+)
+from mmseg_unet_lyft.errors import InputError
+
+PROJECT = Path(__file__).parents[1]
+SHARED_DATA = PROJECT.parent / 'shared' / 'data'
+# A vehicle pixel at these places of a 600x800 frame is the ego car's; at those it is another car's.
+HOOD_AT = [(498, 383), (499, 350), (507, 170), (520, 94), (521, 0), (599, 799)]
+NO_HOOD_AT = [(0, 0), (497, 400), (498, 382), (498, 417), (499, 355), (507, 630), (520, 95), (520, 704)]
+
+
+@pytest.fixture(scope='module')
+def kaggle_rows() -> list[dict]:
+    """A row for each of the 5,000 published frames."""
+    path = SHARED_DATA / 'kaggle_frames.csv'
+    if not path.is_file():
+        pytest.skip(f'{path}: the published table of frames is not here')
+    with path.open(newline='') as file:
+        return list(csv.DictReader(file))
+
+
+# --- the hood ----------------------------------------------------------------------------------------------
+
+
+def test_hood_is_73231_pixels_in_rows_498_to_599_and_all_of_them_from_row_521():
+    mask = hood_mask()
+    assert mask.shape == (600, 800)
+    assert mask.sum() == HOOD_PIXELS == 73_231
+    rows = np.flatnonzero(mask.any(axis=1))
+    assert (rows[0], rows[-1]) == (498, 599)
+    assert np.flatnonzero(mask.all(axis=1))[0] == 521
+    assert mask[521:].all()
+    assert all(mask[place] for place in HOOD_AT)
+    assert not any(mask[place] for place in NO_HOOD_AT)
+
+
+def test_hood_is_what_every_real_frame_labels_as_vehicle():
+    paths = sorted((SHARED_DATA / 'carla_stream' / 'label').glob('*.png'))
+    if not paths:
+        pytest.skip('the real stream is not here')
+    # Every tenth frame and the last ones: enough for no other car to stand still in all of them.
+    common = np.ones((600, 800), dtype=bool)
+    for path in paths[::10] + paths[-5:]:
+        common &= np.asarray(Image.open(path))[..., 0] == 10
+    np.testing.assert_array_equal(hood_mask(), common)
+
+
+def test_hood_of_another_size_takes_the_nearest_raw_pixel():
+    np.testing.assert_array_equal(hood_mask(300, 400), hood_mask()[::2, ::2])
+    # 24 rows of 25 raw rows each: row 20 takes raw row 500 (columns 334 to 465), row 21 raw row 525 (all).
+    expected = np.zeros((24, 32), dtype=bool)
+    expected[20, [14, 15, 16, 17, 18]] = True
+    expected[21:] = True
+    np.testing.assert_array_equal(hood_mask(24, 32), expected)
+
+
+# --- schemes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('scheme', 'ids'),
+    [
+        ('carla13', list(range(13))),
+        # RoadLines and Roads are road, Vehicles are vehicle, the rest is background.
+        ('challenge3', [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 2, 0, 0]),
+        ('road', [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_each_scheme_maps_the_13_tags(scheme, ids):
+    # One row, and rows 0 to 11 of 600 are sky: no hood.
+    raw_label = np.zeros((600, 800), dtype=np.uint8)
+    raw_label[0, :13] = range(13)
+    label = tags_to_ids(raw_label, get_scheme(scheme))
+    assert label.dtype == np.uint8
+    assert label[0, :13].tolist() == ids
+
+
+@pytest.mark.parametrize(('scheme', 'vehicle_in_hood'), [('carla13', 10), ('challenge3', 0), ('road', 0)])
+def test_hood_pixels_become_background_only_where_the_scheme_drops_the_hood(scheme, vehicle_in_hood):
+    label = tags_to_ids(np.full((600, 800), 10, dtype=np.uint8), get_scheme(scheme))
+    other_vehicle = {'carla13': 10, 'challenge3': 2, 'road': 0}[scheme]
+    assert {int(label[place]) for place in HOOD_AT} == {vehicle_in_hood}
+    assert {int(label[place]) for place in NO_HOOD_AT} == {other_vehicle}
+    if scheme == 'challenge3':
+        assert (label == 0).sum() == HOOD_PIXELS
+
+
+def test_road_below_the_hood_stays_road():
+    label = tags_to_ids(np.full((600, 800), 7, dtype=np.uint8), get_scheme('challenge3'))
+    assert (label == 1).all()
+
+
+def test_labels_are_mapped_into_a_new_array():
+    raw_label = np.full((2, 2), 10, dtype=np.uint8)
+    tags_to_ids(raw_label, get_scheme('carla13'))[:] = 3
+    assert (raw_label == 10).all()
+
+
+@pytest.mark.parametrize('value', [13, 37, 255])
+def test_an_id_outside_the_tags_is_named_with_its_place(value):
+    raw_label = np.zeros((24, 32), dtype=np.uint8)
+    raw_label[12, 20] = value
+    raw_label[13, 1] = 200
+    with pytest.raises(
+        InputError, match=rf'class id {value} at \(row 12, col 20\); ids go from 0 to 12\. Was it'
+    ):
+        tags_to_ids(raw_label, get_scheme('road'))
+
+
+def test_an_unknown_scheme_lists_the_known_ones():
+    with pytest.raises(
+        InputError, match="label scheme 'carla12' is not known; choose one of: carla13, challenge3"
+    ):
+        get_scheme('carla12')
+
+
+def test_classes_and_colours_of_the_schemes():
+    colour_of = dict(zip(CARLA_CLASSES, CARLA_PALETTE, strict=True))
+    # From CARLA's CityScapesPalette.
+    assert colour_of['None'] == (0, 0, 0)
+    assert colour_of['Pedestrians'] == (220, 20, 60)
+    assert colour_of['RoadLines'] == (157, 234, 50)
+    assert colour_of['Roads'] == (128, 64, 128)
+    assert colour_of['Vehicles'] == (0, 0, 255)
+    assert colour_of['TrafficSigns'] == (220, 220, 0)
+    assert CARLA_CLASSES.index('Vehicles') == 10
+    assert len(set(CARLA_PALETTE)) == 13
+    assert get_scheme('challenge3').metainfo == dict(
+        classes=['Background', 'Road', 'Vehicle'], palette=[[0, 0, 0], [128, 64, 128], [0, 0, 255]]
+    )
+    assert get_scheme('road').metainfo == dict(
+        classes=['Background', 'Road'], palette=[[0, 0, 0], [128, 64, 128]]
+    )
+
+
+# --- class shares and weights ------------------------------------------------------------------------------
+
+
+def test_published_shares_are_the_means_over_the_train_drives(kaggle_rows):
+    train = [
+        [float(row[f'pct_{tag}']) for tag in range(13)]
+        for row in kaggle_rows
+        if row['episode'] in SPLITS['train']
+    ]
+    # Three digits, or three decimals, as they are written.
+    np.testing.assert_allclose(np.mean(train, axis=0), KAGGLE_TRAIN_PERCENT, rtol=0.005, atol=0.0005)
+
+
+def test_shares_of_merged_classes_add_up_and_the_hood_moves_to_the_background():
+    # Road: Roads 19.1 + RoadLines 0.738; the hood: 73,231 of 480,000 pixels, 15.2565 %.
+    vehicle = 16.8 - 15.256458333
+    np.testing.assert_allclose(get_scheme('challenge3').train_percent[1:], [19.838, vehicle], rtol=1e-9)
+    np.testing.assert_allclose(get_scheme('road').train_percent[1], 19.838, rtol=1e-9)
+    for scheme in SCHEMES.values():
+        np.testing.assert_allclose(scheme.train_percent.sum(), sum(KAGGLE_TRAIN_PERCENT), rtol=1e-12)
+
+
+def test_median_frequency_weights_by_hand():
+    # Median 4: sqrt(4/16), sqrt(4/4), sqrt(4/1); 0.0004 would weigh 100 and is capped.
+    np.testing.assert_allclose(median_frequency_weights([16, 4, 1, 4, 16]), [0.5, 1, 2, 1, 0.5])
+    np.testing.assert_allclose(median_frequency_weights([16, 4, 0.0004]), [0.5, 1, 5])
+    np.testing.assert_allclose(median_frequency_weights([16, 4, 0.0004], largest=200), [0.5, 1, 100])
+
+
+@pytest.mark.parametrize('leaf', sorted(path.name for path in (PROJECT / 'configs').glob('*.py')))
+def test_class_weights_in_the_configs_are_those_of_the_published_shares(leaf):
+    config = Config.fromfile(PROJECT / 'configs' / leaf)
+    weights = config.model.decode_head.loss_decode.class_weight
+    if leaf == 'unet_lyft_road.py':
+        assert weights is None
+        return
+    expected = median_frequency_weights(get_scheme(config.train_dataloader.dataset.scheme).train_percent)
+    np.testing.assert_array_equal(weights, expected.round(2))
+
+
+# --- names, drives, the split ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('stem', 'drive', 'frame'),
+    [('02_00_017', '02_00', 17), ('10_00_249', '10_00', 249), ('F61-17', 'F61', 17), ('F1-0', 'F1', 0)],
+)
+def test_a_name_says_drive_and_frame(stem, drive, frame):
+    assert parse_name(stem) == (drive, frame)
+
+
+@pytest.mark.parametrize(
+    'stem', ['frame17', 'F61_17', '2_0_17', 'F-3', '02_00_', 'F61-17b', 'xF61-17', '02_00', '']
+)
+def test_other_names_fit_no_drive(stem):
+    with pytest.raises(
+        InputError, match=rf"^'{stem}' fits no drive; frames are named WW_EE_FFF \(02_00_017\) or F"
+    ):
+        parse_name(stem)
+
+
+def test_the_split_holds_each_of_the_32_drives_once():
+    drives = [drive for split in SPLITS.values() for drive in split]
+    assert len(drives) == len(set(drives)) == 32
+    weather_drives = '02_00 02_01 02_02 03_00 03_01 04_00 05_00 06_00 07_00 08_00 09_00 10_00'.split()
+    numbered = [f'F{number}' for number in [*range(1, 11), *range(61, 71)]]
+    assert set(drives) == {*weather_drives, *numbered}
+    assert SPLITS['val'] == ('07_00', 'F3', 'F61', 'F63', 'F64', 'F8')
+    assert SPLITS['test'] == ('F2', 'F4', 'F66', 'F67', 'F69', 'F7', 'F9')
+
+
+def test_the_published_frames_fall_into_3550_750_and_700(kaggle_rows):
+    split_of = {drive: split for split, drives in SPLITS.items() for drive in drives}
+    drives = [parse_name(Path(row['image']).stem)[0] for row in kaggle_rows]
+    assert drives == [row['episode'] for row in kaggle_rows]
+    assert Counter(split_of[drive] for drive in drives) == dict(train=3550, val=750, test=700)
+
+
+def test_pedestrians_are_in_every_part_of_the_split(kaggle_rows):
+    with_pedestrians = {row['episode'] for row in kaggle_rows if float(row['pct_4'])}
+    assert all(with_pedestrians & set(drives) for drives in SPLITS.values())
+
+
+def test_drives_are_a_named_split_or_those_given():
+    assert drives_of_split('val') == SPLITS['val']
+    assert drives_of_split(['F901', '02_00']) == ('F901', '02_00')
+
+
+def test_a_drive_in_place_of_a_split_is_told_to_be_a_list():
+    with pytest.raises(
+        InputError, match=r"split 'F3' is not known; choose one of: train, val, test, or give a list of"
+    ):
+        drives_of_split('F3')

@@ -1,0 +1,273 @@
+"""Pictures by their pixels: colours, overlays, legends, panels, id PNGs, and all that a test run writes."""
+
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.runner import Runner
+from PIL import Image
+
+from mmseg_unet_lyft.engine.config import load_config
+from mmseg_unet_lyft.errors import InputError
+from mmseg_unet_lyft.inference.folder import find_images, predict_images
+from mmseg_unet_lyft.inference.segmenter import Segmenter
+from mmseg_unet_lyft.report.figures import (
+    colour_label,
+    legend,
+    overlay,
+    panel,
+    read_scalars,
+    save_palette_png,
+    save_rgb,
+    save_training_curves,
+)
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+PALETTE = ((0, 0, 0), (128, 64, 128), (0, 0, 250))
+CLASSES = ('Background', 'Road', 'Vehicle')
+LABEL = np.array([[0, 1, 2], [2, 1, 255]], dtype=np.uint8)
+IMAGE = np.full((2, 3, 3), (100, 40, 200), dtype=np.uint8)
+
+
+def tall(small: np.ndarray) -> np.ndarray:
+    """The same, each pixel 40x40: large enough for captions."""
+    return small.repeat(40, axis=0).repeat(40, axis=1)
+
+
+# --- figures -----------------------------------------------------------------------------------------------
+
+
+def test_a_label_takes_its_palettes_colours_and_unknown_ids_are_white():
+    white = (255, 255, 255)
+    expected = [[PALETTE[0], PALETTE[1], PALETTE[2]], [PALETTE[2], PALETTE[1], white]]
+    np.testing.assert_array_equal(colour_label(LABEL, PALETTE), expected)
+    np.testing.assert_array_equal(colour_label(np.uint8([[3]]), PALETTE), [[white]])
+
+
+@pytest.mark.parametrize(
+    ('opacity', 'expected'),
+    # Image (100, 40, 200), road (128, 64, 128).
+    [(0.0, (100, 40, 200)), (0.25, (107, 46, 182)), (0.5, (114, 52, 164)), (1.0, (128, 64, 128))],
+)
+def test_an_overlay_weighs_colours_by_their_opacity(opacity, expected):
+    assert tuple(overlay(IMAGE, LABEL, PALETTE, opacity)[0, 1]) == expected
+
+
+@pytest.mark.parametrize(('width', 'columns'), [(90, 1), (240, 2), (360, 3)])
+def test_a_legend_has_a_patch_of_each_class_in_rows(width, columns):
+    strip = legend(CLASSES, PALETTE, width)
+    assert strip.dtype == np.uint8
+    # 22 rows a line and a margin of 6.
+    assert strip.shape == (-(-3 // columns) * 22 + 6, width, 3)
+    for index, colour in enumerate(PALETTE):
+        row, column = divmod(index, columns)
+        assert tuple(strip[22 * row + 12, width // columns * column + 12]) == colour
+        # Its name is beside it.
+        beside = strip[22 * row + 4 : 22 * row + 20, width // columns * column + 26 :][:, :50]
+        assert (beside < 100).any()
+
+
+def test_a_panel_shows_image_truth_and_prediction_side_by_side():
+    image, label, pred = tall(IMAGE), tall(LABEL), tall(LABEL[::-1])
+    picture = panel(image, label, pred, CLASSES, PALETTE)
+    height, width = label.shape
+    # A caption of 22 rows above, the legend below.
+    assert picture.shape == (22 + height + len(legend(CLASSES, PALETTE, 3 * width)), 3 * width, 3)
+    shown = np.split(picture[22 : 22 + height], 3, axis=1)
+    expected = [image, overlay(image, label, PALETTE, 0.7), overlay(image, pred, PALETTE, 0.7)]
+    for part, wanted in zip(shown, expected, strict=True):
+        np.testing.assert_array_equal(part, wanted)
+    np.testing.assert_array_equal(picture[22 + height :], legend(CLASSES, PALETTE, 3 * width))
+    for caption in np.split(picture[:22], 3, axis=1):
+        assert (caption < 100).any()
+
+
+def test_a_panel_without_truth_shows_two_parts_and_its_note():
+    image, pred = tall(IMAGE), tall(LABEL)
+    picture = panel(image, None, pred, CLASSES, PALETTE)
+    width = pred.shape[1]
+    assert picture.shape[1] == 2 * width
+    np.testing.assert_array_equal(picture[22:102, width:], overlay(image, pred, PALETTE, 0.7))
+    noted = panel(image, None, pred, CLASSES, PALETTE, note='F1-0')
+    assert (noted[:22, :width] != picture[:22, :width]).any()
+    np.testing.assert_array_equal(noted[22:], picture[22:])
+
+
+def test_an_id_png_holds_the_ids_and_shows_the_colours(tmp_path):
+    path = tmp_path / 'new' / 'folder' / 'ids.png'
+    save_palette_png(path, LABEL, PALETTE)
+    picture = Image.open(path)
+    assert picture.mode == 'P'
+    np.testing.assert_array_equal(np.asarray(picture), LABEL)
+    np.testing.assert_array_equal(np.asarray(picture.convert('RGB')), colour_label(LABEL, PALETTE))
+
+
+def test_a_picture_is_written_in_rgb(tmp_path):
+    save_rgb(tmp_path / 'new' / 'picture.png', IMAGE)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'new' / 'picture.png')), IMAGE)
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'folder.png').mkdir()
+    for path in (tmp_path / 'file' / 'x.png', tmp_path / 'folder.png'):
+        with pytest.raises(InputError, match=re.escape(f'{path}: cannot be written (')):
+            save_rgb(path, IMAGE)
+        with pytest.raises(InputError, match=re.escape(f'{path}: cannot be written (')):
+            save_palette_png(path, LABEL, PALETTE)
+
+
+def write_scalars(work_dir: Path, run: str, *entries: dict) -> None:
+    """A log as mmengine's LocalVisBackend leaves it."""
+    path = work_dir / run / 'vis_data' / 'scalars.json'
+    path.parent.mkdir(parents=True)
+    path.write_text(''.join(f'{json.dumps(entry)}\n' for entry in entries))
+
+
+def test_scalars_of_all_runs_come_in_order_of_time(tmp_path):
+    second, third, first = (dict(step=step, loss=0.5) for step in (2, 3, 1))
+    write_scalars(tmp_path, '20250102_000000', second, third)
+    write_scalars(tmp_path, '20250101_235959', first)
+    assert read_scalars(tmp_path) == [first, second, third]
+
+
+def test_curves_show_training_and_validation_also_where_a_class_comes_late(tmp_path):
+    def drawn(*val: dict) -> np.ndarray:
+        work_dir = tmp_path / f'{len(val)}'
+        training = [dict(step=step, loss=1 / step, lr=0.1) for step in (1, 2, 3)]
+        write_scalars(work_dir, '20250101_000000', *training, *val)
+        path = save_training_curves(work_dir)
+        assert path == work_dir / 'curves.png'
+        return np.asarray(Image.open(path).convert('RGB'))
+
+    first = {'step': 1, 'mIoU': 20.0, 'aAcc': 50.0, 'val_loss': 2.0, 'IoU.Roads': 40.0}
+    second = {'step': 3, 'mIoU': 30.0, 'aAcc': 60.0, 'val_loss': 1.0, 'IoU.Roads': 50.0, 'IoU.Walls': 10.0}
+    # In thirds: loss, scores, classes. These are Matplotlib's first two colours.
+    blue, orange = (31, 119, 180), (255, 127, 14)
+    none, one, two = (np.array_split(drawn(*val), 3, axis=1) for val in ((), (first,), (first, second)))
+
+    def pixels(part: np.ndarray, colour: tuple) -> int:
+        return int((part == colour).all(axis=2).sum())
+
+    assert [pixels(part, blue) > 100 for part in none] == [True, False, False]
+    assert pixels(two[0], orange) > pixels(none[0], orange)
+    assert pixels(two[1], blue) > pixels(one[1], blue) > 0
+    assert pixels(two[2], orange) > pixels(one[2], orange) == 0
+
+
+# --- which images ------------------------------------------------------------------------------------------
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_images_of_a_folder_keep_their_places_below_it(tmp_path):
+    touch(*(tmp_path / name for name in ('b/c/2.JPG', 'b/1.png', '3.webp', 'notes.txt', 'b/4.npy')))
+    (tmp_path / 'folder.png').mkdir()
+    assert find_images([tmp_path]) == [
+        (tmp_path / '3.webp', Path('3.png')),
+        (tmp_path / 'b/1.png', Path('b/1.png')),
+        (tmp_path / 'b/c/2.JPG', Path('b/c/2.png')),
+    ]
+
+
+def test_files_given_by_themselves_take_their_names_whatever_their_suffix(tmp_path):
+    touch(tmp_path / 'a/1.png', tmp_path / 'b/2.raw')
+    assert find_images([tmp_path / 'b/2.raw', tmp_path / 'a']) == [
+        (tmp_path / 'a/1.png', Path('1.png')),
+        (tmp_path / 'b/2.raw', Path('2.png')),
+    ]
+
+
+def test_inputs_that_give_nothing_to_predict_are_named(tmp_path):
+    with pytest.raises(InputError, match=re.escape(f'{tmp_path}/no: no such file or folder')):
+        find_images([tmp_path / 'no'])
+    touch(tmp_path / 'notes.txt')
+    with pytest.raises(InputError, match=re.escape(f'{tmp_path}: holds no image (.bmp, .jpeg, .jpg, .png, ')):
+        find_images([tmp_path])
+
+
+@pytest.mark.parametrize('names', [('a/1.png', 'a/1.jpg'), ('a/1.png', 'b/1.png')])
+def test_two_images_with_one_result_are_refused(tmp_path, names):
+    paths = [tmp_path / name for name in names]
+    touch(*paths)
+    inputs = sorted({path.parent for path in paths})
+    message = re.escape(f'would both become {Path("1.png")}; predict them one by one')
+    with pytest.raises(InputError, match=message) as caught:
+        find_images(inputs)
+    assert all(str(path) in str(caught.value) for path in paths)
+
+
+# --- a test run and predictions of one model ---------------------------------------------------------------
+
+
+@pytest.fixture
+def tested(kaggle, tmp_path):
+    """A model with random weights after a test run over three frames that wrote ids and two panels."""
+    frames = [kaggle.add(f'F2-{number}', size=(32, 48))[0] for number in range(3)]
+    options = dict(
+        data_root=str(kaggle.root),
+        train_drives=['F2'],
+        image_scale_wh=(48, 32),
+        base_channels=4,
+        val_batch_size=2,
+        num_workers=0,
+    )
+    config = load_config(str(CONFIGS / 'unet_lyft_challenge.py'), options)
+    hook = dict(
+        type='LyftOutputHook', out_dir=str(tmp_path / 'out'), show_dir=str(tmp_path / 'show'), show_limit=2
+    )
+    config.merge_from_dict(
+        {
+            'custom_hooks': [hook],
+            'work_dir': str(tmp_path / 'work'),
+            'experiment_name': tmp_path.name,
+            'randomness.seed': 1,
+        }
+    )
+    runner = Runner.from_cfg(config)
+    runner.model.init_weights()
+    runner.test()
+    runner.save_checkpoint(str(tmp_path), 'model.pth', save_optimizer=False, save_param_scheduler=False)
+    return Segmenter(config, str(tmp_path / 'model.pth')), frames
+
+
+def test_a_test_run_and_a_prediction_write_the_same_ids_and_the_pictures_of_them(tested, tmp_path):
+    segmenter, frames = tested
+    predict_images(segmenter, find_images([frames[0].parent]), tmp_path / 'predicted', opacity=0.25)
+    assert sorted(path.name for path in (tmp_path / 'show').iterdir()) == ['F2-0.png', 'F2-1.png']
+    for frame in frames:
+        ids = np.asarray(Image.open(tmp_path / 'out' / frame.name))
+        image = np.asarray(Image.open(frame))
+        np.testing.assert_array_equal(ids, segmenter(np.ascontiguousarray(image[..., ::-1])))
+        assert len(np.unique(ids)) > 1
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'predicted/ids' / frame.name)), ids)
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(tmp_path / 'predicted/overlay' / frame.name)),
+            overlay(image, ids, segmenter.palette, 0.25),
+        )
+        if frame.stem == 'F2-2':
+            continue
+        # The truth by hand: 6 and 7 are road, 10 is vehicle but for the hood.
+        tags = cv2.imread(str(frame).replace('CameraRGB', 'CameraSeg'))[..., 2]
+        truth = np.select([np.isin(tags, [6, 7]), tags == 10], [1, 2], 0).astype(np.uint8)
+        shown = np.asarray(Image.open(tmp_path / 'show' / frame.name))[22:54]
+        np.testing.assert_array_equal(shown[:, :48], image)
+        np.testing.assert_array_equal(shown[:24, 48:96], overlay(image, truth, segmenter.palette, 0.7)[:24])
+        np.testing.assert_array_equal(shown[:, 96:], overlay(image, ids, segmenter.palette, 0.7))
+
+
+def test_a_file_that_is_no_image_is_named(tested, tmp_path):
+    segmenter, _ = tested
+    path = tmp_path / 'broken.png'
+    path.write_bytes(b'no image')
+    with pytest.raises(
+        InputError, match=re.escape(f'{path}: cannot be read as an image; is it damaged, or not')
+    ):
+        predict_images(segmenter, [(path, Path('broken.png'))], tmp_path / 'predicted')
