@@ -1,0 +1,83 @@
+# make demo | test | lint | install | lock | clean; the first three install what they need by themselves.
+
+VENV ?= .venv
+PYTHON ?= python3
+# The mm stack: the extra of setup.py, and the lock file in requirements/.
+EXTRA ?= onedl
+DATA ?= data/drawn
+DEMO ?= work_dirs/unet_lyft_demo
+
+PY = $(VENV)/bin/python
+LOCK = requirements/$(EXTRA).txt
+PACKAGE = setup.py pyproject.toml mmseg_unet_lyft/__init__.py
+INSTALLED = $(VENV)/.installed-$(EXTRA)
+TESTABLE = $(VENV)/.installed-$(EXTRA)-dev
+PIP = $(PY) -m pip --disable-pip-version-check
+
+# $(call timed,NAME,COMMAND): the command, then its seconds; commas go into variables.
+timed = @start=$$(date +%s); $(2) || exit $$?; echo "== $(1): $$(($$(date +%s) - start)) s"
+
+DRAW = $(PY) tools/draw_scenes.py $(DATA) --height 300 --width 400
+TRAIN = $(PY) tools/train.py configs/unet_lyft_demo.py --data-root $(DATA) --work-dir $(DEMO) --amp
+BEST = $$(ls -t $(DEMO)/best_*.pth | head -n 1)
+SCORE = $(PY) tools/test.py configs/unet_lyft_demo.py $(BEST) --data-root $(DATA) --work-dir $(DEMO)/test \
+	--baselines --show-dir $(DEMO)/overlays
+PREDICT = $(PY) tools/predict.py configs/unet_lyft_demo.py $(BEST) $(DATA)/dataE/dataE/CameraRGB \
+	--out $(DEMO)/predictions
+
+.PHONY: install demo test lint lock clean
+
+install: $(INSTALLED)
+	@echo "environment: $(VENV)/bin/python"
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); this needs Python 3.10 or newer:" \
+		"make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -f $@; exit 1; }
+
+# A torch that is there already stays, whatever its version or build.
+$(INSTALLED): $(LOCK) $(PACKAGE) | $(PY)
+	@start=$$(date +%s); \
+	if $(PY) -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; \
+	then echo "keeping the torch in $(VENV)"; grep -v '^torch==' $(LOCK) > $(VENV)/wanted.txt; \
+	else cp $(LOCK) $(VENV)/wanted.txt; fi; \
+	$(PIP) install -r $(VENV)/wanted.txt && \
+	$(PIP) install --no-deps --no-build-isolation -e . && \
+	echo "installed in $$(($$(date +%s) - start)) s"
+	@touch $@
+
+$(TESTABLE): $(INSTALLED) requirements/dev.txt
+	@start=$$(date +%s); $(PIP) install -r requirements/dev.txt && \
+	echo "test tools installed in $$(($$(date +%s) - start)) s"
+	@touch $@
+
+demo: $(INSTALLED)
+	$(call timed,draw scenes,$(DRAW))
+	$(call timed,train,$(TRAIN))
+	$(call timed,score,$(SCORE))
+	$(call timed,predict,$(PREDICT))
+	@echo "results: $(DEMO): curves; test: per-class table; overlays; predictions"
+
+test: $(TESTABLE)
+	$(PY) -m pytest
+
+lint: $(TESTABLE)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+MADE = \# Made by make lock from setup.py and constraints.txt, for Python 3.10 and newer.
+UV = --quiet --universal --python-version 3.10 --no-header --no-annotate
+
+# Needs uv. What torch itself pins (its CUDA libraries) is left to torch, so that a CPU build stays one.
+lock:
+	{ echo "$(MADE)"; uv pip compile $(UV) --extra onedl -c requirements/constraints.txt setup.py \
+		| grep -Ev '^(cuda|nvidia|triton)'; } > requirements/onedl.txt
+	{ echo "$(MADE)"; uv pip compile $(UV) --extra dev -c requirements/onedl.txt setup.py \
+		| grep -Ev '^(markdown-it-py|mdurl|numpy|pillow|rich)='; } > requirements/dev.txt
+	@echo "wrote requirements/onedl.txt requirements/dev.txt"
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(DEMO)
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@echo "removed build products, caches and $(DEMO); $(VENV) and $(DATA) stay"

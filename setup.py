@@ -1,0 +1,68 @@
+"""How the package is built: its name, what it needs, and what lies in it besides code."""
+
+import ast
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """``__version__`` of the package, read without importing it."""
+    for node in ast.parse((ROOT / 'mmseg_unet_lyft' / '__init__.py').read_text(encoding='utf-8')).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '__version__':
+            return ast.literal_eval(node.value)
+    raise RuntimeError('mmseg_unet_lyft/__init__.py assigns no __version__')
+
+
+# Used by our code whichever stack is there; a floor is the oldest one the OneDL stack itself accepts.
+TORCH = ['torch>=2.4', 'opencv-python>=4.8', 'matplotlib>=3.7']
+ONEDL = [
+    'onedl-mmsegmentation>=1.4.2,<1.5',
+    'onedl-mmcv>=2.3.6,<2.4',
+    'onedl-mmengine>=0.10.12,<0.11',
+]
+OPENMMLAB = [
+    'mmsegmentation==1.2.2',
+    # The build without compiled operators; a full mmcv 2.1.0 of one's own is used as well.
+    'mmcv-lite==2.1.0',
+    'mmengine>=0.10.4,<0.11',
+    # mmseg 1.2.2 imports these without declaring them; pkg_resources left setuptools with release 81.
+    'ftfy',
+    'regex',
+    'setuptools<81',
+]
+TEST = ['pytest>=8', 'build>=1.2', 'setuptools>=70.1']
+LINT = ['ruff>=0.12']
+
+setup(
+    name='mmseg_unet_lyft',
+    version=read_version(),
+    description='U-Net for driving scenes and the Lyft-Udacity (CARLA) data, as an MMSegmentation plugin',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    keywords=['semantic segmentation', 'U-Net', 'MMSegmentation', 'CARLA', 'Lyft Perception Challenge'],
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Programming Language :: Python :: 3',
+        *(f'Programming Language :: Python :: 3.{minor}' for minor in (10, 11, 12, 13)),
+        'Topic :: Scientific/Engineering :: Image Recognition',
+    ],
+    python_requires='>=3.10',
+    packages=find_packages(include=['mmseg_unet_lyft', 'mmseg_unet_lyft.*']),
+    # Links to configs/ and tools/ in a clone, real files once built: where mim and `python -m` look for them.
+    package_data={'mmseg_unet_lyft': ['.mim/configs/**/*.py', '.mim/tools/*']},
+    # No mm distribution, torch or OpenCV here: whoever has an mmseg project keeps theirs.
+    install_requires=['numpy>=1.24,<3', 'pillow>=10.1,<14', 'rich>=13,<16'],
+    extras_require={
+        'onedl': ONEDL + TORCH,
+        'openmmlab': OPENMMLAB + TORCH,
+        'test': TEST,
+        'dev': TEST + LINT,
+    },
+    entry_points={'console_scripts': ['mmseg_unet_lyft=mmseg_unet_lyft.__main__:main']},
+    zip_safe=False,
+)

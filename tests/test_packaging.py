@@ -1,0 +1,275 @@
+"""What is in the package, and that it works from any folder, in processes that know no clone."""
+
+from __future__ import annotations
+
+import email
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import mmseg_unet_lyft
+from mmseg_unet_lyft import compat
+from mmseg_unet_lyft.__main__ import find_tools, main
+from mmseg_unet_lyft.errors import InputError
+
+HEAVY = {'torch', 'mmengine', 'mmcv', 'mmseg', 'cv2', 'matplotlib', 'numpy'}
+# Arguments that a tool's parser accepts; the files need not exist.
+STACK_TOOLS = ['train x.py', 'test x.py y.pth', 'predict x.py y.pth z.png']
+
+
+@pytest.fixture
+def python(installed_env: Path, tmp_path: Path):
+    """Runs the interpreter in an empty folder, with the installed wheel and without the clone.
+
+    ``-S`` among the arguments hides everything else that is installed, an mm stack included.
+    """
+
+    def run(*arguments: str | Path, path: Path = installed_env) -> subprocess.CompletedProcess:
+        environ = {key: value for key, value in os.environ.items() if key != 'LYFT_DATA_ROOT'}
+        environ['PYTHONPATH'] = str(path)
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+
+    return run
+
+
+def imported(importtime: str) -> set[str]:
+    """Top-level modules in what ``-X importtime`` wrote."""
+    return {name.partition('.')[0] for name in re.findall(r'\| +([\w.]+)$', importtime, re.MULTILINE)}
+
+
+def test_wheel_carries_every_config_and_tool_as_it_stands_in_the_clone(built_wheel, source_copy):
+    in_clone = {
+        f'mmseg_unet_lyft/.mim/{path.relative_to(source_copy)}': path.read_bytes()
+        for folder in ('configs', 'tools')
+        for path in (source_copy / folder).rglob('*')
+        if path.is_file()
+    }
+    with zipfile.ZipFile(built_wheel) as wheel:
+        in_wheel = {name: wheel.read(name) for name in wheel.namelist() if '/.mim/' in name}
+    assert in_wheel == in_clone
+    assert 'mmseg_unet_lyft/.mim/configs/_base_/default_runtime.py' in in_wheel
+
+
+def test_wheel_holds_the_package_and_nothing_beside_it(built_wheel):
+    with zipfile.ZipFile(built_wheel) as wheel:
+        top_level = {name.partition('/')[0] for name in wheel.namelist()}
+    version = mmseg_unet_lyft.__version__
+    assert top_level == {'mmseg_unet_lyft', f'mmseg_unet_lyft-{version}.dist-info'}
+
+
+@pytest.fixture(scope='module')
+def metadata(built_wheel):
+    """The wheel's METADATA."""
+    with zipfile.ZipFile(built_wheel) as wheel:
+        name = next(name for name in wheel.namelist() if name.endswith('.dist-info/METADATA'))
+        return email.message_from_bytes(wheel.read(name))
+
+
+def test_metadata_has_the_version_and_leaves_the_owners_stack_alone(metadata):
+    assert metadata['Version'] == mmseg_unet_lyft.__version__
+    needs = [Requirement(text) for text in metadata.get_all('Requires-Dist')]
+    always = {need.name for need in needs if need.marker is None}
+    assert always == {'numpy', 'pillow', 'rich'}
+
+
+@pytest.mark.parametrize(('extra', 'locks'), [('onedl', ['onedl']), ('dev', ['onedl', 'dev'])])
+def test_locked_versions_satisfy_what_setup_asks_for(metadata, source_copy, extra, locks):
+    lines = [
+        line for lock in locks for line in (source_copy / f'requirements/{lock}.txt').read_text().splitlines()
+    ]
+    pins = [Requirement(line) for line in lines if not line.startswith('#')]
+    locked = {pin.name: str(pin.specifier)[2:] for pin in pins if pin.marker is None or pin.marker.evaluate()}
+    asked = [Requirement(text) for text in metadata.get_all('Requires-Dist')]
+    asked = [need for need in asked if need.marker is None or need.marker.evaluate({'extra': extra})]
+    assert len(asked) > 3
+    assert [str(need) for need in asked if not need.specifier.contains(locked.get(need.name, '0'))] == []
+
+
+def test_editable_install_shows_the_clones_own_configs_and_tools(source_copy, tmp_path, python):
+    options = ['--no-deps', '--no-index', '--no-build-isolation', '--ignore-installed', '--quiet']
+    done = python('-m', 'pip', 'install', *options, '--prefix', tmp_path / 'prefix', '-e', source_copy)
+    assert done.returncode == 0, done.stderr
+    site_packages = next((tmp_path / 'prefix').rglob('*.dist-info')).parent
+    code = f"""
+import site
+site.addsitedir({str(site_packages)!r})
+import mmseg_unet_lyft
+print(*mmseg_unet_lyft.__path__)
+"""
+    # Neither the wheel nor what this environment itself has installed as editable may answer.
+    package = Path(python('-S', '-c', code, path=tmp_path).stdout.strip())
+    assert package == source_copy / 'mmseg_unet_lyft'
+    for file in ('configs/unet_lyft.py', 'tools/train.py'):
+        assert (package / '.mim' / file).samefile(source_copy / file)
+
+
+def test_bare_import_loads_only_the_standard_library(python):
+    done = python('-X', 'importtime', '-c', 'import mmseg_unet_lyft')
+    assert done.returncode == 0, done.stderr
+    assert 'mmseg_unet_lyft' in imported(done.stderr)
+    assert not imported(done.stderr) & HEAVY
+
+
+@pytest.mark.parametrize('tool', ['', *find_tools()])
+def test_help_loads_neither_torch_nor_an_mm_stack(python, tool):
+    done = python('-X', 'importtime', '-m', 'mmseg_unet_lyft', *filter(None, [tool]), '--help')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f'usage: mmseg_unet_lyft {tool}')
+    assert not imported(done.stderr) & HEAVY
+
+
+def test_help_lists_each_tool_with_its_first_docstring_line(capsys):
+    assert main(['--help']) == 0
+    listed = capsys.readouterr().out
+    assert {'train', 'test', 'predict', 'draw_scenes'} <= set(find_tools())
+    assert not {'console', 'options', '__init__'} & set(find_tools())
+    assert re.search(r'^  train +Train a config, with the best and the last checkpoint', listed, re.MULTILINE)
+
+
+def test_version_is_printed(capsys):
+    assert main(['--version']) == 0
+    assert capsys.readouterr().out == f'mmseg_unet_lyft {mmseg_unet_lyft.__version__}\n'
+
+
+def test_unknown_tool_names_the_nearest_and_exits_with_2(capsys):
+    assert main(['trian']) == 2
+    assert 'trian: no such tool; did you mean train? The tools are: ' in capsys.readouterr().err
+
+
+def test_no_tool_lists_the_tools_and_exits_with_2(capsys):
+    assert main([]) == 2
+    assert '  predict ' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('call', STACK_TOOLS)
+def test_missing_stack_is_one_message_with_the_install_command(python, call):
+    done = python('-S', '-m', 'mmseg_unet_lyft', *shlex.split(call))
+    message = (
+        'error: this command needs torch, mmengine, mmcv, mmseg; '
+        "install with: pip install 'mmseg_unet_lyft[onedl]'\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, '', message)
+
+
+def test_missing_stack_names_only_what_is_missing(monkeypatch):
+    monkeypatch.setattr(compat, 'find_spec', lambda name: None if name == 'mmcv' else object())
+    with pytest.raises(InputError, match=r'^this command needs mmcv; install with: pip install '):
+        compat.require_stack()
+
+
+def test_missing_opencv_names_its_own_install_command(monkeypatch):
+    monkeypatch.setattr(compat, 'find_spec', lambda name: None)
+    with pytest.raises(
+        InputError, match=r'^this command needs cv2; install with: pip install opencv-python$'
+    ):
+        compat.require_opencv()
+
+
+@pytest.mark.parametrize('call', STACK_TOOLS)
+def test_doors_run_the_clone_they_lie_in_without_installing_it(python, source_copy, tmp_path, call):
+    tool, *arguments = shlex.split(call)
+    done = python('-S', source_copy / 'tools' / f'{tool}.py', *arguments, path=tmp_path)
+    # The message tells which copy of the package spoke.
+    assert done.stderr.endswith(f"install with: pip install -e '{source_copy}[onedl]'\n")
+    assert done.returncode == 2
+
+
+def test_doors_in_the_installed_package_run_the_installed_package(python, installed_env):
+    done = python('-S', installed_env / 'mmseg_unet_lyft/.mim/tools/train.py', 'x.py', '--launcher', 'none')
+    assert done.stderr.endswith("install with: pip install 'mmseg_unet_lyft[onedl]'\n")
+    assert done.returncode == 2
+
+
+@pytest.mark.stack
+def test_custom_imports_alone_registers_the_parts(python, tmp_path, installed_env):
+    (tmp_path / 'theirs.py').write_text("custom_imports = dict(imports=['mmseg_unet_lyft'])\n")
+    code = """
+from mmengine.config import Config
+Config.fromfile('theirs.py')
+from mmseg.registry import DATASETS, MODELS
+import sys
+for registry, name in ((MODELS, 'LyftUNet'), (MODELS, 'LyftUNetHead'), (DATASETS, 'LyftCarlaDataset')):
+    print('found', sys.modules[registry.get(name).__module__].__file__)
+"""
+    done = python('-c', code)
+    found = re.findall(r'^found (.*)$', done.stdout, re.MULTILINE)
+    assert len(found) == 3, done.stderr
+    assert all(Path(file).is_relative_to(installed_env) for file in found)
+
+
+@pytest.mark.stack
+def test_config_is_found_by_name_from_any_folder(python):
+    done = python('-m', 'mmseg_unet_lyft', 'train', 'unet_lyft.py')
+    assert done.returncode == 2, done.stderr
+    assert 'data/lyft: no such folder' in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.stack
+def test_init_model_takes_a_packaged_config_and_a_checkpoint(python, installed_env):
+    config = installed_env / 'mmseg_unet_lyft/.mim/configs/unet_lyft.py'
+    code = f"""
+import torch
+from mmseg.apis import init_model
+torch.manual_seed(0)
+fresh = init_model({str(config)!r}, device='cpu')
+meta = dict(dataset_meta=dict(classes=('a', 'b'), palette=[[1, 2, 3], [4, 5, 6]]))
+torch.save(dict(state_dict=fresh.state_dict(), meta=meta), 'fresh.pth')
+torch.manual_seed(1)
+loaded = init_model({str(config)!r}, 'fresh.pth', device='cpu')
+image = torch.rand(1, 3, 32, 48)
+with torch.no_grad():
+    print('logits', *loaded(image).shape, torch.equal(loaded(image), fresh(image)))
+print(*loaded.dataset_meta['classes'])
+"""
+    done = python('-c', code)
+    assert 'logits 1 13 32 48 True\na b\n' in done.stdout, done.stderr
+
+
+def make(clone: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """``make`` in a copy of the clone, knowing nothing of a make that runs these tests."""
+    environ = {
+        key: value for key, value in os.environ.items() if key not in ('MAKEFLAGS', 'MFLAGS', 'MAKELEVEL')
+    }
+    return subprocess.run(['make', *arguments], cwd=clone, env=environ, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(shutil.which('make') is None, reason='no make here')
+def test_make_refuses_a_python_that_is_too_old(source_copy, tmp_path):
+    old = tmp_path / 'python3.9'
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1\n')
+    old.chmod(0o755)
+    done = make(source_copy, 'install', f'PYTHON={old}', f'VENV={tmp_path / "venv"}')
+    assert done.returncode == 2
+    assert f'{old} is Python 3.9.1; this needs Python 3.10 or newer' in done.stdout
+    assert not (tmp_path / 'venv').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which('make') is None, reason='no make here')
+def test_make_install_keeps_a_torch_that_is_there_and_runs_once(source_copy, tmp_path):
+    clone = Path(shutil.copytree(source_copy, tmp_path / 'clone', symlinks=True))
+    subprocess.run([sys.executable, '-m', 'venv', str(clone / '.venv')], check=True)
+    # What pip sees of a torch of another version and build.
+    torch = next((clone / '.venv').glob('[Ll]ib*/**/site-packages')) / 'torch-2.10.0+own.dist-info'
+    torch.mkdir()
+    (torch / 'METADATA').write_text('Metadata-Version: 2.1\nName: torch\nVersion: 2.10.0+own\n')
+    (torch / 'RECORD').write_text('')
+    (torch.parent / 'torch.py').write_text('')
+    first, second = make(clone, 'install'), make(clone, 'install')
+    assert re.search(r'^installed in \d+ s$', first.stdout, re.MULTILINE), first.stdout + first.stderr
+    assert 'keeping the torch in .venv' in first.stdout
+    assert [path.name for path in torch.parent.glob('torch-*')] == [torch.name]
+    assert second.stdout == 'environment: .venv/bin/python\n'
+    command = [clone / '.venv/bin/mmseg_unet_lyft', '--version']
+    version = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert version == f'mmseg_unet_lyft {mmseg_unet_lyft.__version__}\n'
