@@ -271,3 +271,19 @@ def test_a_file_that_is_no_image_is_named(tested, tmp_path):
         InputError, match=re.escape(f'{path}: cannot be read as an image; is it damaged, or not')
     ):
         predict_images(segmenter, [(path, Path('broken.png'))], tmp_path / 'predicted')
+
+
+def test_scalars_of_a_resumed_run_replace_the_steps_it_went_over_again(tmp_path):
+    for run, lines in (
+        ('20260101_000000', ['{"loss": 3.0, "step": 1}', '{"loss": 2.0, "step": 2}', '{"loss": 1.0, "st']),
+        (
+            '20260102_000000',
+            ['{"loss": 2.5, "step": 2}', '{"mIoU": 9.0, "step": 2}', '{"loss": 0.5, "step": 3}'],
+        ),
+    ):
+        folder = tmp_path / run / 'vis_data'
+        folder.mkdir(parents=True)
+        (folder / 'scalars.json').write_text('\n'.join(lines))
+    losses = [(entry['step'], entry['loss']) for entry in read_scalars(tmp_path) if 'loss' in entry]
+    assert losses == [(1, 3.0), (2, 2.5), (3, 0.5)]
+    assert [entry['step'] for entry in read_scalars(tmp_path) if 'mIoU' in entry] == [2]

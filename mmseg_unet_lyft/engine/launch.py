@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
+from .. import register  # noqa: F401  (a config whose custom_imports name the bare package finds it imported)
 from ..errors import InputError
 
 # Below this, casting costs more than bfloat16 arithmetic saves.

@@ -125,9 +125,18 @@ def _save(path: Path, picture: Image.Image) -> None:
 
 
 def read_scalars(work_dir: Path) -> list[dict]:
-    """Everything the runs in a work dir logged, oldest run first: one dict a log line."""
-    files = sorted(work_dir.glob('*/vis_data/scalars.json'))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines() if line.strip()]
+    """What the runs in a work dir logged, one dict a log line, in order of step.
+
+    Where a resumed run went over the same steps again, the later run counts. A last line that a killed
+    run left half written is passed over.
+    """
+    entries: dict[tuple[bool, int], dict] = {}
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in file.read_text(encoding='utf-8').splitlines():
+            if line.endswith('}'):
+                entry = json.loads(line)
+                entries['mIoU' in entry, entry['step']] = entry
+    return sorted(entries.values(), key=lambda entry: entry['step'])
 
 
 def save_training_curves(work_dir: Path) -> Path:

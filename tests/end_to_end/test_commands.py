@@ -45,7 +45,8 @@ def test_training_leaves_best_last_curves_and_scalars(trained, capsys):
 
 
 def test_loss_falls_when_two_frames_are_learnt_by_heart(drawn_root, tmp_path):
-    options = ('max_iters=80', 'val_interval=80', 'learning_rate=0.01', 'train_drives=[F1]', 'val_drives=[F1]')
+    drives = ('train_drives=[F1]', 'val_drives=[F1]')
+    options = ('max_iters=80', 'val_interval=80', 'learning_rate=0.01', *drives)
     assert train_tiny(drawn_root, tmp_path, '--seed', '0', options=options) == 0
     (log,) = tmp_path.glob('*/vis_data/scalars.json')
     validation = [json.loads(line) for line in log.read_text().splitlines()][-1]

@@ -13,7 +13,7 @@ model = dict(
     channels_last=channels_last,
     data_preprocessor=dict(
         type='SegDataPreProcessor',
-        # RGB, ImageNet statistics: centred inputs of unit spread, which a network without norm needs to start.
+        # RGB, ImageNet statistics: centred inputs of unit spread help a network without norm to start.
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
