@@ -21,6 +21,7 @@ from mmseg_unet_lyft.datasets.labels import (
     median_frequency_weights,
     tags_to_ids,
 )
+from mmseg_unet_lyft.datasets.scenes import draw_frame
 from mmseg_unet_lyft.errors import InputError
 
 PROJECT = Path(__file__).parents[1]
@@ -183,7 +184,11 @@ def test_median_frequency_weights_by_hand():
     np.testing.assert_allclose(median_frequency_weights([16, 4, 0.0004], largest=200), [0.5, 1, 100])
 
 
-@pytest.mark.parametrize('leaf', sorted(path.name for path in (PROJECT / 'configs').glob('*.py')))
+DEMO = 'unet_lyft_demo.py'
+LEAVES = sorted(path.name for path in (PROJECT / 'configs').glob('*.py') if path.name != DEMO)
+
+
+@pytest.mark.parametrize('leaf', LEAVES)
 def test_class_weights_in_the_configs_are_those_of_the_published_shares(leaf):
     config = Config.fromfile(PROJECT / 'configs' / leaf)
     weights = config.model.decode_head.loss_decode.class_weight
@@ -192,6 +197,14 @@ def test_class_weights_in_the_configs_are_those_of_the_published_shares(leaf):
         return
     expected = median_frequency_weights(get_scheme(config.train_dataloader.dataset.scheme).train_percent)
     np.testing.assert_array_equal(weights, expected.round(2))
+
+
+def test_class_weights_of_the_demo_are_those_of_the_drawn_training_frames():
+    labels = [draw_frame(drive, frame, 0, 150, 200)[1] for drive in SPLITS['train'] for frame in (1, 5, 9)]
+    share = np.bincount(np.concatenate(labels).ravel(), minlength=13)
+    weights = Config.fromfile(PROJECT / 'configs' / DEMO).model.decode_head.loss_decode.class_weight
+    # A quarter of the frames, at half the size.
+    np.testing.assert_allclose(weights, median_frequency_weights(share), rtol=0.2)
 
 
 # --- names, drives, the split ------------------------------------------------------------------------------

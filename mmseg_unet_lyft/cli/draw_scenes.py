@@ -36,6 +36,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def _draw_scenes(argv: list[str] | None) -> None:
     args = parse_args(argv)
+    from ..compat import require_opencv
+
+    require_opencv()
     from ..datasets.episodes import SPLITS
     from ..datasets.scenes import SceneRecipe, write_scenes
 
