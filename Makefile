@@ -24,7 +24,6 @@ SCORE = $(PY) tools/test.py configs/unet_lyft_demo.py $(BEST) --data-root $(DATA
 	--baselines --show-dir $(DEMO)/overlays
 PREDICT = $(PY) tools/predict.py configs/unet_lyft_demo.py $(BEST) $(DATA)/dataA/dataA/CameraRGB \
 	--out $(DEMO)/predictions
-	--out $(DEMO)/predictions
 
 .PHONY: install demo test lint lock clean
 

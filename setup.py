@@ -17,7 +17,7 @@ def read_version() -> str:
 
 
 # Used by our code whichever stack is there; a floor is the oldest one the OneDL stack itself accepts.
-TORCH = ['torch>=2.4', 'opencv-python>=4.8', 'matplotlib>=3.7']
+TORCH = ['torch>=2.4', 'opencv-python>=4.8', 'matplotlib>=3.7', 'prettytable>=3']
 ONEDL = [
     'onedl-mmsegmentation>=1.4.2,<1.5',
     'onedl-mmcv>=2.3.6,<2.4',

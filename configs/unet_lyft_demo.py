@@ -1,12 +1,12 @@
 # The recommended network on drawn scenes at half size: minutes on a CPU (make demo).
 _base_ = ['unet_lyft_bn.py']
 
-data_root = 'data/drawn'
+data_root = '{{$LYFT_DATA_ROOT:data/drawn}}'
 image_scale_wh = (400, 300)
 scale_range = (0.75, 1.5)
 crop_size = (256, 320)
-max_iters = 700
-val_interval = 350
+max_iters = 800
+val_interval = 400
 # labels.median_frequency_weights of the drawn training frames, whose small things are not as rare.
 class_weight = [0.23, 0.5, 1.37, 1.37, 1.66, 1.0, 1.3, 0.31, 0.68, 0.53, 0.3, 1.17, 1.87]
 

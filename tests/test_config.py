@@ -261,6 +261,8 @@ def test_the_data_root_is_the_configs_else_the_environments_else_the_options(mon
 
 
 def test_the_demo_trains_on_its_drawn_scenes_unless_told_otherwise(monkeypatch):
-    monkeypatch.setenv('LYFT_DATA_ROOT', '/data/kaggle')
+    monkeypatch.delenv('LYFT_DATA_ROOT', raising=False)
     assert roots(load_config(DEMO)) == {'data/drawn'}
+    monkeypatch.setenv('LYFT_DATA_ROOT', '/data/kaggle')
+    assert roots(load_config(DEMO)) == {'/data/kaggle'}
     assert roots(load_config(DEMO, {'data_root': 'other'})) == {'other'}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
+from mmseg.registry import OPTIM_WRAPPERS
 
 import mmseg_unet_lyft.register  # noqa: F401
 from mmseg_unet_lyft.engine import launch
@@ -75,7 +75,7 @@ def test_resume_wants_a_checkpoint(tmp_path):
     config = Config(dict(work_dir=str(tmp_path), load_from=None, resume=False))
     with pytest.raises(InputError, match=f'--resume: {tmp_path} holds no checkpoint'):
         launch.use_resume(config, 'auto')
-    (tmp_path / 'iter_5.pth').touch()
+    torch.save(dict(state_dict={}), tmp_path / 'iter_5.pth')
     with pytest.raises(InputError, match=r'iter_6.pth: no such checkpoint; .* holds iter_5.pth'):
         launch.use_resume(config, str(tmp_path / 'iter_6.pth'))
     launch.use_resume(config, str(tmp_path / 'iter_5.pth'))

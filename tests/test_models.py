@@ -139,7 +139,13 @@ def test_dropout_per_level_follows_the_tutorial_and_can_be_set():
     assert [pool[1].p for pool in LyftUNet(dropout=(0.1, 0.2, 0.3, 0.4)).pools] == [0.1, 0.2, 0.3, 0.4]
     assert [pool[1].p for pool in LyftUNet(dropout=0.0, num_stages=3).pools] == [0.0, 0.0]
     head = LyftUNetHead(in_channels=(4, 8), num_classes=2, out_channels=1)
-    assert head.concat_dropout.p == 0.5
+    assert [dropout.p for dropout in head.concat_dropouts] == [0.5]
+    per_level = LyftUNetHead(in_channels=(4, 8, 16), num_classes=13, dropout=(0.1, 0.2))
+    assert [dropout.p for dropout in per_level.concat_dropouts] == [0.1, 0.2]
+    with pytest.raises(InputError, match='3 dropout ratios for 1 decoder levels'):
+        LyftUNetHead(in_channels=(4, 8), num_classes=13, dropout=(0.1, 0.2, 0.3))
+    with pytest.raises(InputError, match='num_stages=1; a U has 2 or more'):
+        LyftUNet(num_stages=1)
     assert head.dropout is None
     with pytest.raises(InputError, match=r'dropout=\(0.5, 0.5\) has 2 ratios, but 5 stages have 4 pools'):
         LyftUNet(dropout=(0.5, 0.5))

@@ -273,3 +273,10 @@ def test_make_install_keeps_a_torch_that_is_there_and_runs_once(source_copy, tmp
     command = [clone / '.venv/bin/mmseg_unet_lyft', '--version']
     version = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
     assert version == f'mmseg_unet_lyft {mmseg_unet_lyft.__version__}\n'
+
+
+@pytest.mark.parametrize('target', ['install', 'demo', 'test', 'lint'])
+def test_make_can_read_its_file(target):
+    command = ['make', '-n', target]
+    dry = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert dry.returncode == 0, dry.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..errors import InputError
 from .console import guarded, progress, say
 
 
@@ -44,6 +45,8 @@ def _predict(argv: list[str] | None) -> None:
     from ..inference.folder import find_images, predict_images
     from ..inference.segmenter import Segmenter
 
+    if not 0 <= args.opacity <= 1:
+        raise InputError(f'--opacity {args.opacity}: give a number from 0 to 1')
     images = find_images([Path(path) for path in args.inputs])
     launch.choose_device(args.device)
     launch.check_checkpoint(args.checkpoint)

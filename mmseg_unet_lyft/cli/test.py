@@ -48,10 +48,11 @@ def _test(argv: list[str] | None) -> None:
         *config.get('custom_hooks', []),
         dict(type='LyftOutputHook', out_dir=args.out, show_dir=args.show_dir, show_limit=args.show_limit),
     ]
-    floors = scoring.score_floors(config, progress) if args.baselines else {}
     runner = launch.build_runner(config)
+    launch.check_weights(runner.model, args.checkpoint)
+    metric = scoring.find_metric(runner)
+    floors = scoring.score_floors(config, progress) if args.baselines else {}
     metrics = runner.test()
-    metric = runner.test_evaluator.metrics[0]
     summary = scoring.summarise(config, metrics, metric.confusion, floors)
     say(scoring.score_table(summary))
     path = scoring.save_summary(summary, Path(config.work_dir))

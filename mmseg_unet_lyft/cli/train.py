@@ -9,6 +9,7 @@ import argparse
 import os
 from pathlib import Path
 
+from ..errors import InputError
 from .console import guarded, say
 from .options import add_run_arguments
 
@@ -44,18 +45,19 @@ def _train(argv: list[str] | None) -> None:
 
     config = read_config(args)
     launch.choose_device(args.device)
+    randomness = config.setdefault('randomness', dict(seed=None, deterministic=False))
     if args.seed is not None:
-        config.randomness.seed = args.seed
-    config.randomness.deterministic = config.randomness.deterministic or args.deterministic
+        randomness['seed'] = args.seed
+    randomness['deterministic'] = randomness.get('deterministic', False) or args.deterministic
+    if args.load_from and args.resume:
+        raise InputError('--load-from starts anew and --resume goes on; give one of them')
     if args.load_from:
         launch.check_checkpoint(args.load_from)
         config.load_from = args.load_from
     launch.use_resume(config, args.resume)
     check_data(config, 'train_dataloader', 'val_dataloader')
     if args.amp:
-        from mmengine.device import is_cuda_available
-
-        say(launch.use_amp(config, is_cuda_available()))
+        say(launch.use_amp(config, on_cuda=launch.device_name(args.device).startswith('cuda')))
     runner = launch.build_runner(config)
     runner.train()
     curves = save_training_curves(Path(config.work_dir))

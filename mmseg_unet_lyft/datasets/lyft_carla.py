@@ -36,7 +36,8 @@ def find_image_folders(data_root: Path) -> list[Path]:
         raise InputError(
             f'{data_root}: no such folder. Get the data at '
             'https://www.kaggle.com/datasets/kumaresanmanickavelu/lyft-udacity-challenge and name its folder '
-            'with --data-root or LYFT_DATA_ROOT; or draw scenes: python tools/draw_scenes.py data/drawn'
+            'with --data-root or LYFT_DATA_ROOT; or draw scenes with tools/draw_scenes.py '
+            '(python -m mmseg_unet_lyft draw_scenes data/drawn) and name data/drawn'
         )
     found: dict[str, Path] = {}
     for folder, subfolders, _ in os.walk(data_root, followlinks=True):
@@ -103,9 +104,12 @@ def find_pairs(data_root: Path, split: str | Sequence[str]) -> list[dict]:
         present[drive] = present.get(drive, 0) + 1
         if drive in drives:
             pairs.append((drive, frame, image_path))
-    if not pairs:
+    # A benchmark split may be there in part; a drive that was named is wanted.
+    absent = [] if isinstance(split, str) else [drive for drive in drives if drive not in present]
+    if absent or not pairs:
         raise InputError(
-            f'{data_root}: no frames of split {split!r} (drives {", ".join(drives)}). Drives present: '
+            f'{data_root}: no frames of split {split!r} (drives {", ".join(absent or drives)}). '
+            'Drives present: '
             + ', '.join(f'{drive} ({count} frames)' for drive, count in sorted(present.items()))
             + "; name some of them, as in train_drives='[F901,F902]'"
         )

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
+from mmseg.registry import OPTIM_WRAPPERS
 from torch import nn
 
 

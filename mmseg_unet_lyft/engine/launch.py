@@ -6,10 +6,11 @@ import os
 import statistics
 import time
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
 from .. import register  # noqa: F401  (a config whose custom_imports name the bare package finds it imported)
@@ -22,7 +23,7 @@ _BF16_PAYS_FROM = 1.1
 def choose_device(name: str | None) -> None:
     """Make this process use one device: ``cpu``, ``cuda`` or ``cuda:N``; None leaves the choice to mmengine.
 
-    Must run before anything asks CUDA for its devices.
+    mmengine looked for a GPU when it was imported and keeps its answer, so that answer is changed too.
 
     Raises:
         InputError: If the name is none of these, or there is no such device.
@@ -32,7 +33,6 @@ def choose_device(name: str | None) -> None:
     kind, _, index = name.partition(':')
     if kind not in ('cpu', 'cuda') or (index and not index.isdigit()):
         raise InputError(f'--device {name}: choose cpu, cuda or cuda:N')
-    # mmengine takes a GPU whenever it sees one; hiding the others is its documented way to choose.
     if kind == 'cpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
         import mmengine.device.utils
@@ -72,12 +72,14 @@ def use_amp(config: Config, on_cuda: bool) -> str:
         InputError: If the optimizer wrapper is one that mixed precision cannot replace.
     """
     wrapper = config.optim_wrapper
-    if wrapper.type in ('AmpOptimWrapper', 'LyftCpuAmpOptimWrapper'):
-        return f'--amp: the config has {wrapper.type} already'
-    if wrapper.type != 'OptimWrapper':
-        raise InputError(f'--amp works with optim_wrapper.type=OptimWrapper; this config has {wrapper.type}')
+    fitting = 'AmpOptimWrapper' if on_cuda else 'LyftCpuAmpOptimWrapper'
+    present = wrapper.setdefault('type', 'OptimWrapper')
+    if present == fitting:
+        return f'--amp: the config has {present} already'
+    if present != 'OptimWrapper':
+        raise InputError(f'--amp works with optim_wrapper.type=OptimWrapper; this config has {present}')
     if on_cuda:
-        wrapper.type = 'AmpOptimWrapper'
+        wrapper.type = fitting
         wrapper.loss_scale = 'dynamic'
         return '--amp: float16 autocast with dynamic loss scaling'
     speedup = bf16_speedup()
@@ -85,7 +87,7 @@ def use_amp(config: Config, on_cuda: bool) -> str:
         return (
             f'--amp: bfloat16 convolutions run at {speedup:.2f}x of float32 on this CPU; training in float32'
         )
-    wrapper.type = 'LyftCpuAmpOptimWrapper'
+    wrapper.type = fitting
     return f'--amp: bfloat16 autocast; its convolutions run at {speedup:.2f}x of float32 on this CPU'
 
 
@@ -107,12 +109,44 @@ def use_resume(config: Config, resume: str | None) -> None:
     config.resume = True
 
 
-def check_checkpoint(path: str) -> None:
-    """Raise an InputError if there is no such checkpoint file."""
+def check_checkpoint(path: str) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint file, by name.
+
+    Raises:
+        InputError: If there is no such file, or it is no checkpoint.
+    """
     if not Path(path).is_file():
         folder = Path(path).parent
         there = ', '.join(sorted(file.name for file in folder.glob('*.pth'))) or 'no .pth file'
         raise InputError(f'{path}: no such checkpoint; {folder} holds {there}')
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    except (RuntimeError, EOFError, UnpicklingError, ValueError, KeyError) as error:
+        raise InputError(f'{path}: cannot be read as a checkpoint ({type(error).__name__})') from error
+    if not isinstance(checkpoint, dict):
+        raise InputError(f'{path}: holds a {type(checkpoint).__name__} and not the weights of a model')
+    return checkpoint.get('state_dict', checkpoint)
+
+
+def check_weights(model: nn.Module, path: str) -> None:
+    """Raise an InputError unless a checkpoint's weights are the model's, name by name and in shape.
+
+    mmengine loads what fits and only logs the rest.
+    """
+    weights, wanted = check_checkpoint(path), model.state_dict()
+    problems = dict(
+        missing=wanted.keys() - weights.keys(),
+        unexpected=weights.keys() - wanted.keys(),
+        reshaped={
+            name for name in weights.keys() & wanted.keys() if weights[name].shape != wanted[name].shape
+        },
+    )
+    found = [f'{len(names)} {what} ({min(names)}, ...)' for what, names in problems.items() if names]
+    if found:
+        raise InputError(
+            f'{path}: its weights are not of this config: {"; ".join(found)}. '
+            'Name the config it was trained with'
+        )
 
 
 def build_runner(config: Config) -> Runner:

@@ -6,17 +6,27 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ..datasets.labels import get_scheme
 from ..datasets.lyft_carla import find_pairs
+from ..errors import InputError
 
 
 def check_data(config: Config, *loaders: str) -> None:
-    """Raise an InputError if a loader's Lyft frames are missing or incomplete.
+    """Raise an InputError if a loader's Lyft frames are missing, or their classes are not the model's.
 
     Args:
-        config: The whole config.
+        config: The whole config; loaders that are None, or of other data sets, are passed over.
         loaders: ``'train_dataloader'`` and the like.
     """
     for loader in loaders:
-        dataset = config.get(loader, {}).get('dataset', {})
-        if dataset.get('type') == 'LyftCarlaDataset':
-            find_pairs(Path(dataset['data_root']), dataset.get('split', 'train'))
+        dataset = (config.get(loader) or {}).get('dataset', {})
+        if dataset.get('type') != 'LyftCarlaDataset':
+            continue
+        find_pairs(Path(dataset['data_root']), dataset.get('split', 'train'))
+        scheme = get_scheme(dataset.get('scheme', 'carla13'))
+        num_classes = config.model.get('decode_head', {}).get('num_classes', len(scheme.classes))
+        if num_classes != len(scheme.classes):
+            raise InputError(
+                f'scheme {scheme.name} has {len(scheme.classes)} classes, but the decode head {num_classes}; '
+                'use unet_lyft_challenge.py for challenge3, unet_lyft_road.py for road, others for carla13'
+            )

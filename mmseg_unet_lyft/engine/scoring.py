@@ -9,20 +9,36 @@ from pathlib import Path
 import cv2
 import numpy as np
 from mmengine.config import Config
+from mmengine.runner import Runner
 from prettytable import PrettyTable
 
 from ..datasets.labels import get_scheme
-from ..datasets.loading import read_label
+from ..datasets.loading import read_label, read_png
 from ..datasets.lyft_carla import find_pairs
 from ..datasets.scenes import read_marker
+from ..errors import InputError
 from ..evaluation.baselines import baseline_confusions
 from ..evaluation.counts import class_scores, mean_iou
+from ..evaluation.iou_metric import LyftIoUMetric
 
 
 def _frames(pairs: Iterable[dict], scheme: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Image (BGR) and label ids of each pair, uint8 at raw size."""
     for pair in pairs:
-        yield cv2.imread(pair['img_path']), read_label(pair['seg_map_path'], scheme)
+        content = np.frombuffer(read_png(pair['img_path']), np.uint8)
+        yield cv2.imdecode(content, cv2.IMREAD_COLOR), read_label(pair['seg_map_path'], scheme)
+
+
+def find_metric(runner: Runner) -> LyftIoUMetric:
+    """The runner's `LyftIoUMetric`, whose confusion matrix the tables are made of.
+
+    Raises:
+        InputError: If its config has none.
+    """
+    for metric in runner.test_evaluator.metrics if hasattr(runner, 'test_evaluator') else ():
+        if isinstance(metric, LyftIoUMetric):
+            return metric
+    raise InputError("this command needs test_evaluator = dict(type='LyftIoUMetric') in the config")
 
 
 def score_floors(config: Config, progress: Callable[[list, int, str], Iterable]) -> dict[str, np.ndarray]:
@@ -60,24 +76,27 @@ def summarise(
         data='drawn scenes' if marker else 'frames as given',
         data_root=str(dataset.data_root),
         scheme=dataset.scheme,
-        train_drives=config.train_dataloader.dataset.split,
-        test_drives=dataset.split,
+        floors_fitted_on=config.train_dataloader.dataset.split if floors else None,
+        tested_on=dataset.split,
         metrics=metrics,
         confusion=confusion.tolist(),
-        iou=_iou_by_class(confusion, classes),
+        iou=_percent_by_class(confusion, classes, 'iou'),
+        f1=_percent_by_class(confusion, classes, 'f1'),
+        precision=_percent_by_class(confusion, classes, 'precision'),
+        recall=_percent_by_class(confusion, classes, 'recall'),
         floors={
-            name: dict(mIoU=100 * mean_iou(floor), iou=_iou_by_class(floor, classes))
+            name: dict(mIoU=100 * mean_iou(floor), iou=_percent_by_class(floor, classes, 'iou'))
             for name, floor in floors.items()
         },
     )
 
 
-def _iou_by_class(confusion: np.ndarray, classes: Iterable[str]) -> dict[str, float | None]:
-    """IoU in percent by class name."""
-    iou = class_scores(confusion)['iou']
+def _percent_by_class(confusion: np.ndarray, classes: Iterable[str], score: str) -> dict[str, float | None]:
+    """A score of `class_scores` in percent by class name; None where it is not defined."""
+    values = class_scores(confusion)[score]
     return {
         name: None if np.isnan(value) else 100 * float(value)
-        for name, value in zip(classes, iou, strict=True)
+        for name, value in zip(classes, values, strict=True)
     }
 
 
@@ -90,9 +109,10 @@ def score_table(summary: dict) -> str:
         values = [column['iou'][name] for column in columns.values()]
         table.add_row([name, *('n/a' if value is None else f'{value:.2f}' for value in values)])
     table.add_row(['mean', *(f'{column["mIoU"]:.2f}' for column in columns.values())])
-    what = f'{summary["data"]}; scheme {summary["scheme"]}'
-    drives = f'tested on {summary["test_drives"]}, trained on {summary["train_drives"]}'
-    return f'{table.get_string()}\n{what}; {drives}'
+    note = f'{summary["data"]}; scheme {summary["scheme"]}; tested on {summary["tested_on"]}'
+    if summary['floors']:
+        note += f'; floors fitted on {summary["floors_fitted_on"]}'
+    return f'{table.get_string()}\n{note}'
 
 
 def save_summary(summary: dict, folder: Path) -> Path:

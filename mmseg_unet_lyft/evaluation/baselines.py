@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from ..datasets.labels import IGNORE_INDEX
+from ..errors import InputError
 from .counts import confusion_matrix
 
 _BITS = 5
@@ -28,9 +29,15 @@ class PixelFrequency:
         self._map: np.ndarray | None = None
 
     def add(self, image: np.ndarray, label: np.ndarray) -> None:
-        """Count a training frame: label ids, uint8 (H, W); all frames must have one size."""
+        """Count a training frame: label ids, uint8 (H, W); raises InputError if its size is another."""
         if self.counts is None:
             self.counts = np.zeros((self.num_classes, *label.shape), dtype=np.int32)
+        if self.counts.shape[1:] != label.shape:
+            height, width = self.counts.shape[1:]
+            raise InputError(
+                f'frames of {height}x{width} and of {label.shape[0]}x{label.shape[1]} (height x width); '
+                'the most frequent class at each pixel wants one size'
+            )
         for index in range(self.num_classes):
             self.counts[index] += label == index
 

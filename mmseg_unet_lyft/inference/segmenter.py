@@ -11,6 +11,7 @@ from mmengine.dataset import Compose
 from mmseg.apis import init_model
 
 from ..engine.config import load_config
+from ..engine.launch import check_checkpoint, check_weights
 from ..errors import InputError
 
 
@@ -25,16 +26,29 @@ class Segmenter:
         config: Config, path of one, or the name of one in the package.
         checkpoint: Path of a checkpoint trained with it.
         device: ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
+
+    Raises:
+        InputError: If config or checkpoint cannot be read, or do not belong together.
     """
 
     def __init__(self, config: Config | str, checkpoint: str, device: str = 'cpu') -> None:
         # mmseg's init_model writes into the config it is given.
         config = copy.deepcopy(config) if isinstance(config, Config) else load_config(config)
+        if 'test_pipeline' not in config:
+            raise InputError(
+                f'{config.filename}: has no test_pipeline; name a config that mmseg.apis could use'
+            )
+        check_checkpoint(checkpoint)
         self.model = init_model(config, checkpoint, device)
+        check_weights(self.model, checkpoint)
         steps = self.model.cfg.test_pipeline
         # The frame is given and has no label.
         self._pipeline = Compose(
-            [step for step in steps if step['type'] not in ('LoadImageFromFile', 'LoadLyftLabel')]
+            [
+                step
+                for step in steps
+                if step['type'] not in ('LoadImageFromFile', 'LoadLyftLabel', 'LoadAnnotations')
+            ]
         )
         self.classes: list[str] = list(self.model.dataset_meta['classes'])
         self.palette: list[list[int]] = [list(colour) for colour in self.model.dataset_meta['palette']]

@@ -79,6 +79,8 @@ class LyftUNet(BaseModule):
         init_cfg: dict | Sequence[dict] | None = KERAS_INIT,
     ) -> None:
         super().__init__([dict(cfg) for cfg in init_cfg] if init_cfg is KERAS_INIT else init_cfg)
+        if num_stages < 2:
+            raise InputError(f'LyftUNet: num_stages={num_stages}; a U has 2 or more')
         pools = num_stages - 1
         if dropout is None:
             dropout = (0.25, *[0.5] * (pools - 1))

@@ -28,6 +28,28 @@ def fit_to_skip(upsampled: Tensor, skip: Tensor) -> Tensor:
     return upsampled[:, :, :height, :width]
 
 
+def decoder_widths(
+    in_channels: tuple[int, ...], decoder_channels: Sequence[int] | None, channels: int | None
+) -> tuple[int, ...]:
+    """Channels of each decoder level, finest first: as given, or those of the skip maps.
+
+    Raises:
+        InputError: If the numbers of maps, levels and channels do not fit each other.
+    """
+    widths = tuple(in_channels[:-1] if decoder_channels is None else decoder_channels)
+    if len(in_channels) < 2 or len(widths) != len(in_channels) - 1:
+        raise InputError(
+            f'LyftUNetHead: in_channels={in_channels} and decoder_channels={widths}; '
+            'a head over n maps (2 or more) has n - 1 decoder levels'
+        )
+    if channels is not None and channels != widths[0]:
+        raise InputError(
+            f'LyftUNetHead: channels={channels}, but the finest decoder level has {widths[0]}; leave '
+            'channels out, or set decoder_channels'
+        )
+    return widths
+
+
 @MODELS.register_module()
 class LyftUNetHead(BaseDecodeHead):
     """The tutorial U-Net's expansive path and its 1x1 output convolution.
@@ -44,7 +66,7 @@ class LyftUNetHead(BaseDecodeHead):
         decoder_channels: Channels of each decoder level, finest first; those of the skip maps by
             default, as in the reference. Wide backbones want fewer.
         in_index: Which of the backbone's maps to take, finest first; all by default.
-        dropout: Dropout ratio behind each concatenation.
+        dropout: Dropout ratio behind each concatenation, one number or one a decoder level, finest first.
         norm_cfg: Normalisation behind each convolution of a level; the reference has none.
         act_cfg: Activation; ReLU by default.
         loss_decode: Loss or losses; by default cross-entropy over the valid pixels.
@@ -65,7 +87,7 @@ class LyftUNetHead(BaseDecodeHead):
         channels: int | None = None,
         decoder_channels: Sequence[int] | None = None,
         in_index: Sequence[int] | None = None,
-        dropout: float = 0.5,
+        dropout: float | Sequence[float] = 0.5,
         norm_cfg: dict | None = None,
         act_cfg: dict | None = None,
         loss_decode: dict | Sequence[dict] | None = None,
@@ -74,17 +96,7 @@ class LyftUNetHead(BaseDecodeHead):
         **kwargs,
     ) -> None:
         in_channels = tuple(in_channels)
-        widths = tuple(in_channels[:-1] if decoder_channels is None else decoder_channels)
-        if len(in_channels) < 2 or len(widths) != len(in_channels) - 1:
-            raise InputError(
-                f'LyftUNetHead: in_channels={in_channels} and decoder_channels={widths}; '
-                'a head over n maps (2 or more) has n - 1 decoder levels'
-            )
-        if channels is not None and channels != widths[0]:
-            raise InputError(
-                f'LyftUNetHead: channels={channels}, but the finest decoder level has {widths[0]}; leave '
-                'channels out, or set decoder_channels'
-            )
+        widths = decoder_widths(in_channels, decoder_channels, channels)
         if (out_channels or num_classes) == 1 and threshold is None:
             threshold = 0.5
         super().__init__(
@@ -108,7 +120,10 @@ class LyftUNetHead(BaseDecodeHead):
         self.upsamplings = nn.ModuleList(
             nn.ConvTranspose2d(below, width, 3, stride=2) for below, width in zip(deeper, widths, strict=True)
         )
-        self.concat_dropout = nn.Dropout(dropout)
+        ratios = [dropout] * len(widths) if isinstance(dropout, (int, float)) else dropout
+        if len(ratios) != len(widths):
+            raise InputError(f'LyftUNetHead: {len(ratios)} dropout ratios for {len(widths)} decoder levels')
+        self.concat_dropouts = nn.ModuleList(nn.Dropout(ratio) for ratio in ratios)
         self.levels = nn.ModuleList(
             unet_level(width + skip, width, norm_cfg, act_cfg)
             for width, skip in zip(widths, in_channels, strict=False)
@@ -124,11 +139,10 @@ class LyftUNetHead(BaseDecodeHead):
             Logits, float (N, out_channels, H_0, W_0).
         """
         *skips, current = self._transform_inputs(inputs)
-        for skip, upsampling, level in zip(
-            reversed(skips), reversed(self.upsamplings), reversed(self.levels), strict=True
-        ):
-            upsampled = fit_to_skip(upsampling(current), skip)
-            current = run_level(level, self.concat_dropout(torch.cat([upsampled, skip], dim=1)), self.with_cp)
+        for index in reversed(range(len(skips))):
+            upsampled = fit_to_skip(self.upsamplings[index](current), skips[index])
+            joined = self.concat_dropouts[index](torch.cat([upsampled, skips[index]], dim=1))
+            current = run_level(self.levels[index], joined, self.with_cp)
         return self.cls_seg(current)
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:

@@ -98,7 +98,7 @@ def test_scores_stand_beside_the_floors_and_name_the_data(trained, drawn_root, t
     assert score_tiny(trained, drawn_root, tmp_path, *arguments) == 0
     printed = capsys.readouterr().out
     summary = json.loads((tmp_path / 'scores.json').read_text())
-    assert 'drawn scenes; scheme carla13; tested on test, trained on train' in printed
+    assert 'drawn scenes; scheme carla13; tested on test; floors fitted on train' in printed
     assert printed.rstrip().endswith(f'wrote {tmp_path / "scores.json"}')
     assert set(summary['floors']) == {'most frequent class at each pixel', 'look-up of the colour'}
     # The written ids, scored independently, give the same confusion matrix.
@@ -200,6 +200,7 @@ def test_a_wrong_label_found_by_a_worker_is_named_and_ends_the_run(drawn_root, t
         (['configs/unet_lyft.py', '--device', 'tpu'], '--device tpu: choose cpu, cuda or cuda:N'),
         (['configs/unet_lyft.py', '--load-from', 'no.pth'], 'no.pth: no such checkpoint'),
         (['configs/unet_lyft.py', '--resume', 'no.pth'], 'no.pth: no such checkpoint'),
+        (['configs/unet_lyft.py', '--resume', '--load-from', 'x.pth'], 'give one of them'),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_message(arguments, message, capsys):
@@ -207,3 +208,39 @@ def test_mistakes_on_the_command_line_are_one_message(arguments, message, capsys
     said = capsys.readouterr().err
     assert message in said
     assert 'Traceback' not in said
+
+
+def test_a_checkpoint_of_another_config_is_refused_before_it_is_scored(trained, drawn_root, tmp_path, capsys):
+    checkpoint = str(best_checkpoint(str(trained)))
+    places = ['--data-root', str(drawn_root), '--work-dir', str(tmp_path)]
+    assert test.main(['configs/unet_lyft_demo.py', checkpoint, *places]) == 2
+    said = capsys.readouterr().err
+    assert 'its weights are not of this config' in said
+    assert 'reshaped (' in said
+    arguments = ['configs/unet_lyft.py', checkpoint, str(drawn_root), '--device', 'cpu']
+    assert predict.main(arguments) == 2
+    assert 'unexpected (' in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(drawn_root, tmp_path, capsys):
+    (tmp_path / 'cut.pth').write_bytes(b'PK no archive')
+    arguments = ['configs/unet_lyft_demo.py', str(tmp_path / 'cut.pth')]
+    assert predict.main([*arguments, str(drawn_root)]) == 2
+    assert f'{tmp_path / "cut.pth"}: cannot be read as a checkpoint' in capsys.readouterr().err
+
+
+def test_a_scheme_that_is_not_the_heads_is_refused_before_the_start(drawn_root, tmp_path, capsys):
+    assert train_tiny(drawn_root, tmp_path / 'run', options=('scheme=challenge3',)) == 2
+    assert 'scheme challenge3 has 3 classes, but the decode head 13' in capsys.readouterr().err
+
+
+def test_a_named_drive_that_is_not_there_is_refused(drawn_root, tmp_path, capsys):
+    assert train_tiny(drawn_root, tmp_path / 'run', options=('train_drives=[F1,F999]',)) == 2
+    said = capsys.readouterr().err
+    assert 'no frames of split' in said
+    assert '(drives F999)' in said
+
+
+def test_opacity_beyond_one_is_refused(tmp_path, capsys):
+    assert predict.main(['unet_lyft.py', 'x.pth', str(tmp_path), '--opacity', '5']) == 2
+    assert '--opacity 5.0: give a number from 0 to 1' in capsys.readouterr().err

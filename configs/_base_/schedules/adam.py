@@ -1,7 +1,7 @@
-# Adam with linear warm-up and cosine decay, by step. Knobs first; everything below derives from them.
+# AdamW with linear warm-up and cosine decay, by step. Knobs first; everything below derives from them.
 max_iters = 20000  # optimizer steps
 val_interval = 1000  # steps between validations and checkpoints
-learning_rate = 3e-3  # of Adam; without norm, Keras' default of 1e-3 learns slower (docs/results.md)
+learning_rate = 3e-3  # of AdamW; without norm, Keras' default for Adam, 1e-3, learns slower (docs/results.md)
 weight_decay = 0.01
 warmup_iters = 100  # steps from 1 % of the learning rate to all of it; 0 is none
 early_stop_patience = None  # validations without a better mIoU before training stops; None is never
