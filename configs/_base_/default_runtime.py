@@ -10,7 +10,8 @@ env_cfg = dict(
 vis_backends = [dict(type='LocalVisBackend')]
 # Without a name: mmengine would hand a second run in one process the first one's visualizer and folder.
 visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends)
-log_processor = dict(by_epoch=False)
+# mmengine smooths whatever has "loss" in its name; a validation loss is of this validation alone.
+log_processor = dict(by_epoch=False, mean_pattern=r'^(?!.*val_loss).*(loss|time|data_time|grad_norm).*')
 log_level = 'INFO'
 load_from = None
 resume = False

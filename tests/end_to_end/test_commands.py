@@ -55,6 +55,17 @@ def test_loss_falls_when_two_frames_are_learnt_by_heart(drawn_root, tmp_path):
     assert validation['mIoU'] > 10
 
 
+def test_the_logged_validation_loss_is_of_that_validation_alone(trained, drawn_root, tmp_path):
+    places = ['--data-root', str(drawn_root), '--work-dir', str(tmp_path)]
+    options = ['--cfg-options', *TINY, 'test_drives=val']
+    assert test.main(['configs/unet_lyft_demo.py', str(trained / 'iter_4.pth'), *places, *options]) == 0
+    alone = json.loads((tmp_path / 'scores.json').read_text())['metrics']['val_loss']
+    logged = [entry['val_loss'] for entry in read_scalars(trained) if 'mIoU' in entry]
+    assert logged[-1] == pytest.approx(alone, abs=1e-3)
+    # Or a mean of both would not have been seen.
+    assert logged[0] != pytest.approx(logged[-1], abs=5e-3)
+
+
 def test_the_same_seed_gives_the_same_weights(trained, drawn_root, tmp_path):
     assert train_tiny(drawn_root, tmp_path, '--seed', '0', options=('max_iters=4', 'val_interval=2')) == 0
     torch.testing.assert_close(
