@@ -8,7 +8,7 @@ crop_size = (256, 320)
 max_iters = 800
 val_interval = 400
 # labels.median_frequency_weights of the drawn training frames, whose small things are not as rare.
-class_weight = [0.23, 0.5, 1.37, 1.37, 1.66, 1.0, 1.3, 0.31, 0.68, 0.53, 0.3, 1.17, 1.87]
+class_weight = [0.25, 0.49, 1.2, 1.31, 1.62, 1.0, 1.44, 0.34, 0.67, 0.54, 0.32, 1.11, 1.8]
 
 train_pipeline = _base_.train_pipeline
 train_pipeline[2].update(scale=image_scale_wh, ratio_range=scale_range)

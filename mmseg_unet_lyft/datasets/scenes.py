@@ -28,7 +28,7 @@ from .scenes_things import PAINTERS, paint_shadows
 from .scenes_world import build_world
 
 # Counts up whenever the same recipe draws other pixels.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 MARKER_NAME = 'DRAWN_SCENES.json'
 ALL_DRIVES = tuple(drive for drives in SPLITS.values() for drive in drives)
 SMALLEST = 64

@@ -11,6 +11,7 @@ from .scenes_textures import Texture
 from .scenes_world import RGB, STEP_METRES, World, generator
 
 NEAR_METRES = 0.8  # Faces are cut off here: nearer points project to infinity.
+YAW_METRES = 6.0  # Driven per radian of the nose's swing.
 HORIZON = 0.517  # Of the image height, as in the reference stream.
 SUBPIXEL_BITS = 4
 OPAQUE = 110  # Alpha from which a texel hides what is behind it.
@@ -30,7 +31,9 @@ class Canvas:
         self.label = np.zeros((height, width), np.uint8)
         self.way = frame * STEP_METRES
         # Square pixels at 4:3 with a field of view of 90 degrees; other sizes stretch the same picture.
-        self.focal_x, self.focal_y, self.centre = width / 2, height * 2 / 3, width / 2
+        self.focal_x, self.focal_y = width / 2, height * 2 / 3
+        # The car turns its nose: without that, where things stand in the picture gives away what they are.
+        self.centre = width * (0.5 + world.yaw * math.sin(self.way / YAW_METRES + world.bend[2]))
         sway = generator(*world.key, frame, 'sway').normal(0, 1, 2)
         self.horizon = height * (HORIZON + world.pitch + 0.004 * sway[0])
         self.x = world.camera_x + 0.12 * math.sin(self.way / 23) + 0.03 * sway[1]

@@ -66,7 +66,8 @@ MASONRY = _colours('a04a34 aa5a3c 96503e b4704c a89c84')
 class World:
     """One drive's town; lengths in metres, x to the right of the road's middle line.
 
-    ``pitch`` tilts the camera, as a share of the image height.
+    ``pitch`` tilts the camera, as a share of the image height; ``yaw`` is how far its aim swings, as a share
+    of the width.
     """
 
     key: tuple[int, str]
@@ -93,6 +94,7 @@ class World:
     parked: float
     crossing_every: int
     pitch: float
+    yaw: float
 
     def middle(self, z: float | np.ndarray) -> float | np.ndarray:
         """How far the road's middle line has swung sideways at distance z."""
@@ -171,5 +173,6 @@ def build_world(seed: int, drive: str) -> World:
         crowd=float(rng.uniform(1.5, 2.6)),
         parked=float(rng.uniform(0.1, 0.6)),
         crossing_every=int(rng.integers(6, 9)),
-        pitch=float(rng.uniform(-0.018, 0.018)),
+        pitch=float(rng.uniform(-0.06, 0.06)),
+        yaw=float(rng.uniform(0.2, 0.36)),
     )
