@@ -230,7 +230,7 @@ RUNNER_HOLDS: dict[str, Callable[[Runner], list]] = dict(
         runner.model.decode_head.levels[0][0].out_channels,
     ],
     encoder_dropout=lambda runner: [pool[1].p for pool in runner.model.backbone.pools],
-    decoder_dropout=lambda runner: [runner.model.decode_head.concat_dropout.p],
+    decoder_dropout=lambda runner: [dropout.p for dropout in runner.model.decode_head.concat_dropouts],
     decoder_channels=lambda runner: [
         tuple(level[1].out_channels for level in runner.model.decode_head.levels)
     ],
