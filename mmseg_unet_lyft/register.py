@@ -1,9 +1,21 @@
 """Importing this module registers every class of the package in mmseg's registries."""
 
-from .datasets import loading, lyft_carla
+from .datasets import augment, loading, lyft_carla, stream
 from .engine import amp
 from .evaluation import iou_metric
-from .models import segmentor, unet, unet_head
+from .models import preprocessor, segmentor, unet, unet_head
 from .report import output_hook
 
-__all__ = ['amp', 'iou_metric', 'loading', 'lyft_carla', 'output_hook', 'segmentor', 'unet', 'unet_head']
+__all__ = [
+    'amp',
+    'augment',
+    'iou_metric',
+    'loading',
+    'lyft_carla',
+    'output_hook',
+    'preprocessor',
+    'segmentor',
+    'stream',
+    'unet',
+    'unet_head',
+]
