@@ -66,10 +66,16 @@ def change_colour(image: np.ndarray, colour: Sequence[float]) -> np.ndarray:
     if (first != levels).any():
         image = cv2.LUT(image, first)
     if saturation != 1 or hue:
+        hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
         # Hue has 180 steps in eight bits; what lies beyond does not occur.
         hues = ((levels.astype(int) + int(hue)) % 180).astype(np.uint8)
-        table = np.dstack([hues, _scaled(levels, saturation), levels])
-        hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), table)
+        for channel, changes, table in (
+            (0, hue, hues),
+            (1, saturation != 1, _scaled(levels, saturation)),
+        ):
+            # One channel taken out, changed and put back costs a third of a table for all three.
+            if changes:
+                cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
     if (last != levels).any():
         image = cv2.LUT(image, last)
@@ -220,12 +226,15 @@ class LyftColour(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PackLyftInputs(BaseTransform):
-    """Pack a crop for `stream.lyft_collate`: bytes, padded to the crop's size below and to the right.
+    """Pack a crop for `stream.lyft_collate`: all its bytes in one row, padded to the crop's size.
+
+    One row and not two, because every tensor that comes from a worker costs the trainer 0.4 ms.
 
     Required Keys:
         - img
         - gt_seg_map
         - crop_size
+        - colour (optional)
 
     Args:
         meta_keys: What the samples carry along.
@@ -237,20 +246,18 @@ class PackLyftInputs(BaseTransform):
         self.meta_keys = tuple(meta_keys)
 
     def transform(self, results: dict) -> dict:
-        """Bytes ``inputs`` (H, W, 3) and ``labels`` (H, W); ``meta``; ``colours`` where they are left open."""
-        missing = [
-            whole - part for whole, part in zip(results['crop_size'], results['img'].shape, strict=False)
-        ]
+        """``pixels`` uint8 (4 H W): the image (H, W, 3), then the label (H, W); ``crop_size``; ``meta``."""
+        height, width = results['crop_size']
         image, label = results['img'], results['gt_seg_map']
-        if any(missing):
-            border = (0, missing[0], 0, missing[1], cv2.BORDER_CONSTANT)
-            image = cv2.copyMakeBorder(image, *border, value=0)
-            label = cv2.copyMakeBorder(label, *border, value=IGNORE_INDEX)
-        packed = dict(
-            inputs=torch.from_numpy(np.ascontiguousarray(image)),
-            labels=torch.from_numpy(np.ascontiguousarray(label)),
-            meta={key: results[key] for key in self.meta_keys if key in results},
-        )
+        pixels = np.empty((4 * height * width,), dtype=np.uint8)
+        for part, place, beside in (
+            (image, pixels[: 3 * height * width].reshape(height, width, 3), 0),
+            (label, pixels[3 * height * width :].reshape(height, width), IGNORE_INDEX),
+        ):
+            place[: part.shape[0], : part.shape[1]] = part
+            place[part.shape[0] :] = beside
+            place[: part.shape[0], part.shape[1] :] = beside
+        meta = {key: results[key] for key in self.meta_keys if key in results}
         if 'colour' in results:
-            packed['colours'] = torch.from_numpy(results['colour'])
-        return packed
+            meta['colour'] = results['colour'].tolist()
+        return dict(pixels=torch.from_numpy(pixels), crop_size=(height, width), meta=meta)

@@ -253,8 +253,8 @@ def _decode(plan: _Plan, name: str) -> dict[str, np.ndarray]:
     for kind, array in pixels.items():
         if array.shape[:2] != size:
             raise InputError(
-                f'{pair[_PATH_KEYS[kind]]}: {kind} of {array.shape[0]}x{array.shape[1]} (height x width), but the image '
-                f'is {size[0]}x{size[1]}; they are not of the same frame'
+                f'{pair[_PATH_KEYS[kind]]}: {kind} of {array.shape[0]}x{array.shape[1]} (height x '
+                f'width), but the image is {size[0]}x{size[1]}; they are not of the same frame'
             )
     return pixels
 

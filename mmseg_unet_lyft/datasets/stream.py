@@ -121,13 +121,14 @@ def lyft_collate(samples: Sequence[dict]) -> dict[str, Any]:
     Samples of other packers are collated as mmengine does by default.
 
     Returns:
-        ``inputs`` uint8 (N, 3, H, W) BGR, channels last in memory; ``labels`` uint8 (N, H, W); ``metas``, a
-        list of dicts; and ``colours`` float32 (N, 5) if colours are left to the device.
+        ``pixels`` uint8 (N, 4 H W): of each sample the image (H, W, 3), BGR, then the label (H, W);
+        ``crop_size`` (H, W); and ``metas``, a list of dicts.
     """
-    if 'labels' not in samples[0]:
+    if 'pixels' not in samples[0]:
         return pseudo_collate(samples)
     # In a worker, torch stacks into shared memory: nothing is copied again on the way to the trainer.
-    batch = {key: default_collate([sample[key] for sample in samples]) for key in samples[0] if key != 'meta'}
-    batch['inputs'] = batch['inputs'].permute(0, 3, 1, 2)
-    batch['metas'] = [sample['meta'] for sample in samples]
-    return batch
+    return dict(
+        pixels=default_collate([sample['pixels'] for sample in samples]),
+        crop_size=samples[0]['crop_size'],
+        metas=[sample['meta'] for sample in samples],
+    )
