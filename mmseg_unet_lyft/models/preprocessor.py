@@ -57,8 +57,15 @@ class LyftDataPreProcessor(SegDataPreProcessor):
     (validation, test-time augmentation, ``mmseg.apis``) go mmseg's way.
 
     Args:
+        bgr_to_rgb: Whether to turn BGR into RGB.
+        rgb_to_bgr: Whether to turn RGB into BGR.
         kwargs: As in mmseg's ``SegDataPreProcessor``.
     """
+
+    def __init__(self, *, bgr_to_rgb: bool = False, rgb_to_bgr: bool = False, **kwargs) -> None:
+        super().__init__(bgr_to_rgb=bgr_to_rgb, rgb_to_bgr=rgb_to_bgr, **kwargs)
+        # The two stacks keep it under different names.
+        self._swap_channels = bgr_to_rgb or rgb_to_bgr
 
     def forward(self, data: dict, training: bool = False) -> dict[str, Any]:
         """The batch for the network: ``inputs`` float (N, 3, H, W) and ``data_samples``.
@@ -75,7 +82,7 @@ class LyftDataPreProcessor(SegDataPreProcessor):
         inputs = images.to(torch.float32, memory_format=torch.contiguous_format)
         if 'colour' in metas[0]:
             inputs = change_colours(inputs, torch.tensor([meta['colour'] for meta in metas]))
-        if self._channel_conversion:
+        if self._swap_channels:
             inputs = inputs.flip(1)
         if self._enable_normalize:
             inputs = (inputs - self.mean).div_(self.std)
