@@ -27,10 +27,7 @@ model = dict(
         num_classes=num_classes,
         dropout=decoder_dropout,
         with_cp=with_cp,
-        # Without weights mmseg divides by all pixels unless told; with them, by the valid ones' weights.
-        loss_decode=dict(
-            type='CrossEntropyLoss', class_weight=class_weight, avg_non_ignore=class_weight is None
-        ),
+        loss_decode=dict(type='LyftCrossEntropyLoss', class_weight=class_weight),
     ),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),
