@@ -326,6 +326,18 @@ def test_over_2000_samples_crops_lie_where_mmsegs_do(kaggle):
     assert_same_distribution(*(np.array(numbers, dtype=float) for numbers in found))
 
 
+def test_over_2000_samples_colours_are_distributed_as_mmsegs(scene):
+    # Patches of some colours, so that every change of hue and saturation can be told.
+    patches = np.uint8([[[40, 60, 200], [180, 90, 40], [60, 160, 80], [120, 120, 120]]])
+    theirs = PhotoMetricDistortion()
+    np.random.seed(7)  # noqa: NPY002
+    found = [
+        [change_colour(patches, random_colour((7, position))).ravel() for position in range(SAMPLES)],
+        [theirs.transform(dict(img=patches.copy()))['img'].ravel() for _ in range(SAMPLES)],
+    ]
+    assert_same_distribution(*(np.array(samples, dtype=float) for samples in found))
+
+
 def assert_same_distribution(ours, theirs):
     """Compare all columns of two sets of samples, in mean and in whole distribution."""
     count, columns = ours.shape
