@@ -3,10 +3,10 @@
 from .errors import InputError
 
 try:
-    from .datasets import loading, lyft_carla
+    from .datasets import augment, loading, lyft_carla, stream
     from .engine import device
     from .evaluation import iou_metric
-    from .models import losses, segmentor, unet, unet_head
+    from .models import losses, preprocessor, segmentor, unet, unet_head
     from .report import output_hook
 except ModuleNotFoundError as error:
     if error.name != 'mmcv._ext':
@@ -18,13 +18,16 @@ except ModuleNotFoundError as error:
     ) from error
 
 __all__ = [
+    'augment',
     'device',
     'iou_metric',
     'loading',
     'losses',
     'lyft_carla',
     'output_hook',
+    'preprocessor',
     'segmentor',
+    'stream',
     'unet',
     'unet_head',
 ]

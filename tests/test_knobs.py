@@ -54,13 +54,14 @@ DERIVED: dict[str, Callable[[Any], dict[str, Any]]] = dict(
     val_drives=at('val_dataloader.dataset.split'),
     test_drives=at('test_dataloader.dataset.split'),
     image_scale_wh=at(
-        'train_dataloader.dataset.pipeline.2.scale',
+        'train_dataloader.dataset.pipeline.0.scale',
         'val_dataloader.dataset.pipeline.1.scale',
         'test_dataloader.dataset.pipeline.1.scale',
         'test_pipeline.1.scale',
     ),
-    scale_range=at('train_dataloader.dataset.pipeline.2.ratio_range'),
-    crop_size=at('train_dataloader.dataset.pipeline.3.crop_size'),
+    scale_range=at('train_dataloader.dataset.pipeline.0.ratio_range'),
+    crop_size=at('train_dataloader.dataset.pipeline.0.crop_size'),
+    colour_on_device=at('train_dataloader.dataset.pipeline.1.on_device'),
     batch_size=at('train_dataloader.batch_size'),
     val_batch_size=at('val_dataloader.batch_size', 'test_dataloader.batch_size'),
     num_workers=lambda number: (
@@ -106,6 +107,7 @@ NEW_VALUES: dict[str, Any] = dict(
     image_scale_wh=(48, 32),
     scale_range=(1.0, 1.25),
     crop_size=(32, 16),
+    colour_on_device=True,
     batch_size=3,
     val_batch_size=2,
     num_workers=0,
@@ -251,10 +253,11 @@ RUNNER_HOLDS: dict[str, Callable[[Runner], list]] = dict(
     test_drives=lambda runner: [runner.test_dataloader.dataset.split],
     image_scale_wh=lambda runner: [
         dataset.pipeline.transforms[step].scale
-        for dataset, step in zip(datasets(runner), (2, 1, 1), strict=True)
+        for dataset, step in zip(datasets(runner), (0, 1, 1), strict=True)
     ],
-    scale_range=lambda runner: [datasets(runner)[0].pipeline.transforms[2].ratio_range],
-    crop_size=lambda runner: [datasets(runner)[0].pipeline.transforms[3].crop_size],
+    scale_range=lambda runner: [datasets(runner)[0].pipeline.transforms[0].ratio_range],
+    crop_size=lambda runner: [datasets(runner)[0].pipeline.transforms[0].crop_size],
+    colour_on_device=lambda runner: [datasets(runner)[0].pipeline.transforms[1].on_device],
     batch_size=lambda runner: [runner.train_dataloader.batch_size],
     val_batch_size=lambda runner: [runner.val_dataloader.batch_size, runner.test_dataloader.batch_size],
     num_workers=lambda runner: [

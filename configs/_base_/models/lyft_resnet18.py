@@ -13,7 +13,7 @@ model = dict(
     channels_last=channels_last,
     pretrained=pretrained,
     data_preprocessor=dict(
-        type='SegDataPreProcessor',
+        type='LyftDataPreProcessor',
         # The ImageNet statistics its weights were trained with.
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],

@@ -12,7 +12,7 @@ model = dict(
     type='LyftSegmentor',
     channels_last=channels_last,
     data_preprocessor=dict(
-        type='SegDataPreProcessor',
+        type='LyftDataPreProcessor',
         # RGB, ImageNet statistics: centred inputs of unit spread help a network without norm to start.
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
