@@ -1,4 +1,4 @@
-"""CARLA tags, class names, palettes, label schemes and the ego car's hood: tables and NumPy only."""
+"""Palettes, label schemes, published shares of the classes and the ego car's hood: tables and NumPy only."""
 
 from __future__ import annotations
 
@@ -7,26 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InputError
+from .simulators import CARLA_CLASSES, SIMULATORS
 
 IGNORE_INDEX = 255
 
-# CARLA 0.8 semantic tags, as the red channel of a label PNG holds them.
-# Source: https://carla.readthedocs.io/en/0.8.4/cameras_and_sensors/
-CARLA_CLASSES = (
-    'None',
-    'Buildings',
-    'Fences',
-    'Other',
-    'Pedestrians',
-    'Poles',
-    'RoadLines',
-    'Roads',
-    'Sidewalks',
-    'Vegetation',
-    'Vehicles',
-    'Walls',
-    'TrafficSigns',
-)
 ROAD_LINES, ROADS, VEHICLES = 6, 7, 10
 
 # RGB. CARLA's own CityScapesPalette; None is black there, as in the simulator.
@@ -90,8 +74,9 @@ class Scheme:
         name: The word used in configs.
         classes: Class names; the position is the train id.
         palette: RGB colour of each class, 0 to 255.
-        tag_to_id: Train id of each of the 13 CARLA tags.
+        tag_to_id: Train id of each CARLA tag.
         keep_hood: False if vehicle pixels of the ego hood become id 0.
+        simulator: The CARLA release whose tags it takes, a key of `SIMULATORS`.
     """
 
     name: str
@@ -99,6 +84,7 @@ class Scheme:
     palette: tuple[tuple[int, int, int], ...]
     tag_to_id: tuple[int, ...]
     keep_hood: bool
+    simulator: str = '0.8'
 
     @property
     def metainfo(self) -> dict:
@@ -111,7 +97,9 @@ class Scheme:
 
         The hood's share moves from vehicle to id 0 in schemes without it.
         """
-        percent = np.bincount(self.tag_to_id, weights=KAGGLE_TRAIN_PERCENT, minlength=len(self.classes))
+        # The published shares are of 0.8's tags, which are the 13 classes newer tags are mapped to.
+        ids = self.tag_to_id if self.simulator == '0.8' else range(len(CARLA_CLASSES))
+        percent = np.bincount(ids, weights=KAGGLE_TRAIN_PERCENT, minlength=len(self.classes))
         if not self.keep_hood:
             hood_percent = 100 * HOOD_PIXELS / (RAW_HEIGHT * RAW_WIDTH)
             percent[self.tag_to_id[VEHICLES]] -= hood_percent
@@ -144,6 +132,12 @@ SCHEMES = {
             # No vehicle class, so there is no hood to take out of one.
             keep_hood=True,
         ),
+        # The same 13 classes from the tags of newer releases.
+        *(
+            Scheme(one.scheme_name, CARLA_CLASSES, CARLA_PALETTE, one.to_carla13, True, one.first)
+            for one in SIMULATORS.values()
+            if one.first != '0.8'
+        ),
     )
 }
 
@@ -175,13 +169,14 @@ def hood_mask(height: int = RAW_HEIGHT, width: int = RAW_WIDTH) -> np.ndarray:
     return mask[rows[:, None], columns[None, :]]
 
 
-def tags_to_ids(raw_label: np.ndarray, scheme: Scheme) -> np.ndarray:
+def tags_to_ids(raw_label: np.ndarray, scheme: Scheme, hood: np.ndarray | None = None) -> np.ndarray:
     """Train ids of CARLA tags.
 
     Args:
         raw_label: CARLA tags at the camera's own size, uint8 (H, W). The hood mask is applied here,
             before anything is resized.
         scheme: The label scheme.
+        hood: Where the ego car's hood is, bool (H, W); that of the Kaggle set's camera by default.
 
     Returns:
         Train ids, uint8 (H, W), a new array.
@@ -195,11 +190,13 @@ def tags_to_ids(raw_label: np.ndarray, scheme: Scheme) -> np.ndarray:
         row, column = np.argwhere(raw_label >= len(scheme.tag_to_id))[0]
         raise InputError(
             f'class id {raw_label[row, column]} at (row {row}, col {column}); ids go from 0 to '
-            f'{len(scheme.tag_to_id) - 1}. Was it saved as JPEG, or by a newer CARLA?'
+            f'{len(scheme.tag_to_id) - 1}. Was it saved as JPEG, or by a newer CARLA '
+            '(scheme carla13_from_0.9.10 or carla13_from_0.9.14)?'
         )
     label = table[raw_label]
     if not scheme.keep_hood:
-        label[hood_mask(*raw_label.shape) & (raw_label == VEHICLES)] = 0
+        hood = hood_mask(*raw_label.shape) if hood is None else hood
+        label[hood & (raw_label == VEHICLES)] = 0
     return label
 
 
