@@ -1,4 +1,4 @@
-"""Every check on raw data: all frames are read by all cores, all problems are gathered, nothing is written."""
+"""Every check on raw data: all cores read all frames, all problems are gathered, nothing is written."""
 
 from __future__ import annotations
 
@@ -44,6 +44,20 @@ KINDS = {
     **manifest.KINDS,
 }
 
+# Kinds that leave a frame readable, so that a caller may take them as they are.
+ACCEPTABLE = (
+    *(
+        'extra_file',
+        'duplicate_folder',
+        'wrong_size',
+        'palette',
+        'greyscale',
+        'green_blue',
+        'duplicate_image',
+    ),
+    *('split_drive', 'replaced', 'renamed', 'swapped', 'gone', 'new'),
+)
+
 Show = Callable[[Iterable, int], Iterable]
 
 
@@ -76,6 +90,11 @@ class Inspection:
         """Frames without a problem that were decoded."""
         bad = {problem.frame for problem in self.problems if problem.frame}
         return [one for one in self.judged if one.small_label and one.files.name not in bad]
+
+    @property
+    def of_one_size(self) -> list[Judged]:
+        """Sound frames of the common size."""
+        return [one for one in self.sound if one.size == self.size]
 
 
 def inspect(

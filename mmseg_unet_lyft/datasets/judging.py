@@ -272,7 +272,8 @@ def _check_ids(judged: Judged, raw_label: np.ndarray, simulator: str) -> None:
     ids = np.flatnonzero(wrong) + num_tags
     shown = ', '.join(str(id_) for id_ in ids[:8]) + (f' and {len(ids) - 8} more' if len(ids) > 8 else '')
     message = (
-        f'{pixels} pixels with class ids outside 0 to {num_tags - 1} ({shown}), first {raw_label[row, column]} '
-        f'at (row {row}, col {column}); saved as JPEG, or by a newer CARLA (--simulator)?'
+        f'{pixels} pixels with class ids outside 0 to {num_tags - 1} ({shown}), first '
+        f'{raw_label[row, column]} at (row {row}, col {column}); saved as JPEG, or by a newer CARLA '
+        '(--simulator)?'
     )
     _add(judged, 'bad_id', judged.files.label, message)

@@ -89,9 +89,8 @@ def split_at_random(frames: Sequence[Judged], seed: int = 0) -> tuple[str, Parts
     order = np.random.default_rng(seed).permutation(len(frames))
     num_val, num_test = round(_VAL_SHARE * len(frames)), round(_TEST_SHARE * len(frames))
     parts = np.split(order, [num_val, num_val + num_test])
-    return 'random', {
-        name: sorted(part.tolist()) for name, part in zip(('val', 'test', 'train'), parts, strict=True)
-    }
+    named = zip(('val', 'test', 'train'), parts, strict=True)
+    return 'random', {name: sorted(part.tolist()) for name, part in named}
 
 
 def _held_out(names: list[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
-from .episodes import SPLITS
+from .episodes import SPLITS, drives_of_split
 from .files import write_json
 from .labels import VEHICLES, Scheme, get_scheme, median_frequency_weights
 from .simulators import SIMULATORS
@@ -68,9 +68,13 @@ class Stats:
         return cls()
 
     def _chosen(self, drives: str | Iterable[str] | None) -> list[DriveStats]:
-        """Sums of the drives that are there, all by default."""
-        wanted = self.drives if drives is None else SPLITS[drives] if isinstance(drives, str) else drives
-        return [self.drives[drive] for drive in wanted if drive in self.drives]
+        """Sums of those of the drives that were measured, of all by default."""
+        wanted = self.drives if drives is None else drives_of_split(drives)
+        chosen = [self.drives[drive] for drive in wanted if drive in self.drives]
+        if not chosen:
+            there = ', '.join(self.drives) or 'none'
+            raise InputError(f'no measured frames of {drives!r}; measured drives: {there}')
+        return chosen
 
     def percent(self, scheme: Scheme, drives: str | Iterable[str] | None = None) -> np.ndarray:
         """Pixel share of each train id over some drives, percent, float64 (C,).
@@ -80,14 +84,10 @@ class Stats:
         """
         if scheme.simulator != self.simulator:
             raise InputError(
-                f'scheme {scheme.name} takes the tags of CARLA {scheme.simulator}, but the data were recorded '
-                f'with {self.simulator}; use scheme {SIMULATORS[self.simulator].scheme_name}'
+                f'scheme {scheme.name} takes the tags of CARLA {scheme.simulator}, but the data were '
+                f'recorded with {self.simulator}; use scheme {SIMULATORS[self.simulator].scheme_name}'
             )
         chosen = self._chosen(drives)
-        if not chosen:
-            raise InputError(
-                f'no measured frames of {drives!r}; measured: {", ".join(self.drives) or "none"}'
-            )
         tag_pixels = sum(one.tag_pixels for one in chosen)
         pixels = np.bincount(scheme.tag_to_id, weights=tag_pixels, minlength=len(scheme.classes))
         if not scheme.keep_hood:
@@ -99,10 +99,6 @@ class Stats:
     def mean_std(self, drives: str | Iterable[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of R, G, B over all pixels of some drives, 0 to 255, float64 (3,)."""
         chosen = self._chosen(drives)
-        if not chosen:
-            raise InputError(
-                f'no measured frames of {drives!r}; measured: {", ".join(self.drives) or "none"}'
-            )
         pixels = sum(one.pixels for one in chosen)
         mean, square = sum(one.channel_sums for one in chosen) / pixels
         return mean, np.sqrt(np.maximum(square - mean**2, 0))
