@@ -124,7 +124,7 @@ def inspect(
     """
     root = Path(root)
     listing = list_frames(root)
-    judged, hoods = _judge_all(root, listing.frames, simulator, workers, show)
+    judged, hoods = _judge_all(root, listing.frames, simulator, accept, workers, show)
     files = _entries(root, listing, judged)
     size = _common_size(judged)
     found = [
@@ -145,7 +145,12 @@ def inspect(
 
 
 def _judge_all(
-    root: Path, frames: list[FrameFiles], simulator: str, workers: int | None, show: Show
+    root: Path,
+    frames: list[FrameFiles],
+    simulator: str,
+    accept: Sequence[str],
+    workers: int | None,
+    show: Show,
 ) -> tuple[list[Judged], dict[tuple[int, int], np.ndarray]]:
     """Judge all frames; also, by size, where every sound one has a vehicle, bool (H, W)."""
     assert simulator in SIMULATORS
@@ -154,7 +159,7 @@ def _judge_all(
     hoods: dict[tuple[int, int], np.ndarray] = {}
 
     def results() -> Iterator[Judged]:
-        tasks = ((root, chunk, simulator) for chunk in chunks)
+        tasks = ((root, chunk, simulator, tuple(accept)) for chunk in chunks)
         for part, masks in map_in_order(judge_chunk, tasks, workers):
             for size, mask in masks.items():
                 hoods[size] = hoods[size] & mask if size in hoods else mask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,13 +66,16 @@ class Judged:
         return flat.reshape(self.small_size)
 
 
-def judge_frame(root: Path, files: FrameFiles, simulator: str) -> tuple[Judged, np.ndarray | None]:
+def judge_frame(
+    root: Path, files: FrameFiles, simulator: str, accept: Sequence[str] = ()
+) -> tuple[Judged, np.ndarray | None]:
     """Read both files of a frame.
 
     Args:
         root: Folder its paths are relative to.
         files: The frame.
         simulator: CARLA release of the tags, a key of `SIMULATORS`.
+        accept: Kinds of problems that leave it sound.
 
     Returns:
         What was found, and where its vehicles are, uint8 (H, W) 0 or 1, or None if it is unsound.
@@ -92,24 +96,25 @@ def judge_frame(root: Path, files: FrameFiles, simulator: str) -> tuple[Judged, 
             '(height x width); they are not of the same frame'
         )
         _add(judged, 'size_mismatch', files.label, message)
-    if judged.problems or image is None or raw_label is None:
+    spoilt = any(problem.kind not in accept for problem in judged.problems)
+    if spoilt or image is None or raw_label is None:
         return judged, None
     small = np.ascontiguousarray(raw_label[LABEL_STEP // 2 :: LABEL_STEP, LABEL_STEP // 2 :: LABEL_STEP])
     judged.small_label, judged.small_size = zlib.compress(small, 1), small.shape
     return judged, cv2.LUT(raw_label, _vehicle_table(simulator))
 
 
-def judge_chunk(task: tuple[Path, list[FrameFiles], str]) -> tuple[list[Judged], dict]:
+def judge_chunk(task: tuple[Path, list[FrameFiles], str, Sequence[str]]) -> tuple[list[Judged], dict]:
     """Judge some frames.
 
     Returns:
         One `Judged` a frame, and by size (height, width) the pixels that are vehicle in all sound ones of
         that size, packed to bits.
     """
-    root, frames, simulator = task
+    root, frames, simulator, accept = task
     judged, hoods = [], {}
     for files in frames:
-        one, vehicles = judge_frame(root, files, simulator)
+        one, vehicles = judge_frame(root, files, simulator, accept)
         judged.append(one)
         if vehicles is not None:
             size = vehicles.shape

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
 
@@ -48,6 +48,9 @@ def damage(content: bytes) -> str | None:
     """What is wrong with a PNG's chunks and their checksums; None if nothing is."""
     try:
         Image.open(io.BytesIO(content)).verify()
+    except UnidentifiedImageError:
+        # Its message holds an address in memory, another one in each run.
+        return 'no image can be recognised'
     # Pillow reports damage as SyntaxError ("broken PNG file"), OSError, ValueError, or, without any image
     # data, as IndexError; and a header that declares a gigantic image as DecompressionBombError.
     except (SyntaxError, OSError, ValueError, IndexError, Image.DecompressionBombError) as error:

@@ -75,10 +75,13 @@ def build_page(inspection: Inspection, leaks: Sequence[Leak]) -> str:
         else '<p class="good">Sound: no problem found.</p>'
     )
     height, width = inspection.size
+    about = (
+        f'<p>{len(inspection.judged)} frames, {len(inspection.sound)} sound; of {height}x{width} '
+        f'(height x width); tags of CARLA {inspection.simulator}.</p>'
+    )
     sections = [
         f'<h1>Inspection of {escape(inspection.root.name)}</h1>{verdict}',
-        f'<p>{len(inspection.judged)} frames, {len(inspection.sound)} sound; of {height}x{width} '
-        f'(height x width); tags of CARLA {inspection.simulator}.</p>',
+        about,
         _problem_tables(inspection),
         _offenders(inspection),
     ]
