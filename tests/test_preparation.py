@@ -442,8 +442,11 @@ def test_a_run_killed_at_any_time_is_finished_by_the_next_to_the_same_bytes(fini
 
 @pytest.mark.skipif(not HAS_PACKING, reason='needs datasets/packing.py')
 def test_a_prepared_root_gives_the_pixels_of_its_pngs(frames, tmp_path):
+    from mmengine.registry import init_default_scope
+
     from mmseg_unet_lyft.datasets.lyft_carla import LyftCarlaDataset
 
+    init_default_scope('mmseg')
     out = tmp_path / 'out'
     assert main([str(frames.root), str(out), '--workers', '1']) == 0
     pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadLyftLabel')]

@@ -56,8 +56,11 @@ def test_a_tag_beyond_the_release_is_refused_and_names_the_newer_schemes(name, l
 
 def test_a_recording_of_a_newer_carla_loads_as_the_13_classes(kaggle):
     pytest.importorskip('mmseg')
+    from mmengine.registry import init_default_scope
+
     from mmseg_unet_lyft.datasets.lyft_carla import LyftCarlaDataset
 
+    init_default_scope('mmseg')
     _, label = kaggle.add('F901-0')
     tags = np.full((24, 32), 1, np.uint8)
     tags[:12] = 11

@@ -39,6 +39,7 @@ def _train(argv: list[str] | None) -> None:
 
     require_stack()
     from ..engine import launch
+    from ..engine.data_stats import apply_stats
     from ..engine.preflight import check_data
     from ..report.figures import save_training_curves
     from .options import read_config
@@ -56,6 +57,8 @@ def _train(argv: list[str] | None) -> None:
         config.load_from = args.load_from
     launch.use_resume(config, args.resume)
     check_data(config, 'train_dataloader', 'val_dataloader')
+    for line in apply_stats(config, args.cfg_options):
+        say(line)
     if args.amp:
         say(launch.use_amp(config, on_cuda=launch.device_name(args.device).startswith('cuda')))
     runner = launch.build_runner(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -77,6 +77,7 @@ class Scheme:
         tag_to_id: Train id of each CARLA tag.
         keep_hood: False if vehicle pixels of the ego hood become id 0.
         simulator: The CARLA release whose tags it takes, a key of `SIMULATORS`.
+        hood: Where the ego car's hood was measured to be, bool (H, W); None takes the Kaggle set's.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Scheme:
     tag_to_id: tuple[int, ...]
     keep_hood: bool
     simulator: str = '0.8'
+    hood: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     @property
     def metainfo(self) -> dict:
@@ -153,30 +155,44 @@ def get_scheme(name: str) -> Scheme:
     return SCHEMES[name]
 
 
-def hood_mask(height: int = RAW_HEIGHT, width: int = RAW_WIDTH) -> np.ndarray:
+def hood_mask(
+    height: int = RAW_HEIGHT, width: int = RAW_WIDTH, measured: np.ndarray | None = None
+) -> np.ndarray:
     """Where the ego car's hood is, bool (height, width).
 
-    Exact at 600x800. Any other size takes the nearest raw pixel, for drawn or rescaled frames with
-    the same camera.
+    Exact at the size it is known for, 600x800 or that of ``measured``. Any other size takes the nearest
+    raw pixel, for drawn or rescaled frames with the same camera.
+
+    Args:
+        height: Of the mask.
+        width: Of the mask.
+        measured: The hood of a data root, bool (H, W), in place of the Kaggle set's.
     """
+    mask = _kaggle_hood() if measured is None else measured
+    if mask.shape == (height, width):
+        return mask.copy()
+    rows = (np.arange(height) * mask.shape[0]) // height
+    columns = (np.arange(width) * mask.shape[1]) // width
+    return mask[rows[:, None], columns[None, :]]
+
+
+def _kaggle_hood() -> np.ndarray:
+    """The published hood, bool (600, 800)."""
     mask = np.zeros((RAW_HEIGHT, RAW_WIDTH), dtype=bool)
     mask[slice(*HOOD_FULL_ROWS)] = True
     for row, spans in HOOD_SPANS.items():
         for first, end in spans:
             mask[row, first:end] = True
-    rows = (np.arange(height) * RAW_HEIGHT) // height
-    columns = (np.arange(width) * RAW_WIDTH) // width
-    return mask[rows[:, None], columns[None, :]]
+    return mask
 
 
-def tags_to_ids(raw_label: np.ndarray, scheme: Scheme, hood: np.ndarray | None = None) -> np.ndarray:
+def tags_to_ids(raw_label: np.ndarray, scheme: Scheme) -> np.ndarray:
     """Train ids of CARLA tags.
 
     Args:
         raw_label: CARLA tags at the camera's own size, uint8 (H, W). The hood mask is applied here,
             before anything is resized.
         scheme: The label scheme.
-        hood: Where the ego car's hood is, bool (H, W); that of the Kaggle set's camera by default.
 
     Returns:
         Train ids, uint8 (H, W), a new array.
@@ -195,8 +211,7 @@ def tags_to_ids(raw_label: np.ndarray, scheme: Scheme, hood: np.ndarray | None =
         )
     label = table[raw_label]
     if not scheme.keep_hood:
-        hood = hood_mask(*raw_label.shape) if hood is None else hood
-        label[hood & (raw_label == VEHICLES)] = 0
+        label[hood_mask(*raw_label.shape, scheme.hood) & (raw_label == VEHICLES)] = 0
     return label
 
 

@@ -9,8 +9,9 @@ from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
 
 from ..errors import InputError
-from .labels import get_scheme, tags_to_ids
+from .labels import tags_to_ids
 from .png import decode_tags, header_of, read_png
+from .statistics import scheme_of_root
 
 __all__ = ['LoadLyftLabel', 'read_label', 'read_png', 'read_raw_label']
 
@@ -33,15 +34,15 @@ def read_raw_label(path: str | Path) -> np.ndarray:
     return raw_label
 
 
-def read_label(path: str | Path, scheme_name: str) -> np.ndarray:
-    """Train ids of a label PNG, uint8 (H, W).
+def read_label(path: str | Path, scheme_name: str, stats_root: str | None = None) -> np.ndarray:
+    """Train ids of a label PNG, uint8 (H, W), without the hood of the prepared root ``stats_root``.
 
     Raises:
         InputError: If the file is no sound label, or holds a tag outside 0..12.
     """
     raw_label = read_raw_label(path)
     try:
-        return tags_to_ids(raw_label, get_scheme(scheme_name))
+        return tags_to_ids(raw_label, scheme_of_root(scheme_name, stats_root))
     except InputError as error:
         raise InputError(f'{path}: {error}') from None
 
@@ -56,6 +57,7 @@ class LoadLyftLabel(BaseTransform):
         - seg_map_path (without it, as in ``mmseg.apis.inference_model``, nothing is loaded)
         - scheme
         - ori_shape
+        - stats_root (optional)
         - img_path
 
     Added Keys:
@@ -67,7 +69,7 @@ class LoadLyftLabel(BaseTransform):
         """The results with ``gt_seg_map``; raises InputError where label and image do not match."""
         if 'seg_map_path' not in results:
             return results
-        label = read_label(results['seg_map_path'], results['scheme'])
+        label = read_label(results['seg_map_path'], results['scheme'], results.get('stats_root'))
         if label.shape != tuple(results['ori_shape'][:2]):
             height, width = results['ori_shape'][:2]
             raise InputError(

@@ -13,6 +13,7 @@ from ..errors import InputError
 from .episodes import drives_of_split, parse_name
 from .labels import CARLA_CLASSES, CARLA_PALETTE, get_scheme
 from .loading import read_png
+from .statistics import hood_spans, load_stats
 
 IMAGE_FOLDER, LABEL_FOLDER = 'CameraRGB', 'CameraSeg'
 # root / dataA / dataA / CameraRGB is the deepest layout there is.
@@ -180,9 +181,15 @@ class LyftCarlaDataset(BaseSegDataset):
             raise InputError("LyftCarlaDataset: classes follow from scheme='...', not from metainfo")
         self.split = split
         self.scheme = get_scheme(scheme)
+        self.stats = load_stats(data_root)
+        if self.stats is not None:
+            self.stats.check_scheme(self.scheme)
         super().__init__(data_root=str(data_root), metainfo=self.scheme.metainfo, **kwargs)
         # Not through `metainfo`: mmengine takes a string there for the name of a file.
         self._metainfo['scheme'] = scheme
+        if self.stats is not None:
+            # For the metric, and recorded with every checkpoint.
+            self._metainfo['hood'] = dict(size=list(self.stats.size), spans=hood_spans(self.stats.hood))
 
     @classmethod
     def get_label_map(cls, new_classes: Sequence[str] | None = None) -> None:
@@ -191,7 +198,8 @@ class LyftCarlaDataset(BaseSegDataset):
 
     def load_data_list(self) -> list[dict]:
         """One dict a frame: paths, drive, frame number, scheme."""
-        shared = dict(scheme=self.scheme.name, label_map=None, reduce_zero_label=False)
+        stats_root = None if self.stats is None else self.data_root
+        shared = dict(scheme=self.scheme.name, stats_root=stats_root, label_map=None, reduce_zero_label=False)
         return [dict(pair, **shared, seg_fields=[]) for pair in find_pairs(Path(self.data_root), self.split)]
 
     def prepare_data(self, idx: int) -> dict:

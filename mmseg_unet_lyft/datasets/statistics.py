@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,17 +77,21 @@ class Stats:
             raise InputError(f'no measured frames of {drives!r}; measured drives: {there}')
         return chosen
 
+    def check_scheme(self, scheme: Scheme) -> None:
+        """Raise an InputError unless a scheme takes the tags these data have."""
+        if scheme.simulator != self.simulator:
+            raise InputError(
+                f'scheme {scheme.name} takes the tags of CARLA {scheme.simulator}, but the data were '
+                f'recorded with {self.simulator}; use scheme {SIMULATORS[self.simulator].scheme_name}'
+            )
+
     def percent(self, scheme: Scheme, drives: str | Iterable[str] | None = None) -> np.ndarray:
         """Pixel share of each train id over some drives, percent, float64 (C,).
 
         Raises:
             InputError: If the scheme is not for these tags, or none of the drives was measured.
         """
-        if scheme.simulator != self.simulator:
-            raise InputError(
-                f'scheme {scheme.name} takes the tags of CARLA {scheme.simulator}, but the data were '
-                f'recorded with {self.simulator}; use scheme {SIMULATORS[self.simulator].scheme_name}'
-            )
+        self.check_scheme(scheme)
         chosen = self._chosen(drives)
         tag_pixels = sum(one.tag_pixels for one in chosen)
         pixels = np.bincount(scheme.tag_to_id, weights=tag_pixels, minlength=len(scheme.classes))
@@ -134,6 +139,25 @@ def gather(sound: Sequence[Judged], simulator: str, size: tuple[int, int], hood:
     return stats
 
 
+@lru_cache(maxsize=16)
+def scheme_of_root(name: str, stats_root: str | None) -> Scheme:
+    """A label scheme with the hood that was measured in a prepared root.
+
+    Args:
+        name: Of the scheme.
+        stats_root: A data root; None, or one without ``stats.json``, leaves the published hood.
+
+    Raises:
+        InputError: If there is no such scheme, or it takes the tags of another simulator than the root's.
+    """
+    scheme = get_scheme(name)
+    stats = None if stats_root is None else load_stats(stats_root)
+    if stats is None:
+        return scheme
+    stats.check_scheme(scheme)
+    return replace(scheme, hood=np.zeros(stats.size, bool) if stats.hood is None else stats.hood)
+
+
 def class_weights(percent: np.ndarray) -> dict[str, np.ndarray]:
     """Weights by the square root of median frequency and by 1/log; 1 for a class without a pixel.
 
@@ -149,8 +173,10 @@ def class_weights(percent: np.ndarray) -> dict[str, np.ndarray]:
     return weights
 
 
-def hood_spans(hood: np.ndarray) -> dict[str, list[list[int]]]:
+def hood_spans(hood: np.ndarray | None) -> dict[str, list[list[int]]]:
     """Columns of the hood by row, ``{'498': [[383, 417]]}``: first and one past the last."""
+    if hood is None:
+        return {}
     edges = np.diff(np.pad(hood, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     spans = {}
     for row in np.flatnonzero(hood.any(axis=1)):
@@ -159,8 +185,9 @@ def hood_spans(hood: np.ndarray) -> dict[str, list[list[int]]]:
     return spans
 
 
-def _hood_of(spans: dict[str, list[list[int]]], size: tuple[int, int]) -> np.ndarray:
-    mask = np.zeros(size, dtype=bool)
+def hood_of_spans(spans: dict[str, list[list[int]]], size: Sequence[int]) -> np.ndarray:
+    """The hood, bool (H, W), from its columns by row."""
+    mask = np.zeros(tuple(size), dtype=bool)
     for row, columns in spans.items():
         for first, end in columns:
             mask[int(row), first:end] = True
@@ -237,7 +264,7 @@ def load_stats(root: str | Path) -> Stats | None:
             )
             for name, drive in content['drives'].items()
         }
-        hood = None if content['hood'] is None else _hood_of(content['hood'], size)
+        hood = None if content['hood'] is None else hood_of_spans(content['hood'], size)
         return Stats(content['simulator'], size, drives, hood)
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -135,7 +135,10 @@ def check_weights(model: nn.Module, path: str) -> None:
     """
     weights, wanted = check_checkpoint(path), model.state_dict()
     problems = dict(
-        missing=wanted.keys() - weights.keys(),
+        # Mean and deviation: weights of other origin come without.
+        missing={
+            name for name in wanted.keys() - weights.keys() if not name.startswith('data_preprocessor.')
+        },
         unexpected=weights.keys() - wanted.keys(),
         reshaped={
             name for name in weights.keys() & wanted.keys() if weights[name].shape != wanted[name].shape

@@ -22,11 +22,11 @@ from ..evaluation.counts import class_scores, mean_iou
 from ..evaluation.iou_metric import LyftIoUMetric
 
 
-def _frames(pairs: Iterable[dict], scheme: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _frames(pairs: Iterable[dict], scheme: str, data_root: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Image (BGR) and label ids of each pair, uint8 at raw size."""
     for pair in pairs:
         content = np.frombuffer(read_png(pair['img_path']), np.uint8)
-        yield cv2.imdecode(content, cv2.IMREAD_COLOR), read_label(pair['seg_map_path'], scheme)
+        yield cv2.imdecode(content, cv2.IMREAD_COLOR), read_label(pair['seg_map_path'], scheme, data_root)
 
 
 def find_metric(runner: Runner) -> LyftIoUMetric:
@@ -55,7 +55,7 @@ def score_floors(config: Config, progress: Callable[[list, int, str], Iterable])
     parts = []
     for dataset, what in ((train, 'fitting floors'), (test, 'scoring floors')):
         pairs = find_pairs(Path(dataset.data_root), dataset.split)
-        parts.append(_frames(progress(pairs, len(pairs), what), dataset.scheme))
+        parts.append(_frames(progress(pairs, len(pairs), what), dataset.scheme, str(dataset.data_root)))
     return baseline_confusions(*parts, num_classes=len(get_scheme(test.scheme).classes))
 
 
