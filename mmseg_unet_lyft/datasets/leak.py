@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..evaluation.counts import confusion_matrix, mean_iou
+from ..evaluation.counts import mean_iou
 from .episodes import SPLITS
-from .judging import Judged
-from .labels import IGNORE_INDEX
-from .simulators import CARLA_CLASSES, SIMULATORS
+from .judging import Judged, count_tags
+from .simulators import SIMULATORS
 
 PARTS = ('train', 'val', 'test')
 # Frames compared with all training frames at once: 256 x 5,000 distances of eight bytes.
 _BLOCK = 256
+# At least as many as there are classes; its square is what a byte holds.
+_CODES = 16
 # Shares of the benchmark split, for the random one.
 _VAL_SHARE, _TEST_SHARE = 0.15, 0.14
 
@@ -162,16 +163,15 @@ def _measure(frames: Sequence[Judged], simulator: str, split: str, part: str, pa
     """One part of one split."""
     thumbnails = {name: _thumbnails(frames, parts[name]) for name in (part, 'train')}
     indices, distances = nearest(thumbnails[part], thumbnails['train'])
-    table = np.full(256, IGNORE_INDEX, np.uint8)
+    table = np.zeros(256, np.uint8)
     table[: len(SIMULATORS[simulator].tags)] = SIMULATORS[simulator].to_carla13
-    num_classes = len(CARLA_CLASSES)
-    confusion = np.zeros((num_classes, num_classes), np.int64)
+    confusion = np.zeros((_CODES, _CODES), np.int64)
     copied, same_drive = [], 0
     for index, place, distance in zip(parts[part], indices, distances, strict=True):
         frame, source = frames[index], frames[parts['train'][place]]
-        counts = confusion_matrix(
-            table[frame.read_small_label()], table[source.read_small_label()], num_classes, IGNORE_INDEX
-        )
+        # Both ids in one byte: counting bytes is several times as fast as counting pairs.
+        truth, pred = table[frame.read_small_label()], table[source.read_small_label()]
+        counts = count_tags(truth * np.uint8(_CODES) + pred).reshape(_CODES, _CODES)
         confusion += counts
         same_drive += frame.files.drive == source.files.drive
         agreement = 100 * float(np.trace(counts) / counts.sum())
