@@ -20,7 +20,7 @@ from mmseg_unet_lyft.__main__ import find_tools, main
 
 HEAVY = {'torch', 'mmengine', 'mmcv', 'mmseg', 'cv2', 'matplotlib', 'numpy'}
 # Arguments that a tool's parser accepts; the files need not exist.
-STACK_TOOLS = ['train x.py', 'test x.py y.pth', 'predict x.py y.pth z.png']
+STACK_TOOLS = ['train x.py', 'test x.py y.pth', 'predict x.py y.pth z.png', 'prepare_data x.zip y']
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ def _train(argv: list[str] | None) -> None:
 
     require_stack()
     from ..engine import checkpoint, device, launch
+    from ..engine.data_stats import apply_stats
     from ..engine.preflight import check_data
     from ..engine.runner import StartWeightsHook, build_runner, check_deterministic
     from ..report.figures import save_training_curves
@@ -59,6 +60,8 @@ def _train(argv: list[str] | None) -> None:
         checkpoint.read_checkpoint(args.load_from)
     checkpoint.use_resume(config, args.resume)
     check_data(config, 'train_dataloader', 'val_dataloader')
+    for line in apply_stats(config, args.cfg_options):
+        say(line)
     if args.amp:
         say(device.use_amp(config, on_cuda=device.device_name(args.device).startswith('cuda')))
     launch.scale_learning_rate(config, args.auto_scale_lr)

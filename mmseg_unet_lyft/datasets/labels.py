@@ -1,32 +1,16 @@
-"""CARLA tags, class names, palettes, label schemes and the ego car's hood: tables and NumPy only."""
+"""Palettes, label schemes, published shares of the classes and the ego car's hood: tables and NumPy only."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..errors import InputError
+from .simulators import CARLA_CLASSES, SIMULATORS
 
 IGNORE_INDEX = 255
 
-# CARLA 0.8 semantic tags, as the red channel of a label PNG holds them.
-# Source: https://carla.readthedocs.io/en/0.8.4/cameras_and_sensors/
-CARLA_CLASSES = (
-    'None',
-    'Buildings',
-    'Fences',
-    'Other',
-    'Pedestrians',
-    'Poles',
-    'RoadLines',
-    'Roads',
-    'Sidewalks',
-    'Vegetation',
-    'Vehicles',
-    'Walls',
-    'TrafficSigns',
-)
 ROAD_LINES, ROADS, VEHICLES = 6, 7, 10
 
 # RGB. CARLA's own CityScapesPalette; None is black there, as in the simulator.
@@ -90,8 +74,10 @@ class Scheme:
         name: The word used in configs.
         classes: Class names; the position is the train id.
         palette: RGB colour of each class, 0 to 255.
-        tag_to_id: Train id of each of the 13 CARLA tags.
+        tag_to_id: Train id of each CARLA tag.
         keep_hood: False if vehicle pixels of the ego hood become id 0.
+        simulator: The CARLA release whose tags it takes, a key of `SIMULATORS`.
+        hood: Where the ego car's hood was measured to be, bool (H, W); None takes the Kaggle set's.
     """
 
     name: str
@@ -99,6 +85,8 @@ class Scheme:
     palette: tuple[tuple[int, int, int], ...]
     tag_to_id: tuple[int, ...]
     keep_hood: bool
+    simulator: str = '0.8'
+    hood: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     @property
     def metainfo(self) -> dict:
@@ -111,7 +99,9 @@ class Scheme:
 
         The hood's share moves from vehicle to id 0 in schemes without it.
         """
-        percent = np.bincount(self.tag_to_id, weights=KAGGLE_TRAIN_PERCENT, minlength=len(self.classes))
+        # The published shares are of 0.8's tags, which are the 13 classes newer tags are mapped to.
+        ids = self.tag_to_id if self.simulator == '0.8' else range(len(CARLA_CLASSES))
+        percent = np.bincount(ids, weights=KAGGLE_TRAIN_PERCENT, minlength=len(self.classes))
         if not self.keep_hood:
             hood_percent = 100 * HOOD_PIXELS / (RAW_HEIGHT * RAW_WIDTH)
             percent[self.tag_to_id[VEHICLES]] -= hood_percent
@@ -144,6 +134,12 @@ SCHEMES = {
             # No vehicle class, so there is no hood to take out of one.
             keep_hood=True,
         ),
+        # The same 13 classes from the tags of newer releases.
+        *(
+            Scheme(one.scheme_name, CARLA_CLASSES, CARLA_PALETTE, one.to_carla13, True, one.first)
+            for one in SIMULATORS.values()
+            if one.first != '0.8'
+        ),
     )
 }
 
@@ -159,20 +155,35 @@ def get_scheme(name: str) -> Scheme:
     return SCHEMES[name]
 
 
-def hood_mask(height: int = RAW_HEIGHT, width: int = RAW_WIDTH) -> np.ndarray:
+def hood_mask(
+    height: int = RAW_HEIGHT, width: int = RAW_WIDTH, measured: np.ndarray | None = None
+) -> np.ndarray:
     """Where the ego car's hood is, bool (height, width).
 
-    Exact at 600x800. Any other size takes the nearest raw pixel, for drawn or rescaled frames with
-    the same camera.
+    Exact at the size it is known for, 600x800 or that of ``measured``. Any other size takes the nearest
+    raw pixel, for drawn or rescaled frames with the same camera.
+
+    Args:
+        height: Of the mask.
+        width: Of the mask.
+        measured: The hood of a data root, bool (H, W), in place of the Kaggle set's.
     """
+    mask = _kaggle_hood() if measured is None else measured
+    if mask.shape == (height, width):
+        return mask.copy()
+    rows = (np.arange(height) * mask.shape[0]) // height
+    columns = (np.arange(width) * mask.shape[1]) // width
+    return mask[rows[:, None], columns[None, :]]
+
+
+def _kaggle_hood() -> np.ndarray:
+    """The published hood, bool (600, 800)."""
     mask = np.zeros((RAW_HEIGHT, RAW_WIDTH), dtype=bool)
     mask[slice(*HOOD_FULL_ROWS)] = True
     for row, spans in HOOD_SPANS.items():
         for first, end in spans:
             mask[row, first:end] = True
-    rows = (np.arange(height) * RAW_HEIGHT) // height
-    columns = (np.arange(width) * RAW_WIDTH) // width
-    return mask[rows[:, None], columns[None, :]]
+    return mask
 
 
 def tags_to_ids(raw_label: np.ndarray, scheme: Scheme) -> np.ndarray:
@@ -195,11 +206,12 @@ def tags_to_ids(raw_label: np.ndarray, scheme: Scheme) -> np.ndarray:
         row, column = np.argwhere(raw_label >= len(scheme.tag_to_id))[0]
         raise InputError(
             f'class id {raw_label[row, column]} at (row {row}, col {column}); ids go from 0 to '
-            f'{len(scheme.tag_to_id) - 1}. Was it saved as JPEG, or by a newer CARLA?'
+            f'{len(scheme.tag_to_id) - 1}. Was it saved as JPEG, or by a newer CARLA '
+            '(scheme carla13_from_0.9.10 or carla13_from_0.9.14)?'
         )
     label = table[raw_label]
     if not scheme.keep_hood:
-        label[hood_mask(*raw_label.shape) & (raw_label == VEHICLES)] = 0
+        label[hood_mask(*raw_label.shape, scheme.hood) & (raw_label == VEHICLES)] = 0
     return label
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import cv2
@@ -10,42 +9,14 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.fileio import BaseStorageBackend, register_backend
 from mmseg.registry import TRANSFORMS
-from PIL import Image
 
 from ..errors import InputError
-from .labels import get_scheme, tags_to_ids
+from .labels import tags_to_ids
 from .packed import PREFIX, is_address, read_packed
+from .png import decode_tags, header_of, read_png
+from .statistics import scheme_of_root
 
-_PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
-# Offsets into a PNG's first chunk. Source: PNG specification, section 11.2.2 (IHDR).
-_BIT_DEPTH, _COLOUR_TYPE = 24, 25
-_PALETTE = 3
-_RED_OF_BGR = 2
-
-
-def read_png(path: str | Path) -> bytes:
-    """The bytes of a PNG whose chunk checksums were verified.
-
-    Raises:
-        InputError: If the file is missing, unreadable, empty, no PNG, cut short or damaged.
-    """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f'{path}: no such file; restore it from the archive') from None
-    except OSError as error:
-        raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from None
-    if not content.startswith(_PNG_SIGNATURE):
-        what = 'is empty' if not content else 'is not a PNG file'
-        raise InputError(f'{path}: {what}; restore it from the archive (a label must never be a JPEG)')
-    try:
-        Image.open(io.BytesIO(content)).verify()
-    # Pillow reports damage as SyntaxError ("broken PNG file"), OSError, ValueError, or, without any image
-    # data, as IndexError.
-    except (SyntaxError, OSError, ValueError, IndexError) as error:
-        raise InputError(f'{path}: damaged or cut short ({error}); restore it from the archive') from None
-    return content
+__all__ = ['LoadLyftLabel', 'read_label', 'read_png', 'read_raw_label']
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -74,30 +45,23 @@ def read_raw_label(path: str | Path) -> np.ndarray:
     if is_address(path):
         return read_packed(str(path))
     content = read_png(path)
-    if content[_BIT_DEPTH] == 16:
+    if header_of(content).bit_depth == 16:
         raise InputError(f'{path}: 16 bits a channel; labels have 8. Save it again as an 8-bit PNG')
-    if content[_COLOUR_TYPE] == _PALETTE:
-        # OpenCV would turn the indices into their colours.
-        try:
-            raw = np.asarray(Image.open(io.BytesIO(content)))
-        except OSError:
-            raw = None
-    else:
-        raw = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if raw is None:
+    raw_label = decode_tags(content)
+    if raw_label is None:
         raise InputError(f'{path}: damaged image data; restore it from the archive')
-    return raw if raw.ndim == 2 else np.ascontiguousarray(raw[..., _RED_OF_BGR])
+    return raw_label
 
 
-def read_label(path: str | Path, scheme_name: str) -> np.ndarray:
-    """Train ids of a label, uint8 (H, W).
+def read_label(path: str | Path, scheme_name: str, stats_root: str | None = None) -> np.ndarray:
+    """Train ids of a label, uint8 (H, W), without the hood of the prepared root ``stats_root``.
 
     Raises:
         InputError: If the file is no sound label, or holds a tag outside 0..12.
     """
     raw_label = read_raw_label(path)
     try:
-        return tags_to_ids(raw_label, get_scheme(scheme_name))
+        return tags_to_ids(raw_label, scheme_of_root(scheme_name, stats_root))
     except InputError as error:
         raise InputError(f'{path}: {error}') from None
 
@@ -129,6 +93,7 @@ class LoadLyftLabel(BaseTransform):
         - seg_map_path (without it, as in ``mmseg.apis.inference_model``, nothing is loaded)
         - scheme
         - ori_shape
+        - stats_root (optional)
         - img_path
 
     Added Keys:
@@ -140,7 +105,7 @@ class LoadLyftLabel(BaseTransform):
         """The results with ``gt_seg_map``; raises InputError where label and image do not match."""
         if 'seg_map_path' not in results:
             return results
-        label = read_label(results['seg_map_path'], results['scheme'])
+        label = read_label(results['seg_map_path'], results['scheme'], results.get('stats_root'))
         if label.shape != tuple(results['ori_shape'][:2]):
             height, width = results['ori_shape'][:2]
             raise InputError(

@@ -13,13 +13,12 @@ from mmseg.registry import DATASETS
 from ..errors import InputError
 from .episodes import drives_of_split, parse_name
 from .labels import CARLA_CLASSES, CARLA_PALETTE, get_scheme
+from .listing import DEEPEST_LEVEL, IMAGE_FOLDER, LABEL_FOLDER
 from .loading import read_png
 from .packed import IMAGE, LABEL, is_address, is_packed, open_packed
+from .statistics import hood_spans, load_stats
 from .stream import StreamIndex
 
-IMAGE_FOLDER, LABEL_FOLDER = 'CameraRGB', 'CameraSeg'
-# root / dataA / dataA / CameraRGB is the deepest layout there is.
-_DEEPEST_LEVEL = 3
 _SHOWN = 5
 
 
@@ -44,7 +43,7 @@ def find_image_folders(data_root: Path) -> list[Path]:
         )
     found: dict[str, Path] = {}
     for folder, subfolders, _ in os.walk(data_root, followlinks=True):
-        if len(Path(folder).relative_to(data_root).parts) >= _DEEPEST_LEVEL - 1:
+        if len(Path(folder).relative_to(data_root).parts) >= DEEPEST_LEVEL - 1:
             subfolders[:] = [name for name in subfolders if name == IMAGE_FOLDER]
         # Upper case sorts first, so dataA wins over the dataa that one Kaggle version also carries.
         subfolders.sort()
@@ -190,9 +189,15 @@ class LyftCarlaDataset(BaseSegDataset):
             raise InputError("LyftCarlaDataset: classes follow from scheme='...', not from metainfo")
         self.split = split
         self.scheme = get_scheme(scheme)
+        self.stats = load_stats(data_root)
+        if self.stats is not None:
+            self.stats.check_scheme(self.scheme)
         super().__init__(data_root=str(data_root), metainfo=self.scheme.metainfo, **kwargs)
         # Not through `metainfo`: mmengine takes a string there for the name of a file.
         self._metainfo['scheme'] = scheme
+        if self.stats is not None:
+            # For the metric, and recorded with every checkpoint.
+            self._metainfo['hood'] = dict(size=list(self.stats.size), spans=hood_spans(self.stats.hood))
 
     @classmethod
     def get_label_map(cls, new_classes: Sequence[str] | None = None) -> None:
@@ -201,7 +206,8 @@ class LyftCarlaDataset(BaseSegDataset):
 
     def load_data_list(self) -> list[dict]:
         """One dict a frame: paths, drive, frame number, scheme."""
-        shared = dict(scheme=self.scheme.name, label_map=None, reduce_zero_label=False)
+        stats_root = None if self.stats is None else self.data_root
+        shared = dict(scheme=self.scheme.name, stats_root=stats_root, label_map=None, reduce_zero_label=False)
         return [dict(pair, **shared, seg_fields=[]) for pair in find_pairs(Path(self.data_root), self.split)]
 
     def prepare_data(self, idx: int) -> dict:

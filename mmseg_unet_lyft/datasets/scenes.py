@@ -7,12 +7,8 @@ workers, as long as NumPy and OpenCV stay the same.
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -20,12 +16,14 @@ import numpy as np
 
 from ..errors import InputError
 from .episodes import SPLITS
+from .files import UNFINISHED
 from .labels import RAW_HEIGHT, RAW_WIDTH
 from .scenes_canvas import Canvas
 from .scenes_ground import finish, paint_ground, paint_sky
 from .scenes_plots import visible_things
 from .scenes_things import PAINTERS, paint_shadows
 from .scenes_world import build_world
+from .workers import cores, map_in_order
 
 # Counts up whenever the same recipe draws other pixels.
 GENERATOR_VERSION = 2
@@ -33,7 +31,6 @@ MARKER_NAME = 'DRAWN_SCENES.json'
 ALL_DRIVES = tuple(drive for drives in SPLITS.values() for drive in drives)
 SMALLEST = 64
 CHUNK_FRAMES = 8  # Frames a worker draws before it reports back.
-UNFINISHED = '.part'  # Suffix of files that are still being written.
 
 
 @dataclass(frozen=True)
@@ -257,28 +254,11 @@ def _draw_all(
     out: Path, recipe: SceneRecipe, frames: list[tuple[str, int]], workers: int | None
 ) -> Iterator[tuple[str, int]]:
     """Draw the frames and yield each one written."""
-    workers = min(workers or _cores(), -(-len(frames) // CHUNK_FRAMES))
+    workers = min(workers or cores(), -(-len(frames) // CHUNK_FRAMES))
     chunks = [frames[first : first + CHUNK_FRAMES] for first in range(0, len(frames), CHUNK_FRAMES)]
     tasks = [(out, recipe, chunk) for chunk in chunks]
-    if workers <= 1:
-        for task in tasks:
-            yield from _draw_chunk(task)
-        return
-    # Forking a process that runs threads (torch does) can hang the child: start clean ones.
-    with ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=_start_worker) as pool:
-        for done in pool.map(_draw_chunk, tasks):
-            yield from done
-
-
-def _cores() -> int:
-    # Inside a container or a job the affinity counts, but not every system knows it.
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
-def _start_worker() -> None:
-    """One thread a worker, and Ctrl-C is the parent's to handle."""
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for done in map_in_order(_draw_chunk, tasks, workers):
+        yield from done
 
 
 def _draw_chunk(task: tuple[Path, SceneRecipe, list[tuple[str, int]]]) -> list[tuple[str, int]]:

@@ -125,7 +125,7 @@ def load_weights(model: nn.Module, path: str, strict: bool = False) -> str:
     if strict:
         check_weights(model, path)
     misfits = _misfits(wanted, weights)
-    fitting = {name: weights[name] for name in wanted.keys() - misfits['missing'] - misfits['reshaped']}
+    fitting = {name: weights[name] for name in wanted.keys() & weights.keys() - misfits['reshaped']}
     if not fitting:
         raise InputError(f'{path}: none of its {len(weights)} weights has a name and shape of this model')
     bare.load_state_dict(fitting, strict=False)
@@ -157,7 +157,10 @@ def _bare(model: nn.Module) -> nn.Module:
 def _misfits(wanted: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> dict[str, set[str]]:
     """Names that are only in the model, only in the file, or in both with another shape."""
     return dict(
-        missing=wanted.keys() - weights.keys(),
+        # Mean and deviation: weights of other origin come without.
+        missing={
+            name for name in wanted.keys() - weights.keys() if not name.startswith('data_preprocessor.')
+        },
         unexpected=weights.keys() - wanted.keys(),
         reshaped={
             name for name in weights.keys() & wanted.keys() if weights[name].shape != wanted[name].shape

@@ -21,10 +21,10 @@ from ..evaluation.counts import class_scores, mean_iou
 from ..evaluation.iou_metric import LyftIoUMetric
 
 
-def _frames(pairs: Iterable[dict], scheme: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _frames(pairs: Iterable[dict], scheme: str, data_root: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Image (BGR) and label ids of each pair, uint8 at raw size."""
     for pair in pairs:
-        yield read_image(pair['img_path']), read_label(pair['seg_map_path'], scheme)
+        yield read_image(pair['img_path']), read_label(pair['seg_map_path'], scheme, data_root)
 
 
 def find_metric(runner: Runner) -> LyftIoUMetric:
@@ -56,7 +56,8 @@ def score_floors(config: Config, progress: Callable[[list, int, str], Iterable])
     parts = []
     for dataset, what in ((train, 'fitting floors'), (test, 'scoring floors')):
         pairs = find_pairs(Path(dataset.data_root), _split(dataset))
-        parts.append(_frames(progress(pairs, len(pairs), what), _scheme(dataset)))
+        frames = progress(pairs, len(pairs), what)
+        parts.append(_frames(frames, _scheme(dataset), str(dataset.data_root)))
     return baseline_confusions(*parts, num_classes=len(get_scheme(_scheme(test)).classes))
 
 

@@ -13,6 +13,7 @@ from mmseg.registry import METRICS
 from prettytable import PrettyTable
 
 from ..datasets.labels import hood_mask
+from ..datasets.statistics import hood_of_spans
 from .counts import class_scores, confusion_matrix, f_beta, mean_iou, pixel_accuracy
 
 CHALLENGE_BETA = {'Road': 0.5, 'Roads': 0.5, 'Vehicle': 2.0, 'Vehicles': 2.0}
@@ -54,10 +55,12 @@ class LyftIoUMetric(BaseMetric):
         num_classes = len(self.dataset_meta['classes'])
         if self._counts is None:
             self._counts = torch.zeros(2, num_classes, num_classes, dtype=torch.int64)
+        measured = self.dataset_meta.get('hood')
+        hood = None if measured is None else hood_of_spans(measured['spans'], measured['size'])
         for sample in data_samples:
             label = sample['gt_sem_seg']['data'].squeeze(0).cpu().numpy()
             pred = sample['pred_sem_seg']['data'].squeeze(0).cpu().numpy()
-            outside_hood = np.where(hood_mask(*label.shape), self.ignore_index, label)
+            outside_hood = np.where(hood_mask(*label.shape, hood), self.ignore_index, label)
             for counts, truth in zip(self._counts, (label, outside_hood), strict=True):
                 counts += torch.from_numpy(confusion_matrix(truth, pred, num_classes, self.ignore_index))
             if 'val_loss' in sample:

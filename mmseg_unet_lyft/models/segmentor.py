@@ -17,7 +17,7 @@ class LyftSegmentor(EncoderDecoder):
 
     As mmseg's ``EncoderDecoder``, and: ``mode='tensor'`` gives logits of the input's size for any
     pyramid; label maps are uint8; float logits are kept only on request; samples that carry ground
-    truth get their validation loss.
+    truth get their validation loss. The mean and deviation of the preprocessor are part of the weights.
 
     Args:
         test_cfg: ``dict(mode='whole')``, the default, or mmseg's ``dict(mode='slide', ...)``.
@@ -41,6 +41,21 @@ class LyftSegmentor(EncoderDecoder):
         self.keep_logits = keep_logits
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
+        for name in self._statistics:
+            # mmengine leaves them out of the weights; a network is only right with those it was trained with.
+            self.data_preprocessor.register_buffer(name, getattr(self.data_preprocessor, name))
+
+    @property
+    def _statistics(self) -> tuple[str, ...]:
+        """Names of the preprocessor's mean and deviation, if it normalises."""
+        return tuple(name for name in ('mean', 'std') if hasattr(self.data_preprocessor, name))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+        # Weights from elsewhere, or from before statistics were among them, keep the config's.
+        for name in self._statistics:
+            present = getattr(self.data_preprocessor, name)
+            state_dict.setdefault(f'{prefix}data_preprocessor.{name}', present)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extract_feat(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The backbone's maps, finest first, of float images (N, C, H, W)."""
