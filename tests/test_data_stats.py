@@ -16,7 +16,7 @@ from mmseg_unet_lyft.datasets.lyft_carla import LyftCarlaDataset
 from mmseg_unet_lyft.datasets.statistics import STATS_NAME, write_stats
 from mmseg_unet_lyft.engine.config import load_config, parse_options
 from mmseg_unet_lyft.engine.data_stats import apply_stats
-from mmseg_unet_lyft.engine.launch import check_weights
+from mmseg_unet_lyft.engine.checkpoint import check_weights
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.evaluation.iou_metric import LyftIoUMetric
 
