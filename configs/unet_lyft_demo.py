@@ -11,8 +11,7 @@ val_interval = 400
 class_weight = [0.25, 0.49, 1.2, 1.31, 1.62, 1.0, 1.44, 0.34, 0.67, 0.54, 0.32, 1.11, 1.8]
 
 train_pipeline = _base_.train_pipeline
-train_pipeline[2].update(scale=image_scale_wh, ratio_range=scale_range)
-train_pipeline[3].update(crop_size=crop_size)
+train_pipeline[0].update(scale=image_scale_wh, ratio_range=scale_range, crop_size=crop_size)
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].update(scale=image_scale_wh)
 model = dict(decode_head=dict(loss_decode=dict(class_weight=class_weight)))

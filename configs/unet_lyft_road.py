@@ -11,7 +11,7 @@ model = dict(
         num_classes=num_classes,
         out_channels=1,
         threshold=threshold,
-        loss_decode=dict(use_sigmoid=True, class_weight=class_weight, avg_non_ignore=True),
+        loss_decode=dict(use_sigmoid=True, class_weight=class_weight),
     )
 )
 train_dataloader = dict(dataset=dict(scheme=scheme))

@@ -1,46 +1,252 @@
-"""What depends on which mm stack is installed: OneDL's or OpenMMLab's, under the same import names.
+"""All that depends on which mm stack is installed: OneDL's or OpenMMLab's, under the same import names.
 
-Today only OneDL's is checked for. What OpenMMLab's needs on top (a stand-in for mmcv's compiled
-operators, safe globals for resuming) belongs here too.
+Nothing here imports torch or an mm package before a function is called that needs it.
 """
 
 from __future__ import annotations
 
+import ast
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
+from types import ModuleType
+from typing import Any
 
 from .errors import InputError
 
-_STACK = ('torch', 'mmengine', 'mmcv', 'mmseg')
+_MODULES = ('torch', 'mmengine', 'mmcv', 'mmseg')
+_ONEDL = ('onedl-mmsegmentation', 'onedl-mmcv', 'onedl-mmengine')
+_OPENMMLAB = ('mmsegmentation', 'mmcv', 'mmcv-lite', 'mmengine')
 _PARENT = Path(__file__).resolve().parents[1]
+# From this release on torch loads a training checkpoint without running code that the file brings.
+_TORCH_MIN = '2.6'
 
 
-def install_command() -> str:
-    """The command that installs the mm stack, from a clone or for an installed package."""
+def install_command(extra: str = 'onedl') -> str:
+    """The command that installs an mm stack, from a clone or for an installed package."""
     if (_PARENT / 'setup.py').is_file():
-        return f"pip install -e '{_PARENT}[onedl]'"
-    return "pip install 'mmseg_unet_lyft[onedl]'"
+        return f"pip install -e '{_PARENT}[{extra}]'"
+    return f"pip install 'mmseg_unet_lyft[{extra}]'"
 
 
 def require_stack() -> None:
-    """Return if torch and an mm stack can be imported; imports neither.
+    """Check that one whole mm stack is installed, and make `mmcv.ops` importable where nothing is compiled.
+
+    Imports neither torch nor an mm package.
 
     Raises:
-        InputError: If one is missing; the message names it and the command that installs it.
+        InputError: If the stack is missing, doubled, or cannot work; the message says what was found and
+            the command that mends it.
     """
-    _require(_STACK, install_command())
+    found = {name: version for name in (*_ONEDL, *_OPENMMLAB) if (version := _version(name))}
+    _check_one_stack(found)
+    _check_modules(found)
+    _check_versions(found)
+    _check_openmmlab(found)
+    require_opencv()
+    stand_in_for_ops()
 
 
 def require_opencv() -> None:
     """Return if OpenCV, which drawing and reading images need, can be imported.
 
     Raises:
-        InputError: If it is missing; the message names the command that installs it.
+        InputError: If it is missing, or lacks a system library; the message names the remedy.
     """
-    _require(('cv2',), 'pip install opencv-python')
+    if find_spec('cv2') is None:
+        raise InputError('this command needs cv2; install with: pip install opencv-python')
+    try:
+        import cv2  # noqa: F401
+    except ImportError as error:
+        builds = [name for name in ('opencv-python', 'opencv-contrib-python') if _version(name)]
+        command = (
+            f'pip uninstall -y {" ".join(builds or ["opencv-python"])} && pip install opencv-python-headless'
+        )
+        raise InputError(
+            f'OpenCV does not load ({error}); the build for machines without a screen needs no '
+            f'system library: {command}'
+        ) from error
 
 
-def _require(modules: tuple[str, ...], command: str) -> None:
-    missing = [name for name in modules if find_spec(name) is None]
+def stand_in_for_ops() -> None:
+    """Let ``mmcv.ops`` be imported where mmcv has no compiled operators (mmcv-lite).
+
+    mmseg 1.2.2 imports two of them unconditionally; the U-Net calls none.
+    """
+    spec = find_spec('mmcv')
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    compiled = any(True for folder in folders for _ in folder.glob('_ext.*'))
+    if folders and not compiled and 'mmcv._ext' not in sys.modules:
+        sys.modules['mmcv._ext'] = _MissingOps('mmcv._ext')
+
+
+class _MissingOps(ModuleType):
+    """In place of mmcv's compiled operators: any name can be imported, none can be called."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__'):
+            raise AttributeError(name)
+
+        def missing(*args: Any, **kwargs: Any) -> None:
+            raise InputError(
+                f'this model calls mmcv.ops.{name}, a compiled operator, and the mmcv here has none; '
+                'use a stack with it: pip uninstall -y mmcv-lite && pip install mmcv==2.1.0 (compiles)'
+            )
+
+        return missing
+
+
+@contextmanager
+def plain_types_only() -> Iterator[None]:
+    """Within it, ``torch.load(weights_only=True)`` also takes what mmengine puts into checkpoints.
+
+    That is its log history, which holds NumPy arrays of numbers; none of these types runs code.
+    """
+    import torch
+
+    before = torch.serialization.get_safe_globals()
+    # Also OneDL's list for its own loading, which has `getattr` on it.
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(_plain_types())
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _plain_types() -> list:
+    """Types in an mmengine checkpoint beyond tensors, numbers, strings and containers."""
+    import numpy as np
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    core = np._core if hasattr(np, '_core') else np.core
+    numbers = {type(np.dtype(name)) for name in ('bool', 'int32', 'int64', 'uint8', 'float32', 'float64')}
+    # A file written under NumPy 1 names the modules otherwise than one written under NumPy 2.
+    makers = [
+        (getattr(core.multiarray, name), f'numpy.{folder}.multiarray.{name}')
+        for name in ('_reconstruct', 'scalar')
+        for folder in ('core', '_core')
+    ]
+    history = [HistoryBuffer, (_history_method, 'builtins.getattr')]
+    return [*history, np.ndarray, np.dtype, *sorted(numbers, key=str), *makers]
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """In place of ``getattr`` in a checkpoint: the log history stores which of its own methods smooth it.
+
+    Raises:
+        UnpicklingError: If anything else is asked for.
+    """
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+        raise UnpicklingError(f'Unsupported global: GLOBAL getattr({owner!r},{name!r})')
+    return getattr(owner, name)
+
+
+def _version(distribution: str) -> str | None:
+    """The installed version of a distribution, None if there is none."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _named(found: dict[str, str]) -> str:
+    """``mmcv 2.1.0 and mmengine 0.10.7``."""
+    return ' and '.join(f'{name} {version}' for name, version in found.items())
+
+
+def _check_one_stack(found: dict[str, str]) -> None:
+    """Raise an InputError if two distributions are installed over each other."""
+    onedl = {name: version for name, version in found.items() if name in _ONEDL}
+    openmmlab = {name: version for name, version in found.items() if name in _OPENMMLAB}
+    if onedl and openmmlab:
+        raise InputError(
+            f'both mm stacks are installed over each other: {_named(onedl)} beside {_named(openmmlab)} '
+            f'share their import names. Remove both and install one: pip uninstall -y {" ".join(found)} '
+            f'&& {install_command("onedl" if "mmsegmentation" not in openmmlab else "openmmlab")}'
+        )
+    if 'mmcv' in found and 'mmcv-lite' in found:
+        raise InputError(
+            f'mmcv {found["mmcv"]} and mmcv-lite {found["mmcv-lite"]} are installed over each other. Remove '
+            'both and install one: pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0'
+        )
+
+
+def _check_modules(found: dict[str, str]) -> None:
+    """Raise an InputError if torch or a part of the stack is missing, or torch is too old."""
+    missing = [name for name in _MODULES if find_spec(name) is None]
     if missing:
-        raise InputError(f'this command needs {", ".join(missing)}; install with: {command}')
+        beside = f' (found: {_named(found)})' if found else ''
+        extra = 'openmmlab' if any(name in _OPENMMLAB for name in found) else 'onedl'
+        raise InputError(
+            f'this command needs {", ".join(missing)}{beside}; install with: {install_command(extra)}'
+        )
+    from packaging.version import Version
+
+    torch = _version('torch')
+    if torch and Version(torch) < Version(_TORCH_MIN):
+        raise InputError(
+            f'torch {torch}: checkpoints of a training run load safely from torch {_TORCH_MIN} on; '
+            f"upgrade with: pip install 'torch>={_TORCH_MIN}'"
+        )
+
+
+def _check_versions(found: dict[str, str]) -> None:
+    """Raise an InputError if mmseg would refuse the mmcv or mmengine beside it with an assertion."""
+    from packaging.version import Version
+
+    limits = _constants(find_spec('mmseg').origin)
+    for what, names, wanted in (
+        ('MMCV', ('mmcv', 'mmcv-lite'), 'mmcv-lite==2.1.0'),
+        ('MMENGINE', ('mmengine',), "'mmengine>=0.10.4,<0.11'"),
+    ):
+        low, high = limits.get(f'{what}_MIN'), limits.get(f'{what}_MAX')
+        for name in names:
+            if name in found and low and high and not Version(low) <= Version(found[name]) < Version(high):
+                raise InputError(
+                    f'{name} {found[name]}: mmsegmentation {found.get("mmsegmentation")} takes {name} from '
+                    f'{low} to below {high}; mend it with: pip uninstall -y {name} && pip install {wanted}'
+                )
+
+
+def _constants(path: str) -> dict[str, str]:
+    """Strings that a Python file assigns at its top level, read without running it."""
+    tree = ast.parse(Path(path).read_text(encoding='utf-8'))
+    return {
+        node.targets[0].id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    }
+
+
+def _check_openmmlab(found: dict[str, str]) -> None:
+    """Raise an InputError if something is missing that OpenMMLab's packages import undeclared."""
+    if not any(name in _OPENMMLAB for name in found):
+        return
+    missing = [name for name in ('ftfy', 'regex') if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f'{_named(found)} import {" and ".join(missing)} without declaring it; install with: '
+            f'pip install {" ".join(missing)}'
+        )
+    if find_spec('pkg_resources') is None:
+        raise InputError(
+            f'mmengine {found.get("mmengine")} imports pkg_resources, which the setuptools here '
+            f'({_version("setuptools") or "none"}) does not have; install with: '
+            "pip install 'setuptools<81'"
+        )

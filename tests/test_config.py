@@ -99,8 +99,8 @@ def test_an_option_that_cannot_be_read_is_shown(option, message):
         ('model.backbone.base_channel', 'model.backbone.base_channels'),
         ('model.decode_head.loss_decode.los_weight', 'model.decode_head.loss_decode.loss_weight'),
         ('model.data_preprocessor.size_divsor', 'model.data_preprocessor.size_divisor'),
-        ('train_pipeline.3.crop_siz', 'train_pipeline.3.crop_size'),
-        ('train_dataloader.dataset.pipeline.3.crop_siz', 'train_dataloader.dataset.pipeline.3.crop_size'),
+        ('train_pipeline.0.crop_siz', 'train_pipeline.0.crop_size'),
+        ('train_dataloader.dataset.pipeline.0.crop_siz', 'train_dataloader.dataset.pipeline.0.crop_size'),
         ('train_dataloader.dataset.splt', 'train_dataloader.dataset.split'),
         ('train_dataloader.dataset.indicse', 'train_dataloader.dataset.indices'),
         ('train_dataloader.pin_memroy', 'train_dataloader.pin_memory'),
@@ -156,16 +156,16 @@ def test_keys_and_parameters_that_exist_are_set():
 
 @pytest.mark.parametrize('config_path', [REFERENCE, DEMO])
 def test_a_pipeline_step_set_by_number_reaches_the_loader_beside_knobs(config_path):
-    options = {'train_pipeline.3.cat_max_ratio': 0.5, 'train_pipeline.4.prob': 0.25, 'batch_size': 3}
-    knob, direct = {'crop_size': (64, 96)}, {'train_pipeline.3.crop_size': (64, 96)}
+    options = {'train_pipeline.0.cat_max_ratio': 0.5, 'train_pipeline.1.on_device': True, 'batch_size': 3}
+    knob, direct = {'crop_size': (64, 96)}, {'train_pipeline.0.crop_size': (64, 96)}
     for options_of_crop in (knob, direct):
         config = load_config(config_path, options | options_of_crop)
-        crop, flip = config.train_dataloader.dataset.pipeline[3:5]
-        assert crop == dict(type='RandomCrop', crop_size=(64, 96), cat_max_ratio=0.5)
-        assert flip.prob == 0.25
-        assert config.train_dataloader.batch_size == 3
+        crop, colour, _ = config.train_dataloader.dataset.pipeline
         # What the option does not name stays.
-        assert config.train_dataloader.dataset.pipeline[2].scale == config.image_scale_wh
+        kept = dict(scale=config.image_scale_wh, ratio_range=config.scale_range)
+        assert crop == dict(type='LyftCropFirst', crop_size=(64, 96), cat_max_ratio=0.5, **kept)
+        assert colour.on_device
+        assert config.train_dataloader.batch_size == 3
         assert config.val_dataloader == load_config(config_path).val_dataloader
 
 

@@ -54,13 +54,14 @@ DERIVED: dict[str, Callable[[Any], dict[str, Any]]] = dict(
     val_drives=at('val_dataloader.dataset.split'),
     test_drives=at('test_dataloader.dataset.split'),
     image_scale_wh=at(
-        'train_dataloader.dataset.pipeline.2.scale',
+        'train_dataloader.dataset.pipeline.0.scale',
         'val_dataloader.dataset.pipeline.1.scale',
         'test_dataloader.dataset.pipeline.1.scale',
         'test_pipeline.1.scale',
     ),
-    scale_range=at('train_dataloader.dataset.pipeline.2.ratio_range'),
-    crop_size=at('train_dataloader.dataset.pipeline.3.crop_size'),
+    scale_range=at('train_dataloader.dataset.pipeline.0.ratio_range'),
+    crop_size=at('train_dataloader.dataset.pipeline.0.crop_size'),
+    colour_on_device=at('train_dataloader.dataset.pipeline.1.on_device'),
     batch_size=at('train_dataloader.batch_size'),
     val_batch_size=at('val_dataloader.batch_size', 'test_dataloader.batch_size'),
     num_workers=lambda number: (
@@ -69,6 +70,7 @@ DERIVED: dict[str, Callable[[Any], dict[str, Any]]] = dict(
     max_iters=at('train_cfg.max_iters'),
     val_interval=at('train_cfg.val_interval', 'default_hooks.checkpoint.interval'),
     learning_rate=at('optim_wrapper.optimizer.lr'),
+    base_batch_size=at('auto_scale_lr.base_batch_size'),
     weight_decay=at('optim_wrapper.optimizer.weight_decay'),
     warmup_iters=lambda steps: {
         'param_scheduler.0.end': max(steps, 2),
@@ -105,12 +107,14 @@ NEW_VALUES: dict[str, Any] = dict(
     image_scale_wh=(48, 32),
     scale_range=(1.0, 1.25),
     crop_size=(32, 16),
+    colour_on_device=True,
     batch_size=3,
     val_batch_size=2,
     num_workers=0,
     max_iters=4,
     val_interval=3,
     learning_rate=0.0625,
+    base_batch_size=2,
     weight_decay=0.5,
     warmup_iters=2,
     early_stop_patience=7,
@@ -248,10 +252,11 @@ RUNNER_HOLDS: dict[str, Callable[[Runner], list]] = dict(
     test_drives=lambda runner: [runner.test_dataloader.dataset.split],
     image_scale_wh=lambda runner: [
         dataset.pipeline.transforms[step].scale
-        for dataset, step in zip(datasets(runner), (2, 1, 1), strict=True)
+        for dataset, step in zip(datasets(runner), (0, 1, 1), strict=True)
     ],
-    scale_range=lambda runner: [datasets(runner)[0].pipeline.transforms[2].ratio_range],
-    crop_size=lambda runner: [datasets(runner)[0].pipeline.transforms[3].crop_size],
+    scale_range=lambda runner: [datasets(runner)[0].pipeline.transforms[0].ratio_range],
+    crop_size=lambda runner: [datasets(runner)[0].pipeline.transforms[0].crop_size],
+    colour_on_device=lambda runner: [datasets(runner)[0].pipeline.transforms[1].on_device],
     batch_size=lambda runner: [runner.train_dataloader.batch_size],
     val_batch_size=lambda runner: [runner.val_dataloader.batch_size, runner.test_dataloader.batch_size],
     num_workers=lambda runner: [
@@ -262,6 +267,7 @@ RUNNER_HOLDS: dict[str, Callable[[Runner], list]] = dict(
     max_iters=lambda runner: [runner.max_iters, runner.iter, runner.param_schedulers[1].end],
     val_interval=lambda runner: [runner.train_loop.val_interval, hook(runner, CheckpointHook).interval],
     learning_rate=lambda runner: [group['initial_lr'] for group in runner.optim_wrapper.param_groups],
+    base_batch_size=lambda runner: [runner.auto_scale_lr['base_batch_size']],
     weight_decay=lambda runner: [group['weight_decay'] for group in runner.optim_wrapper.param_groups],
     warmup_iters=lambda runner: [runner.param_schedulers[0].end],
     early_stop_patience=lambda runner: [hook(runner, EarlyStoppingHook).patience],

@@ -40,7 +40,7 @@ def _predict(argv: list[str] | None) -> None:
     from ..compat import require_stack
 
     require_stack()
-    from ..engine import launch
+    from ..engine import checkpoint, device
     from ..engine.config import load_config, parse_options
     from ..inference.folder import find_images, predict_images
     from ..inference.segmenter import Segmenter
@@ -48,10 +48,10 @@ def _predict(argv: list[str] | None) -> None:
     if not 0 <= args.opacity <= 1:
         raise InputError(f'--opacity {args.opacity}: give a number from 0 to 1')
     images = find_images([Path(path) for path in args.inputs])
-    launch.choose_device(args.device)
-    launch.check_checkpoint(args.checkpoint)
+    device.choose_device(args.device)
+    checkpoint.read_checkpoint(args.checkpoint)
     config = load_config(args.config, parse_options(args.cfg_options))
-    segmenter = Segmenter(config, args.checkpoint, launch.device_name(args.device))
+    segmenter = Segmenter(config, args.checkpoint, device.device_name(args.device))
     predict_images(segmenter, progress(images, len(images), 'predicting'), Path(args.out), args.opacity)
     say(f'wrote {len(images)} label maps to {args.out}/ids and overlays to {args.out}/overlay')
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .console import guarded, progress, say
+from .console import first_rank, guarded, progress, say
 from .options import add_run_arguments, read_config
 
 
@@ -36,29 +36,32 @@ def _test(argv: list[str] | None) -> None:
     from ..compat import require_stack
 
     require_stack()
-    from ..engine import launch, scoring
+    from ..engine import checkpoint, device, launch, scoring
     from ..engine.preflight import check_data
+    from ..engine.runner import build_runner
 
     config = read_config(args)
-    launch.choose_device(args.device)
-    launch.check_checkpoint(args.checkpoint)
+    device.choose_device(args.device)
+    checkpoint.read_checkpoint(args.checkpoint)
     check_data(config, 'test_dataloader', *(['train_dataloader'] if args.baselines else []))
     config.load_from = args.checkpoint
     config.custom_hooks = [
         *config.get('custom_hooks', []),
         dict(type='LyftOutputHook', out_dir=args.out, show_dir=args.show_dir, show_limit=args.show_limit),
     ]
-    runner = launch.build_runner(config)
-    launch.check_weights(runner.model, args.checkpoint)
+    runner = build_runner(config)
+    checkpoint.check_weights(runner.model, args.checkpoint)
     metric = scoring.find_metric(runner)
-    floors = scoring.score_floors(config, progress) if args.baselines else {}
     metrics = runner.test()
-    summary = scoring.summarise(config, metrics, metric.confusion, floors)
-    say(scoring.score_table(summary))
-    path = scoring.save_summary(summary, Path(config.work_dir))
-    for folder in filter(None, (args.out, args.show_dir)):
-        say(f'pictures: {folder}')
-    say(f'wrote {path}')
+    launch.leave_group()
+    if first_rank():
+        floors = scoring.score_floors(config, progress) if args.baselines else {}
+        summary = scoring.summarise(config, metrics, metric.confusion, floors)
+        say(scoring.score_table(summary))
+        path = scoring.save_summary(summary, Path(config.work_dir))
+        for folder in filter(None, (args.out, args.show_dir)):
+            say(f'pictures: {folder}')
+        say(f'wrote {path}')
 
 
 main = guarded(_test)

@@ -6,12 +6,11 @@ python tools/train.py configs/unet_lyft.py --data-root data/lyft
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from ..errors import InputError
-from .console import guarded, say
-from .options import add_run_arguments
+from .console import first_rank, guarded, say
+from .options import add_run_arguments, read_config
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -27,7 +26,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='PATH', help='go on from PATH, or from the work dir'
     )
-    parser.add_argument('--load-from', metavar='PATH', help='start from the weights of a checkpoint')
+    parser.add_argument(
+        '--load-from', metavar='PATH', help='start from those weights of a checkpoint that fit the model'
+    )
+    parser.add_argument('--strict', action='store_true', help='refuse --load-from unless all weights fit')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate with the frames of a step'
+    )
     parser.add_argument('--seed', type=int, help='seed of all random numbers')
     parser.add_argument('--deterministic', action='store_true', help='only algorithms that repeat exactly')
     return parser.parse_args(argv)
@@ -35,38 +40,41 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def _train(argv: list[str] | None) -> None:
     args = parse_args(argv)
+    if args.load_from and args.resume:
+        raise InputError('--load-from starts anew and --resume goes on; give one of them')
+    if args.strict and not args.load_from:
+        raise InputError('--strict: says how to take the weights of --load-from; give that too')
     from ..compat import require_stack
 
     require_stack()
-    from ..engine import launch
+    from ..engine import checkpoint, device, launch
     from ..engine.data_stats import apply_stats
     from ..engine.preflight import check_data
+    from ..engine.runner import StartWeightsHook, build_runner, check_deterministic
     from ..report.figures import save_training_curves
-    from .options import read_config
 
     config = read_config(args)
-    launch.choose_device(args.device)
-    randomness = config.setdefault('randomness', dict(seed=None, deterministic=False))
-    if args.seed is not None:
-        randomness['seed'] = args.seed
-    randomness['deterministic'] = randomness.get('deterministic', False) or args.deterministic
-    if args.load_from and args.resume:
-        raise InputError('--load-from starts anew and --resume goes on; give one of them')
+    device.choose_device(args.device)
+    device.set_randomness(config, args.seed, args.deterministic)
     if args.load_from:
-        launch.check_checkpoint(args.load_from)
-        config.load_from = args.load_from
-    launch.use_resume(config, args.resume)
+        checkpoint.read_checkpoint(args.load_from)
+    checkpoint.use_resume(config, args.resume)
     check_data(config, 'train_dataloader', 'val_dataloader')
-    for line in apply_stats(config, args.cfg_options):
+    for line in apply_stats(config, args.cfg_options, bool(args.load_from)):
         say(line)
     if args.amp:
-        say(launch.use_amp(config, on_cuda=launch.device_name(args.device).startswith('cuda')))
-    runner = launch.build_runner(config)
+        say(device.use_amp(config, on_cuda=device.device_name(args.device).startswith('cuda')))
+    launch.scale_learning_rate(config, args.auto_scale_lr)
+    runner = build_runner(config)
+    say(launch.describe_batch(config))
+    check_deterministic(runner)
+    if args.load_from:
+        runner.register_hook(StartWeightsHook(args.load_from, args.strict))
     runner.train()
-    curves = save_training_curves(Path(config.work_dir))
-    if int(os.environ.get('RANK', 0)) == 0:
-        say(f'curves: {curves}')
-        say(f'best checkpoint: {launch.best_checkpoint(config.work_dir)}')
+    launch.leave_group()
+    if first_rank():
+        say(f'curves: {save_training_curves(Path(config.work_dir))}')
+        say(f'{checkpoint.describe_best(config.work_dir)}')
         say(f'wrote {config.work_dir}')
 
 

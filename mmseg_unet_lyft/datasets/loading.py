@@ -1,30 +1,49 @@
-"""From a PNG file to a checked label: read, verify, decode, map to train ids."""
+"""From a PNG file or a packed frame to an image or a checked label: read, verify, decode, map to ids."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
+from mmengine.fileio import BaseStorageBackend, register_backend
 from mmseg.registry import TRANSFORMS
 
 from ..errors import InputError
 from .labels import tags_to_ids
-from .png import decode_tags, header_of, read_png
+from .packed import PREFIX, is_address, read_packed
+from .png import decode, decode_tags, header_of, read_png
 from .statistics import scheme_of_root
 
-__all__ = ['LoadLyftLabel', 'read_label', 'read_png', 'read_raw_label']
+__all__ = ['LoadLyftLabel', 'LyftPackedBackend', 'read_image', 'read_label', 'read_png', 'read_raw_label']
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """An image, BGR, uint8 (H, W, 3); read-only where it is a packed frame's.
+
+    Raises:
+        InputError: If the file is no sound PNG, or the packed frame is damaged.
+    """
+    if is_address(path):
+        return read_packed(str(path))
+    image = decode(read_png(path))
+    if image is None:
+        raise InputError(f'{path}: damaged image data; restore it from the archive')
+    return image
 
 
 def read_raw_label(path: str | Path) -> np.ndarray:
-    """CARLA tags of a label PNG: the red channel of RGB or RGBA, the value of L, the index of P.
+    """CARLA tags of a label: of a PNG the red channel of RGB or RGBA, the value of L, the index of P.
 
     Returns:
-        Tags as stored, uint8 (H, W); not yet checked against a scheme.
+        Tags as stored, uint8 (H, W); not yet checked against a scheme; read-only where packed.
 
     Raises:
-        InputError: If the file is no sound 8-bit PNG.
+        InputError: If the file is no sound 8-bit PNG, or the packed frame is damaged.
     """
+    if is_address(path):
+        return read_packed(str(path))
     content = read_png(path)
     if header_of(content).bit_depth == 16:
         raise InputError(f'{path}: 16 bits a channel; labels have 8. Save it again as an 8-bit PNG')
@@ -35,7 +54,7 @@ def read_raw_label(path: str | Path) -> np.ndarray:
 
 
 def read_label(path: str | Path, scheme_name: str, stats_root: str | None = None) -> np.ndarray:
-    """Train ids of a label PNG, uint8 (H, W), without the hood of the prepared root ``stats_root``.
+    """Train ids of a label, uint8 (H, W), without the hood of the prepared root ``stats_root``.
 
     Raises:
         InputError: If the file is no sound label, or holds a tag outside 0..12.
@@ -45,6 +64,23 @@ def read_label(path: str | Path, scheme_name: str, stats_root: str | None = None
         return tags_to_ids(raw_label, scheme_of_root(scheme_name, stats_root))
     except InputError as error:
         raise InputError(f'{path}: {error}') from None
+
+
+class LyftPackedBackend(BaseStorageBackend):
+    """Packed frames as image files, for whatever reads by path: mmcv's loaders, mmseg's visualisation."""
+
+    def get(self, filepath: str) -> bytes:
+        """An image as BMP, which costs least to make and read, or a label as grey PNG."""
+        pixels = read_packed(str(filepath))
+        # A grey BMP has a palette, which some readers take for colours.
+        return cv2.imencode('.bmp' if pixels.ndim == 3 else '.png', pixels)[1].tobytes()
+
+    def get_text(self, filepath: str) -> str:
+        """Nothing: frames are no text."""
+        raise InputError(f'{filepath}: is a packed frame and no text')
+
+
+register_backend(PREFIX, LyftPackedBackend, prefixes=PREFIX, force=True)
 
 
 @TRANSFORMS.register_module()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mmcv.transforms import LoadImageFromFile
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
@@ -13,7 +14,9 @@ from ..errors import InputError
 from .episodes import drives_of_split, parse_name
 from .labels import CARLA_CLASSES, CARLA_PALETTE, get_scheme
 from .loading import read_png
+from .packed import IMAGE, LABEL, is_address, is_packed, open_packed
 from .statistics import hood_spans, load_stats
+from .stream import StreamIndex
 
 IMAGE_FOLDER, LABEL_FOLDER = 'CameraRGB', 'CameraSeg'
 # root / dataA / dataA / CameraRGB is the deepest layout there is.
@@ -87,40 +90,46 @@ def find_pairs(data_root: Path, split: str | Sequence[str]) -> list[dict]:
     """Image, label and drive of every frame of a split, in order of drive and frame number.
 
     Args:
-        data_root: Folder in the Kaggle layout.
+        data_root: Folder in the Kaggle layout, or of packed frames.
         split: ``'train'``, ``'val'``, ``'test'`` or a list of drives.
 
     Returns:
-        ``dict(img_path, seg_map_path, drive, frame)`` with paths as strings.
+        ``dict(img_path, seg_map_path, drive, frame)`` with paths as strings; of packed frames their
+        addresses, which `loading` and mmcv's loaders read like paths.
 
     Raises:
         InputError: If nothing is found, or a frame has an image or a label alone.
     """
     drives = drives_of_split(split)
-    frames = find_frames(data_root)
-    pairs = []
+    packed = open_packed(data_root) if is_packed(data_root) else None
+    frames = {name: data_root / name for name in packed.frames} if packed else find_frames(data_root)
+    found = []
     present: dict[str, int] = {}
     for image_path in frames.values():
         drive, frame = _parse_path(image_path)
         present[drive] = present.get(drive, 0) + 1
         if drive in drives:
-            pairs.append((drive, frame, image_path))
+            found.append((drive, frame, image_path))
     # A benchmark split may be there in part; a drive that was named is wanted.
     absent = [] if isinstance(split, str) else [drive for drive in drives if drive not in present]
-    if absent or not pairs:
+    if absent or not found:
         raise InputError(
             f'{data_root}: no frames of split {split!r} (drives {", ".join(absent or drives)}). '
             'Drives present: '
             + ', '.join(f'{drive} ({count} frames)' for drive, count in sorted(present.items()))
             + "; name some of them, as in train_drives='[F901,F902]'"
         )
-    pairs.sort()
-    _check_complete(
-        [path for _, _, path in pairs], {label_path_of(path).parent for path in frames.values()}, drives
-    )
+    found.sort()
+    if packed:
+        places = [(packed.address(IMAGE, path.name), packed.address(LABEL, path.name)) for *_, path in found]
+    else:
+        _check_complete(
+            [path for *_, path in found], {label_path_of(path).parent for path in frames.values()}, drives
+        )
+        places = [(str(path), str(label_path_of(path))) for *_, path in found]
     return [
-        dict(img_path=str(path), seg_map_path=str(label_path_of(path)), drive=drive, frame=frame)
-        for drive, frame, path in pairs
+        dict(img_path=image, seg_map_path=label, drive=drive, frame=frame)
+        for (drive, frame, _), (image, label) in zip(found, places, strict=True)
     ]
 
 
@@ -159,7 +168,8 @@ class LyftCarlaDataset(BaseSegDataset):
     """The Lyft-Udacity (CARLA) frames, split by drive.
 
     Args:
-        data_root: Folder in the Kaggle layout (``dataA/dataA/CameraRGB/*.png``, doubled folder or not).
+        data_root: Folder in the Kaggle layout (``dataA/dataA/CameraRGB/*.png``, doubled folder or not), or
+            of packed frames, which give the same pixels.
         split: ``'train'``, ``'val'``, ``'test'`` of the benchmark split, or a list of drives.
         scheme: Label scheme: ``'carla13'``, ``'challenge3'`` or ``'road'``.
         kwargs: As in mmseg's ``BaseSegDataset`` (``pipeline``, ``indices``, ``test_mode``, ...).
@@ -203,7 +213,16 @@ class LyftCarlaDataset(BaseSegDataset):
         return [dict(pair, **shared, seg_fields=[]) for pair in find_pairs(Path(self.data_root), self.split)]
 
     def prepare_data(self, idx: int) -> dict:
-        """A frame after the pipeline; an unsound image file is an InputError that names it."""
-        # mmcv's loader answers a damaged file with an assertion, a truncated one with grey rows.
-        read_png(self.get_data_info(idx)['img_path'])
-        return super().prepare_data(idx)
+        """A frame after the pipeline; an unsound image file is an InputError that names it.
+
+        An index from `LyftStreamSampler` brings the key of the sample's random numbers along.
+        """
+        frame = self.get_data_info(int(idx))
+        if isinstance(idx, StreamIndex):
+            frame['random_key'] = idx.random_key
+        if not is_address(frame['img_path']) and any(
+            isinstance(step, LoadImageFromFile) for step in self.pipeline.transforms
+        ):
+            # mmcv's loader answers a damaged file with an assertion, a truncated one with grey rows.
+            read_png(frame['img_path'])
+        return self.pipeline(frame)

@@ -1,177 +1,297 @@
-"""One run: device, precision, seed, resuming; from a config to a ready Runner."""
+"""One process or many: starting the ranks, signals and exit codes, joining the group, the batch they make."""
 
 from __future__ import annotations
 
 import os
-import statistics
-import time
+import signal
+import subprocess
+import sys
 from pathlib import Path
-from pickle import UnpicklingError
+from types import FrameType
+from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader, Runner
-from torch import nn
+from mmengine.device import get_device
+from mmengine.dist import get_dist_info, is_distributed
 
-from .. import register  # noqa: F401  (a config whose custom_imports name the bare package finds it imported)
 from ..errors import InputError
 
-# Below this, casting costs more than bfloat16 arithmetic saves.
-_BF16_PAYS_FROM = 1.1
+_PARENT = Path(__file__).resolve().parents[2]
+# Set by `run_ranks` for its ranks: the process whose end is theirs too.
+_LAUNCHER_PID = 'MMSEG_UNET_LYFT_LAUNCHER_PID'
+# Signals that go on to the ranks; torchrun itself would not know the last, and answer the others with code 1.
+_FORWARDED = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1')
+_PR_SET_PDEATHSIG = 1
+_SIGNAL_EXIT = 128
 
 
-def choose_device(name: str | None) -> None:
-    """Make this process use one device: ``cpu``, ``cuda`` or ``cuda:N``; None leaves the choice to mmengine.
+def check_gpus(processes: int, on_cpu: bool) -> None:
+    """Raise an InputError if this machine has GPUs, but fewer than processes are to run on it.
 
-    mmengine looked for a GPU when it was imported and keeps its answer, so that answer is changed too.
-
-    Raises:
-        InputError: If the name is none of these, or there is no such device.
+    Args:
+        processes: Processes on this machine.
+        on_cpu: Whether they were told to stay on the CPU.
     """
-    if name is None:
-        return
-    kind, _, index = name.partition(':')
-    if kind not in ('cpu', 'cuda') or (index and not index.isdigit()):
-        raise InputError(f'--device {name}: choose cpu, cuda or cuda:N')
-    if kind == 'cpu':
-        os.environ['CUDA_VISIBLE_DEVICES'] = ''
-        import mmengine.device.utils
-
-        mmengine.device.utils.DEVICE = 'cpu'
-        return
-    count = torch.cuda.device_count()
-    if int(index or 0) >= count:
-        raise InputError(f'--device {name}: this machine has {count} usable CUDA devices; use --device cpu')
-    if index:
-        torch.cuda.set_device(int(index))
-
-
-def bf16_speedup() -> float:
-    """How many times faster than float32 a 3x3 convolution is in bfloat16 here, median of 5 pairs."""
-    layer = nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)
-    image = torch.rand(1, 64, 128, 128).contiguous(memory_format=torch.channels_last)
-
-    def seconds(enabled: bool) -> float:
-        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled), torch.no_grad():
-            start = time.perf_counter()
-            for _ in range(4):
-                layer(image)
-            return time.perf_counter() - start
-
-    # One pair to warm up: the first call compiles the kernels.
-    pairs = [(seconds(False), seconds(True)) for _ in range(6)][1:]
-    return statistics.median(plain / fast for plain, fast in pairs)
-
-
-def use_amp(config: Config, on_cuda: bool) -> str:
-    """Turn on mixed precision in the config and say what it means on this device.
-
-    float16 with loss scaling on a GPU, bfloat16 autocast on the CPU where that is faster.
-
-    Raises:
-        InputError: If the optimizer wrapper is one that mixed precision cannot replace.
-    """
-    wrapper = config.optim_wrapper
-    fitting = 'AmpOptimWrapper' if on_cuda else 'LyftCpuAmpOptimWrapper'
-    present = wrapper.setdefault('type', 'OptimWrapper')
-    if present == fitting:
-        return f'--amp: the config has {present} already'
-    if present != 'OptimWrapper':
-        raise InputError(f'--amp works with optim_wrapper.type=OptimWrapper; this config has {present}')
-    if on_cuda:
-        wrapper.type = fitting
-        wrapper.loss_scale = 'dynamic'
-        return '--amp: float16 autocast with dynamic loss scaling'
-    speedup = bf16_speedup()
-    if speedup < _BF16_PAYS_FROM:
-        return (
-            f'--amp: bfloat16 convolutions run at {speedup:.2f}x of float32 on this CPU; training in float32'
-        )
-    wrapper.type = fitting
-    return f'--amp: bfloat16 autocast; its convolutions run at {speedup:.2f}x of float32 on this CPU'
-
-
-def use_resume(config: Config, resume: str | None) -> None:
-    """Set what to resume from: a checkpoint path, ``auto`` for the newest in the work dir, or None.
-
-    Raises:
-        InputError: If there is nothing to resume from.
-    """
-    if resume is None:
-        return
-    if resume == 'auto':
-        if not (Path(config.work_dir) / 'last_checkpoint').is_file():
-            raise InputError(f'--resume: {config.work_dir} holds no checkpoint; start without --resume')
-        config.load_from = None
-    else:
-        check_checkpoint(resume)
-        config.load_from = resume
-    config.resume = True
-
-
-def check_checkpoint(path: str) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint file, by name.
-
-    Raises:
-        InputError: If there is no such file, or it is no checkpoint.
-    """
-    if not Path(path).is_file():
-        folder = Path(path).parent
-        there = ', '.join(sorted(file.name for file in folder.glob('*.pth'))) or 'no .pth file'
-        raise InputError(f'{path}: no such checkpoint; {folder} holds {there}')
-    try:
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    except (RuntimeError, EOFError, UnpicklingError, ValueError, KeyError) as error:
-        raise InputError(f'{path}: cannot be read as a checkpoint ({type(error).__name__})') from error
-    if not isinstance(checkpoint, dict):
-        raise InputError(f'{path}: holds a {type(checkpoint).__name__} and not the weights of a model')
-    return checkpoint.get('state_dict', checkpoint)
-
-
-def check_weights(model: nn.Module, path: str) -> None:
-    """Raise an InputError unless a checkpoint's weights are the model's, name by name and in shape.
-
-    mmengine loads what fits and only logs the rest.
-    """
-    weights, wanted = check_checkpoint(path), model.state_dict()
-    problems = dict(
-        # Mean and deviation: weights of other origin come without.
-        missing={
-            name for name in wanted.keys() - weights.keys() if not name.startswith('data_preprocessor.')
-        },
-        unexpected=weights.keys() - wanted.keys(),
-        reshaped={
-            name for name in weights.keys() & wanted.keys() if weights[name].shape != wanted[name].shape
-        },
-    )
-    found = [f'{len(names)} {what} ({min(names)}, ...)' for what, names in problems.items() if names]
-    if found:
+    gpus = 0 if on_cpu else torch.cuda.device_count()
+    if 0 < gpus < processes:
         raise InputError(
-            f'{path}: its weights are not of this config: {"; ".join(found)}. '
-            'Name the config it was trained with'
+            f'{processes} processes, but {gpus} usable GPU{"s" if gpus > 1 else ""}: each process needs '
+            f'its own. Start {gpus}, or add --device cpu to run all {processes} on the CPU'
         )
 
 
-def build_runner(config: Config) -> Runner:
-    """mmengine's Runner for the config, of the ``runner_type`` it names if any."""
-    if 'runner_type' in config:
-        from mmseg.registry import RUNNERS
+def run_ranks(processes: int, tool: str, arguments: list[str]) -> int:
+    """Run a tool of this package in several processes, by torchrun, and wait for them.
 
-        return RUNNERS.build(config)
-    return Runner.from_cfg(config)
+    Several nodes: start this on each of them with NNODES, NODE_RANK, MASTER_ADDR and PORT in the environment.
+    Otherwise a free port is taken. Signals go on to the ranks, which decide how to end; none outlives this.
+
+    Args:
+        processes: Ranks on this machine.
+        tool: Name of a module of ``cli``.
+        arguments: Its command line, without ``--launcher``.
+
+    Returns:
+        0, or the exit code of the rank that failed first; 128 + n for one that signal n ended.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing import api
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ[_LAUNCHER_PID] = str(os.getpid())
+    # Half the point of several CPU processes would be lost to threads that fight over the cores.
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    # A clone need not be installed.
+    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(_PARENT), os.environ.get('PYTHONPATH')]))
+    command = [sys.executable, '-u', '-m', 'mmseg_unet_lyft', tool, *arguments, '--launcher', 'pytorch']
+    options = run.parse_args(
+        [
+            *_rendezvous(),
+            '--nproc-per-node',
+            str(processes),
+            '--monitor-interval',
+            '0.1',
+            '--no-python',
+            *command,
+        ]
+    )
+    for name in _FORWARDED:
+        signal.signal(getattr(signal, name), _forward)
+    # torchrun installs this one for four of them, which would end the ranks within 30 seconds and return 1.
+    api._terminate_process_handler = _forward
+    try:
+        run.run(options)
+    except ChildFailedError as error:
+        _groups.update(failure.pid for failure in error.failures.values())
+        rank, failure = max(error.failures.items(), key=lambda item: _severity(item[1].exitcode))
+        return _exit_code(rank, failure.exitcode)
+    finally:
+        _end_groups()
+    return 0
 
 
-def best_checkpoint(work_dir: str) -> Path | None:
-    """The best checkpoint of a work dir, else its last, else None."""
-    best = sorted(Path(work_dir).glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
-    if best:
-        return best[-1]
-    last = Path(work_dir) / 'last_checkpoint'
-    return Path(last.read_text().strip()) if last.is_file() else None
+_groups: set[int] = set()
 
 
-def device_name(name: str | None) -> str:
-    """The device for a single model: as given, or what mmengine would take."""
-    from mmengine.device import get_device
+def _forward(signum: int, frame: FrameType | None) -> None:
+    """Send a signal on to the ranks."""
+    for pid in _rank_pids():
+        _groups.add(pid)
+        os.kill(pid, signum)
 
-    return name or get_device()
+
+def _rank_pids() -> list[int]:
+    """Processes that this one has started and that have not ended."""
+    tasks = Path('/proc/self/task')
+    if tasks.is_dir():
+        return [int(pid) for task in tasks.iterdir() for pid in (task / 'children').read_text().split()]
+    listed = subprocess.run(['pgrep', '-P', str(os.getpid())], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+def _end_groups() -> None:
+    """Kill what the ranks left behind, such as loader workers: each rank leads a process group."""
+    for pid in _groups:
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def _severity(exitcode: int) -> int:
+    """How much an exit code tells: a signal that is not torchrun's own most, then a code of ours."""
+    if exitcode < 0:
+        return 0 if exitcode == -signal.SIGTERM else 3
+    return 1 if exitcode == 1 else 2
+
+
+def _exit_code(rank: int, exitcode: int) -> int:
+    """The shell's code for a rank's; says which rank it was, if a signal ended it."""
+    if exitcode >= 0:
+        return exitcode
+    name = signal.Signals(-exitcode).name
+    memory = ' (the machine may be out of memory)' if name == 'SIGKILL' else ''
+    sys.stderr.write(f'error: rank {rank} was ended by {name}{memory}\n')
+    return _SIGNAL_EXIT - exitcode
+
+
+def _rendezvous() -> list[str]:
+    """torchrun's options for where the ranks meet."""
+    nodes = os.environ.get('NNODES', '1')
+    if nodes == '1':
+        return ['--standalone']
+    missing = [name for name in ('NODE_RANK', 'MASTER_ADDR') if name not in os.environ]
+    if missing:
+        raise InputError(
+            f'NNODES={nodes} needs {" and ".join(missing)} too: NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 '
+            'PORT=29500 on the first node, NODE_RANK=1 on the second'
+        )
+    place = ['--master-addr', os.environ['MASTER_ADDR'], '--master-port', os.environ.get('PORT', '29500')]
+    return ['--nnodes', nodes, '--node-rank', os.environ['NODE_RANK'], *place]
+
+
+def join_group(config: Config) -> None:
+    """Make this process one of the ranks that ``config.launcher`` says it is; mmengine does it on GPUs.
+
+    On the CPU: a gloo group, and a wrapper without device ids; mmengine's own way asks for a GPU.
+
+    Raises:
+        InputError: If nothing started this process as a rank, or it has no GPU of its own.
+    """
+    launcher = config.get('launcher', 'none')
+    if launcher == 'none':
+        return
+    on_cpu = get_device() == 'cpu'
+    if not is_distributed():
+        _die_with_launcher()
+        place = _place(launcher)
+        check_gpus(int(place.pop('LOCAL_WORLD_SIZE')), on_cpu)
+        if on_cpu:
+            os.environ.update(place)
+            torch.distributed.init_process_group('gloo')
+    if on_cpu:
+        wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+        config.model_wrapper_cfg = wrapper | dict(config.get('model_wrapper_cfg') or {})
+        config.sync_bn = None
+        config.model = _without_sync_bn(config.model)
+    else:
+        config.setdefault('sync_bn', 'torch')
+
+
+def _without_sync_bn(model: Any) -> Any:
+    """A model's config with BN for SyncBN, which works on GPUs only."""
+    if isinstance(model, dict):
+        for key, value in model.items():
+            model[key] = 'BN' if key == 'type' and value == 'SyncBN' else _without_sync_bn(value)
+    elif isinstance(model, list):
+        model[:] = [_without_sync_bn(value) for value in model]
+    return model
+
+
+# Names of rank, ranks, rank on this machine, ranks on this machine.
+_PLACES = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_NTASKS_PER_NODE'),
+    'mpi': (
+        'OMPI_COMM_WORLD_RANK',
+        'OMPI_COMM_WORLD_SIZE',
+        'OMPI_COMM_WORLD_LOCAL_RANK',
+        'OMPI_COMM_WORLD_LOCAL_SIZE',
+    ),
+}
+_STARTED_BY = {
+    'pytorch': 'tools/dist_train.sh CONFIG 4, or torchrun',
+    'slurm': 'tools/slurm_train.sh, or srun',
+    'mpi': 'mpirun',
+}
+
+
+def _place(launcher: str) -> dict[str, str]:
+    """This rank's place among all, under torch's names, from what its launcher put into the environment."""
+    rank, size, local_rank, local_size = _PLACES[launcher]
+    missing = [name for name in (rank, size) if name not in os.environ]
+    if missing:
+        raise InputError(
+            f'--launcher {launcher}: {" and ".join(missing)} not in the environment, so nothing started this '
+            f'process as one of several. Start it by {_STARTED_BY[launcher]}, or leave --launcher out'
+        )
+    place = dict(RANK=os.environ[rank], WORLD_SIZE=os.environ[size])
+    place['LOCAL_RANK'] = os.environ.get(local_rank, os.environ[rank])
+    place['LOCAL_WORLD_SIZE'] = os.environ.get(local_size, '1')
+    place['MASTER_ADDR'] = os.environ.get('MASTER_ADDR') or _first_host(launcher)
+    place['MASTER_PORT'] = os.environ.get('MASTER_PORT') or os.environ.get('PORT') or '29500'
+    return place
+
+
+def _first_host(launcher: str) -> str:
+    """The first host of a Slurm job; this one otherwise."""
+    if launcher != 'slurm' or 'SLURM_NODELIST' not in os.environ:
+        return '127.0.0.1'
+    command = ['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (FileNotFoundError, subprocess.CalledProcessError, IndexError):
+        raise InputError(
+            '--launcher slurm: scontrol does not name the first host; set MASTER_ADDR to it'
+        ) from None
+
+
+def _die_with_launcher() -> None:
+    """Have the system end this process when `run_ranks` is gone, however it went; on Linux."""
+    launcher = int(os.environ.get(_LAUNCHER_PID, 0))
+    if not launcher or not sys.platform.startswith('linux'):
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:
+        raise InputError('the process that started this rank is gone')
+
+
+def leave_group() -> None:
+    """Leave the group, if this process is in one."""
+    if is_distributed():
+        torch.distributed.destroy_process_group()
+
+
+def scale_learning_rate(config: Config, enable: bool) -> None:
+    """Have mmengine scale the learning rate linearly with the frames of a step, if asked to.
+
+    Raises:
+        InputError: If the config does not say for how many frames its learning rate is.
+    """
+    scaling = config.get('auto_scale_lr') or {}
+    if not (enable or scaling.get('enable')):
+        return
+    if not scaling.get('base_batch_size'):
+        raise InputError(
+            '--auto-scale-lr: the config must say for how many frames a step its learning rate is: '
+            'auto_scale_lr = dict(base_batch_size=16)'
+        )
+    # mmengine leaves accumulated batches out of account.
+    accumulated = config.optim_wrapper.get('accumulative_counts', 1)
+    config.auto_scale_lr = dict(
+        scaling, enable=True, base_batch_size=scaling['base_batch_size'] / accumulated
+    )
+
+
+def describe_batch(config: Config) -> str:
+    """One line on the frames of an optimizer step, over all ranks, and the learning rate for them."""
+    _, processes = get_dist_info()
+    frames = config.train_dataloader.get('batch_size')
+    accumulated = config.optim_wrapper.get('accumulative_counts', 1)
+    rate = (config.optim_wrapper.get('optimizer') or {}).get('lr')
+    if frames is None or rate is None:
+        return f'{processes} process{"es" if processes > 1 else ""}'
+    product = f'{processes} x {frames}' + (f' x {accumulated} accumulated' if accumulated > 1 else '')
+    total = processes * frames * accumulated
+    line = f'{total} frames a step ({product}); learning rate {rate:g}'
+    scaling = config.get('auto_scale_lr') or {}
+    if scaling.get('enable'):
+        ratio = processes * frames / scaling.base_batch_size
+        return f'{line} x {ratio:g} = {rate * ratio:g}'
+    base = scaling.get('base_batch_size', total)
+    if base != total:
+        return f'{line}, meant for {base} frames; --auto-scale-lr would make it {rate * total / base:g}'
+    return line

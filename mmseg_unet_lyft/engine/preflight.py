@@ -11,6 +11,17 @@ from ..datasets.lyft_carla import find_pairs
 from ..errors import InputError
 
 
+def check_batches(config: Config) -> None:
+    """Raise an InputError if the model's data preprocessor cannot read the training loader's batches."""
+    collate = (config.get('train_dataloader') or {}).get('collate_fn') or {}
+    preprocessor = config.model.get('data_preprocessor', {}).get('type')
+    if collate.get('type') == 'lyft_collate' and preprocessor == 'SegDataPreProcessor':
+        raise InputError(
+            'train_dataloader.collate_fn is lyft_collate, whose batches SegDataPreProcessor cannot read; set '
+            "model.data_preprocessor.type='LyftDataPreProcessor', which takes the same arguments"
+        )
+
+
 def check_data(config: Config, *loaders: str) -> None:
     """Raise an InputError if a loader's Lyft frames are missing, or their classes are not the model's.
 
@@ -18,6 +29,8 @@ def check_data(config: Config, *loaders: str) -> None:
         config: The whole config; loaders that are None, or of other data sets, are passed over.
         loaders: ``'train_dataloader'`` and the like.
     """
+    if 'train_dataloader' in loaders:
+        check_batches(config)
     for loader in loaders:
         dataset = (config.get(loader) or {}).get('dataset', {})
         if dataset.get('type') != 'LyftCarlaDataset':

@@ -6,14 +6,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 from mmengine.config import Config
 from mmengine.runner import Runner
 from prettytable import PrettyTable
 
 from ..datasets.labels import get_scheme
-from ..datasets.loading import read_label, read_png
+from ..datasets.loading import read_image, read_label
 from ..datasets.lyft_carla import find_pairs
 from ..datasets.scenes import read_marker
 from ..errors import InputError
@@ -25,8 +24,7 @@ from ..evaluation.iou_metric import LyftIoUMetric
 def _frames(pairs: Iterable[dict], scheme: str, data_root: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Image (BGR) and label ids of each pair, uint8 at raw size."""
     for pair in pairs:
-        content = np.frombuffer(read_png(pair['img_path']), np.uint8)
-        yield cv2.imdecode(content, cv2.IMREAD_COLOR), read_label(pair['seg_map_path'], scheme, data_root)
+        yield read_image(pair['img_path']), read_label(pair['seg_map_path'], scheme, data_root)
 
 
 def find_metric(runner: Runner) -> LyftIoUMetric:

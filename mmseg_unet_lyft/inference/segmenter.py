@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from mmengine.config import Config
-from mmengine.dataset import Compose
-from mmseg.apis import init_model
 
-from ..engine.config import load_config
-from ..engine.launch import check_checkpoint, check_weights
+from ..compat import require_stack
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 class Segmenter:
@@ -32,15 +31,25 @@ class Segmenter:
     """
 
     def __init__(self, config: Config | str, checkpoint: str, device: str = 'cpu') -> None:
+        require_stack()
+        from mmengine.config import Config
+        from mmengine.dataset import Compose
+        from mmseg.apis import init_model
+
+        from ..engine.checkpoint import load_weights, read_checkpoint
+        from ..engine.config import load_config
+
         # mmseg's init_model writes into the config it is given.
         config = copy.deepcopy(config) if isinstance(config, Config) else load_config(config)
         if 'test_pipeline' not in config:
             raise InputError(
                 f'{config.filename}: has no test_pipeline; name a config that mmseg.apis could use'
             )
-        check_checkpoint(checkpoint)
-        self.model = init_model(config, checkpoint, device)
-        check_weights(self.model, checkpoint)
+        content = read_checkpoint(checkpoint)
+        # Not with the checkpoint: mmseg would load it unsafely.
+        self.model = init_model(config, None, device)
+        load_weights(self.model, checkpoint, strict=True)
+        self.model.dataset_meta = content.get('meta', {}).get('dataset_meta') or _config_meta(config)
         steps = self.model.cfg.test_pipeline
         # The frame is given and has no label.
         self._pipeline = Compose(
@@ -53,7 +62,6 @@ class Segmenter:
         self.classes: list[str] = list(self.model.dataset_meta['classes'])
         self.palette: list[list[int]] = [list(colour) for colour in self.model.dataset_meta['palette']]
 
-    @torch.no_grad()
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         """Class ids of a frame.
 
@@ -71,4 +79,15 @@ class Segmenter:
         size = frame.shape[:2]
         data = self._pipeline(dict(img=frame, img_shape=size, ori_shape=size))
         batch = dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
-        return self.model.test_step(batch)[0].pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8)
+        import torch
+
+        with torch.no_grad():
+            sample = self.model.test_step(batch)[0]
+        return sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8)
+
+
+def _config_meta(config: Config) -> dict:
+    """Class names and palette of the scheme that a config tests with, for weights saved without theirs."""
+    from ..datasets.labels import get_scheme
+
+    return get_scheme(config.test_dataloader.dataset.get('scheme', 'carla13')).metainfo

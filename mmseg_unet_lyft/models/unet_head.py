@@ -11,6 +11,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .losses import LyftCrossEntropyLoss
 from .unet import KERAS_INIT, run_level, unet_level
 
 
@@ -109,7 +110,7 @@ class LyftUNetHead(BaseDecodeHead):
             dropout_ratio=0,
             norm_cfg=norm_cfg,
             act_cfg=act_cfg,
-            loss_decode=loss_decode or dict(type='CrossEntropyLoss', avg_non_ignore=True),
+            loss_decode=loss_decode or dict(type=LyftCrossEntropyLoss.__name__),
             in_index=tuple(range(len(in_channels)) if in_index is None else in_index),
             input_transform='multiple_select',
             init_cfg=[dict(cfg) for cfg in init_cfg] if init_cfg is KERAS_INIT else init_cfg,

@@ -61,6 +61,13 @@ def legend(classes: Sequence[str], palette: Sequence[Sequence[int]], width: int)
     return strip
 
 
+def captioned(picture: np.ndarray, caption: str) -> np.ndarray:
+    """The RGB uint8 picture under a white bar with its caption."""
+    bar = np.full((_LEGEND_ROW, picture.shape[1], 3), 255, dtype=np.uint8)
+    cv2.putText(bar, caption, (4, 15), color=(20, 20, 20), **_TEXT)
+    return np.vstack([bar, picture])
+
+
 def panel(
     image: np.ndarray,
     label: np.ndarray | None,
@@ -86,12 +93,7 @@ def panel(
     if label is not None:
         parts.append(('truth', overlay(image, label, palette, 0.7)))
     parts.append(('prediction', overlay(image, pred, palette, 0.7)))
-    columns = []
-    for caption, picture in parts:
-        bar = np.full((_LEGEND_ROW, picture.shape[1], 3), 255, dtype=np.uint8)
-        cv2.putText(bar, caption, (4, 15), color=(20, 20, 20), **_TEXT)
-        columns.append(np.vstack([bar, picture]))
-    row = np.hstack(columns)
+    row = np.hstack([captioned(picture, caption) for caption, picture in parts])
     return np.vstack([row, legend(classes, palette, row.shape[1])])
 
 

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from mmseg.structures import SegDataSample
 
+from ..datasets.loading import read_image
 from .figures import panel, save_palette_png, save_rgb
 
 
@@ -47,7 +48,7 @@ class LyftOutputHook(Hook):
             if self.out_dir:
                 save_palette_png(self.out_dir / f'{name}.png', pred, meta['palette'])
             if self.show_dir and self._shown < self.show_limit:
-                image = cv2.cvtColor(cv2.imread(sample.img_path), cv2.COLOR_BGR2RGB)
+                image = cv2.cvtColor(read_image(sample.img_path), cv2.COLOR_BGR2RGB)
                 label = sample.gt_sem_seg.data.squeeze(0).cpu().numpy().astype('uint8')
                 save_rgb(
                     self.show_dir / f'{name}.png',

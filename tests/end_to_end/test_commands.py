@@ -13,18 +13,13 @@ from PIL import Image
 
 from mmseg_unet_lyft.cli import predict, test, train
 from mmseg_unet_lyft.datasets.labels import CARLA_CLASSES, CARLA_PALETTE
+from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, read_checkpoint, read_weights
 from mmseg_unet_lyft.engine.config import load_config, parse_options
-from mmseg_unet_lyft.engine.launch import best_checkpoint
 from mmseg_unet_lyft.evaluation.counts import class_scores, confusion_matrix
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 from mmseg_unet_lyft.report.figures import read_scalars
 
 from .conftest import TINY, train_tiny
-
-
-def weights(path):
-    """State dict of a checkpoint of ours."""
-    return torch.load(path, map_location='cpu', weights_only=False)['state_dict']
 
 
 def score_tiny(trained, drawn_root, work_dir, *arguments):
@@ -69,7 +64,7 @@ def test_the_logged_validation_loss_is_of_that_validation_alone(trained, drawn_r
 def test_the_same_seed_gives_the_same_weights(trained, drawn_root, tmp_path):
     assert train_tiny(drawn_root, tmp_path, '--seed', '0', options=('max_iters=4', 'val_interval=2')) == 0
     torch.testing.assert_close(
-        weights(tmp_path / 'iter_4.pth'), weights(trained / 'iter_4.pth'), rtol=0, atol=0
+        read_weights(tmp_path / 'iter_4.pth'), read_weights(trained / 'iter_4.pth'), rtol=0, atol=0
     )
 
 
@@ -90,7 +85,7 @@ def test_load_from_starts_with_the_weights_at_step_zero(trained, drawn_root, tmp
     options = ('max_iters=1', 'val_interval=1', 'learning_rate=0.0')
     checkpoint = trained / 'iter_4.pth'
     assert train_tiny(drawn_root, tmp_path, '--load-from', str(checkpoint), options=options) == 0
-    ours, theirs = weights(tmp_path / 'iter_1.pth'), weights(checkpoint)
+    ours, theirs = read_weights(tmp_path / 'iter_1.pth'), read_weights(checkpoint)
     name = 'backbone.levels.0.0.conv.weight'
     torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
 
@@ -255,3 +250,42 @@ def test_a_named_drive_that_is_not_there_is_refused(drawn_root, tmp_path, capsys
 def test_opacity_beyond_one_is_refused(tmp_path, capsys):
     assert predict.main(['unet_lyft.py', 'x.pth', str(tmp_path), '--opacity', '5']) == 2
     assert '--opacity 5.0: give a number from 0 to 1' in capsys.readouterr().err
+
+
+def test_config_text_in_a_checkpoint_is_not_run_when_resuming(trained, drawn_root, tmp_path):
+    content = read_checkpoint(str(trained / 'iter_4.pth'))
+    code = f'import pathlib\npathlib.Path({str(tmp_path / "ran")!r}).touch()\n'
+    content['meta']['config'] = code + content['meta']['config']
+    content['message_hub']['runtime_info']['cfg'] = code
+    torch.save(content, tmp_path / 'iter_4.pth')
+    arguments = ('--resume', str(tmp_path / 'iter_4.pth'))
+    assert (
+        train_tiny(drawn_root, tmp_path / 'work', *arguments, options=('max_iters=5', 'val_interval=5')) == 0
+    )
+    assert (tmp_path / 'work/iter_5.pth').exists()
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_another_number_of_classes_starts_from_the_weights_that_fit(trained, drawn_root, tmp_path, capsys):
+    arguments = [
+        'configs/unet_lyft_challenge.py',
+        '--data-root',
+        str(drawn_root),
+        '--work-dir',
+        str(tmp_path),
+    ]
+    arguments += ['--load-from', str(trained / 'iter_4.pth'), '--cfg-options', *TINY, 'learning_rate=0.0']
+    assert train.main([*arguments, 'max_iters=1', 'val_interval=1']) == 0
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'decode_head.conv_seg.weight (13, 4, 1, 1) in the file, (3, 4, 1, 1) here' in log
+    ours, theirs = read_weights(tmp_path / 'iter_1.pth'), read_weights(trained / 'iter_4.pth')
+    name = 'decode_head.levels.0.1.conv.weight'
+    torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
+    arguments.insert(1, '--strict')
+    assert train.main(arguments) == 2
+    assert 'its weights are not of this config: 2 reshaped' in capsys.readouterr().err
+
+
+def test_strict_without_weights_to_start_from_is_refused(capsys):
+    assert train.main(['configs/unet_lyft_demo.py', '--strict']) == 2
+    assert '--strict: says how to take the weights of --load-from; give that too' in capsys.readouterr().err

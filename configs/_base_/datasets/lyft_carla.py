@@ -1,5 +1,5 @@
 # The Lyft-Udacity (CARLA) frames. Knobs first; everything below derives from them.
-data_root = '{{$LYFT_DATA_ROOT:data/lyft}}'  # the Kaggle folder; also --data-root
+data_root = '{{$LYFT_DATA_ROOT:data/lyft}}'  # the Kaggle folder, or packed frames; also --data-root
 scheme = 'carla13'  # label scheme: carla13, challenge3 or road
 train_drives = 'train'  # a benchmark split (train, val, test), or a list of drives
 val_drives = 'val'
@@ -7,18 +7,16 @@ test_drives = 'test'
 image_scale_wh = (800, 600)  # width, height at which frames are trained and tested
 scale_range = (0.5, 2.0)  # random resizing in training, as a factor of image_scale_wh
 crop_size = (384, 512)  # height, width
+colour_on_device = False  # colours change where the network runs, and not in the workers
 batch_size = 4  # frames a step on each device
 val_batch_size = 1
 num_workers = 2
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadLyftLabel'),
-    dict(type='RandomResize', scale=image_scale_wh, ratio_range=scale_range, keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs'),
+    # As RandomResize, RandomCrop and RandomFlip, computed on the window that survives.
+    dict(type='LyftCropFirst', scale=image_scale_wh, ratio_range=scale_range, crop_size=crop_size),
+    dict(type='LyftColour', on_device=colour_on_device),
+    dict(type='PackLyftInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -33,7 +31,9 @@ train_dataloader = dict(
     num_workers=num_workers,
     persistent_workers=num_workers > 0,
     drop_last=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    # The random numbers of a sample follow from the seed and its position in this stream.
+    sampler=dict(type='LyftStreamSampler'),
+    collate_fn=dict(type='lyft_collate'),
     dataset=dict(split=train_drives, pipeline=train_pipeline, **dataset),
 )
 val_dataloader = dict(

@@ -13,7 +13,7 @@ model = dict(
     channels_last=channels_last,
     pretrained=pretrained,
     data_preprocessor=dict(
-        type='SegDataPreProcessor',
+        type='LyftDataPreProcessor',
         # The ImageNet statistics its weights were trained with.
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
@@ -29,10 +29,7 @@ model = dict(
         num_classes=num_classes,
         dropout=decoder_dropout,
         norm_cfg=norm_cfg,
-        # Without weights mmseg divides by all pixels unless told; with them, by the valid ones' weights.
-        loss_decode=dict(
-            type='CrossEntropyLoss', class_weight=class_weight, avg_non_ignore=class_weight is None
-        ),
+        loss_decode=dict(type='LyftCrossEntropyLoss', class_weight=class_weight),
     ),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),

@@ -12,7 +12,7 @@ model = dict(
     type='LyftSegmentor',
     channels_last=channels_last,
     data_preprocessor=dict(
-        type='SegDataPreProcessor',
+        type='LyftDataPreProcessor',
         # RGB, ImageNet statistics: centred inputs of unit spread help a network without norm to start.
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
@@ -27,10 +27,7 @@ model = dict(
         num_classes=num_classes,
         dropout=decoder_dropout,
         with_cp=with_cp,
-        # Without weights mmseg divides by all pixels unless told; with them, by the valid ones' weights.
-        loss_decode=dict(
-            type='CrossEntropyLoss', class_weight=class_weight, avg_non_ignore=class_weight is None
-        ),
+        loss_decode=dict(type='LyftCrossEntropyLoss', class_weight=class_weight),
     ),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),

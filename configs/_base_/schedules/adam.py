@@ -2,6 +2,7 @@
 max_iters = 20000  # optimizer steps
 val_interval = 1000  # steps between validations and checkpoints
 learning_rate = 3e-3  # of AdamW; without norm, Keras' default for Adam, 1e-3, learns slower (docs/results.md)
+base_batch_size = 4  # frames a step, over all processes, that learning_rate is meant for
 weight_decay = 0.01
 warmup_iters = 100  # steps from 1 % of the learning rate to all of it; 0 is none
 early_stop_patience = None  # validations without a better mIoU before training stops; None is never
@@ -12,6 +13,8 @@ test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='AdamW', lr=learning_rate, weight_decay=weight_decay)
 )
+# --auto-scale-lr: learning_rate times frames a step / base_batch_size.
+auto_scale_lr = dict(enable=False, base_batch_size=base_batch_size)
 # Both from step 0, multiplied; the decay has no `end` and so takes the loop's max_iters.
 param_scheduler = [
     # A warm-up of one step would never end: mmengine reaches the full rate at step end - 1.

@@ -1,0 +1,52 @@
+"""Show what the network sees in training, after augmentation: image | overlay, with the class legend.
+
+python tools/browse_data.py configs/unet_lyft_bn.py --data-root data/lyft --out sheets
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import InputError
+from .console import guarded, progress, say
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file, or the name of one in the package')
+    parser.add_argument('--data-root', help="folder of the frames, in place of the config's")
+    parser.add_argument('--out', type=Path, default=Path('sheets'), metavar='DIR', help='folder (sheets)')
+    parser.add_argument('--sheets', type=int, default=4, help='how many pictures (default: 4)')
+    parser.add_argument('--rows', type=int, default=4, help='samples in each (default: 4)')
+    parser.add_argument('--seed', type=int, default=0, help='of order and augmentation (default: 0)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override knobs of the config'
+    )
+    return parser.parse_args(argv)
+
+
+def _browse_data(argv: list[str] | None) -> None:
+    args = parse_args(argv)
+    from ..compat import require_stack
+
+    require_stack()
+    from ..engine.config import load_config, parse_options
+    from ..engine.preflight import check_data
+    from ..report.sheets import write_sheets
+
+    if args.sheets < 1 or args.rows < 1:
+        raise InputError(f'--sheets {args.sheets} --rows {args.rows}: give 1 or more')
+    options = parse_options(args.cfg_options)
+    if args.data_root is not None:
+        options['data_root'] = args.data_root
+    config = load_config(args.config, options)
+    check_data(config, 'train_dataloader')
+    paths = write_sheets(config, args.out, args.sheets, args.rows, args.seed, progress)
+    say(f'wrote {len(paths)} sheets to {args.out}')
+
+
+main = guarded(_browse_data)

@@ -1,0 +1,168 @@
+"""Packed frames: memory-mapped NumPy files of pixels beside one index of sizes, names and checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+
+INDEX_NAME = 'packed.json'
+FORMAT, VERSION = 'lyft-packed', 1
+# What a packed frame has in place of a file's path: lyftpacked:///data/packed/image/F1-0.png
+PREFIX = 'lyftpacked'
+IMAGE, LABEL = 'image', 'label'
+CHANNELS = {IMAGE: (3,), LABEL: ()}
+
+
+@dataclass(frozen=True)
+class PackedFrame:
+    """Where a frame's pixels are.
+
+    Attributes:
+        size: (height, width).
+        row: First index into the arrays of that size.
+        crc32: Checksums of the image's and the label's pixels.
+    """
+
+    size: tuple[int, int]
+    row: int
+    crc32: dict[str, int]
+
+
+def array_name(kind: str, size: tuple[int, int]) -> str:
+    """File that holds the images or the labels of a size: ``image_600x800.npy``."""
+    return f'{kind}_{size[0]}x{size[1]}.npy'
+
+
+def index_hash(index: dict) -> str:
+    """SHA-256 of an index without its own hash."""
+    bare = {key: value for key, value in index.items() if key != 'sha256'}
+    return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()
+
+
+def is_packed(root: str | Path) -> bool:
+    """Whether a folder holds packed frames."""
+    return (Path(root) / INDEX_NAME).is_file()
+
+
+def is_address(path: str | Path) -> bool:
+    """Whether a path names a packed frame and not a file."""
+    return str(path).startswith(f'{PREFIX}://')
+
+
+class PackedFrames:
+    """The frames of a packed folder.
+
+    Opening checks the format's version, the index's own hash and the files' sizes. A frame's checksum is
+    verified when a process reads it first. Files are mapped on first use; processes share them through the
+    page cache.
+
+    Args:
+        root: The folder.
+
+    Raises:
+        InputError: If it is no packed folder, of another version, or damaged.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).resolve()
+        index = self._read_index()
+        # name: [height, width, row, checksum of the image, checksum of the label]
+        self.frames = {
+            name: PackedFrame((height, width), row, {IMAGE: image_crc32, LABEL: label_crc32})
+            for name, (height, width, row, image_crc32, label_crc32) in index['frames'].items()
+        }
+        for file, size in index['files'].items():
+            self._check_size(self.root / file, size)
+        self._arrays: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
+        self._verified: set[tuple[str, str]] = set()
+        self._pid = os.getpid()
+
+    def _read_index(self) -> dict:
+        """The index, checked."""
+        path = self.root / INDEX_NAME
+        try:
+            index = json.loads(path.read_text(encoding='utf-8'))
+            kind, version, sha256 = index['format'], index['version'], index['sha256']
+        except FileNotFoundError:
+            raise InputError(f'{path}: no such file; {self.root} holds no packed frames') from None
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f'{path}: damaged, not a readable index; pack the frames again') from None
+        if (kind, version) != (FORMAT, VERSION):
+            raise InputError(
+                f'{path}: is {kind} version {version}, but this program reads {FORMAT} version {VERSION}; '
+                'pack the frames again'
+            )
+        if sha256 != index_hash(index):
+            raise InputError(f'{path}: damaged, its hash does not match; pack the frames again')
+        return index
+
+    def _check_size(self, path: Path, size: int) -> None:
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            state = 'is missing' if found is None else f'has {found} bytes'
+            raise InputError(f'{path}: {state}, expected {size} bytes; pack the frames again')
+
+    def address(self, kind: str, name: str) -> str:
+        """What stands in place of the path of a frame's image or label."""
+        return f'{PREFIX}://{self.root.as_posix()}/{kind}/{name}.png'
+
+    def read(self, kind: str, name: str) -> np.ndarray:
+        """A frame's image (BGR) or label (CARLA tags), uint8 (H, W, 3) or (H, W), read-only.
+
+        A view of the mapped file: only the rows that are used are read from disk, once the checksum was
+        verified.
+
+        Raises:
+            InputError: If the pixels are not those that were packed.
+        """
+        frame = self.frames[name]
+        pixels = self._array(kind, frame.size)[frame.row]
+        if self._pid != os.getpid():
+            # After a fork: what another process has verified does not count.
+            self._pid, self._verified = os.getpid(), set()
+        if (kind, name) not in self._verified:
+            if zlib.crc32(pixels) != frame.crc32[kind]:
+                path = self.root / array_name(kind, frame.size)
+                raise InputError(f'{path}: {kind} of frame {name} is damaged; pack the frames again')
+            self._verified.add((kind, name))
+        return pixels
+
+    def _array(self, kind: str, size: tuple[int, int]) -> np.ndarray:
+        """All images or labels of a size."""
+        if (kind, size) not in self._arrays:
+            path = self.root / array_name(kind, size)
+            try:
+                array = np.load(path, mmap_mode='r')
+            except (ValueError, OSError) as error:
+                raise InputError(f'{path}: cannot be mapped ({error}); pack the frames again') from None
+            if array.dtype != np.uint8 or array.shape[1:] != (*size, *CHANNELS[kind]):
+                raise InputError(f'{path}: holds {array.dtype} {array.shape}; pack the frames again')
+            # A plain array: every slice of a np.memmap costs microseconds more.
+            self._arrays[kind, size] = np.asarray(array)
+        return self._arrays[kind, size]
+
+
+_OPEN: dict[str, PackedFrames] = {}
+
+
+def open_packed(root: str | Path) -> PackedFrames:
+    """The packed frames of a folder, checked anew; `read_packed` uses them from now on."""
+    packed = PackedFrames(root)
+    _OPEN[packed.root.as_posix()] = packed
+    return packed
+
+
+def read_packed(address: str) -> np.ndarray:
+    """The image or label at an address, as `PackedFrames.read` gives it; opens its folder if need be."""
+    folder, _, file = address.removeprefix(f'{PREFIX}://').rpartition('/')
+    root, _, kind = folder.rpartition('/')
+    packed = _OPEN.get(root) or open_packed(root)
+    return packed.read(kind, file.removesuffix('.png'))

@@ -1,0 +1,188 @@
+"""Checkpoint files: which one, read without running anything in it, and into which model."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import is_model_wrapper
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+from ..compat import plain_types_only
+from ..errors import InputError
+
+
+def use_resume(config: Config, resume: str | None) -> None:
+    """Set what to resume from: a checkpoint path, ``auto`` for the newest in the work dir, or None.
+
+    Raises:
+        InputError: If there is nothing to resume from.
+    """
+    if resume is None:
+        return
+    if resume == 'auto':
+        last = Path(config.work_dir) / 'last_checkpoint'
+        if not last.is_file():
+            raise InputError(f'--resume: {config.work_dir} holds no checkpoint; start without --resume')
+        named = Path(last.read_text().strip())
+        # The name is absolute; a work dir that was moved holds the file all the same.
+        resume = str(named if named.is_file() else last.with_name(named.name))
+    read_checkpoint(resume)
+    config.load_from = resume
+    config.resume = True
+
+
+def load_safely() -> None:
+    """Have mmengine load files by `read_checkpoint` from now on in this process, and torch never unsafely.
+
+    OneDL's mmengine falls back to an unsafe load; OpenMMLab's cannot load a training checkpoint safely.
+    """
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+
+    # mmengine logs the name from its eleventh letter on.
+    def load_from_local(filename: str, map_location: str | torch.device = 'cpu') -> dict[str, Any]:
+        return read_checkpoint(filename, map_location)
+
+    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+
+
+def read_checkpoint(path: str, map_location: str | torch.device = 'cpu') -> dict[str, Any]:
+    """The content of a checkpoint file: plain data and tensors, never code.
+
+    Args:
+        path: The file.
+        map_location: Device that the tensors come to.
+
+    Raises:
+        InputError: If there is no such file, it is no checkpoint, or it holds anything but plain data.
+    """
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        there = ', '.join(sorted(file.name for file in folder.glob('*.pth'))) or 'no .pth file'
+        raise InputError(f'{path}: no such checkpoint; {folder} holds {there}')
+    try:
+        with plain_types_only():
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except UnpicklingError as error:
+        foreign = re.search(r'GLOBAL ([\w.]+)', str(error))
+        if foreign:
+            raise InputError(
+                f'{path}: refused, it holds {foreign[1]}, and loading that could run code; '
+                'only tensors, numbers, text and containers of them are loaded'
+            ) from error
+        raise InputError(f'{path}: cannot be read as a checkpoint ({type(error).__name__})') from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f'{path}: cannot be read as a checkpoint ({type(error).__name__})') from error
+    if not isinstance(checkpoint, dict):
+        raise InputError(f'{path}: holds a {type(checkpoint).__name__} and not the weights of a model')
+    return checkpoint
+
+
+def read_weights(path: str) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint file by name, on the CPU; errors as in `read_checkpoint`."""
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint.get('state_dict', checkpoint)
+    wrapped = 'module.'
+    return {name.removeprefix(wrapped): weight for name, weight in weights.items()}
+
+
+def check_weights(model: nn.Module, path: str) -> None:
+    """Raise an InputError unless a checkpoint's weights are the model's, name by name and in shape.
+
+    mmengine loads what fits and only logs the rest.
+    """
+    problems = _misfits(_bare(model).state_dict(), read_weights(path))
+    found = [f'{len(names)} {what} ({min(names)}, ...)' for what, names in problems.items() if names]
+    if found:
+        raise InputError(
+            f'{path}: its weights are not of this config: {"; ".join(found)}. '
+            'Name the config it was trained with'
+        )
+
+
+def load_weights(model: nn.Module, path: str, strict: bool = False) -> str:
+    """Start a model from the weights of a checkpoint: all that fit by name and shape.
+
+    Args:
+        model: The model to load into, wrapped for several processes or not.
+        path: A checkpoint of a model with other classes or input channels, say.
+        strict: Refuse a checkpoint of which anything does not fit.
+
+    Returns:
+        What was loaded and, name by name with both shapes, what was left out.
+
+    Raises:
+        InputError: If nothing fits or, when strict, not everything.
+    """
+    bare = _bare(model)
+    wanted, weights = bare.state_dict(), read_weights(path)
+    if strict:
+        check_weights(model, path)
+    misfits = _misfits(wanted, weights)
+    fitting = {name: weights[name] for name in (wanted.keys() & weights.keys()) - misfits['reshaped']}
+    if all(_is_statistic(name) for name in fitting):
+        raise InputError(f'{path}: none of its {len(weights)} weights has a name and shape of this model')
+    bare.load_state_dict(fitting, strict=False)
+    lines = [f'{path}: loaded {len(fitting)} of the {len(wanted)} weights of this model']
+    lines += _listed(
+        'another shape, kept as initialised',
+        {
+            name: f'{tuple(weights[name].shape)} in the file, {tuple(wanted[name].shape)} here'
+            for name in misfits['reshaped']
+        },
+    )
+    lines += _listed('not in the file, kept as initialised', dict.fromkeys(misfits['missing'], ''))
+    lines += _listed('only in the file, left out', dict.fromkeys(misfits['unexpected'], ''))
+    return '\n'.join(lines)
+
+
+def _listed(what: str, notes: dict[str, str]) -> list[str]:
+    """Lines for weights by name, each with its note."""
+    if not notes:
+        return []
+    return [f'  {len(notes)} {what}:', *(f'    {name} {notes[name]}'.rstrip() for name in sorted(notes))]
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The model without the wrapper of several processes."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def _misfits(wanted: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> dict[str, set[str]]:
+    """Names that are only in the model, only in the file, or in both with another shape."""
+    return dict(
+        # Weights from elsewhere come without the mean and deviation, and keep the config's.
+        missing={name for name in wanted.keys() - weights.keys() if not _is_statistic(name)},
+        unexpected=weights.keys() - wanted.keys(),
+        reshaped={
+            name for name in weights.keys() & wanted.keys() if weights[name].shape != wanted[name].shape
+        },
+    )
+
+
+def _is_statistic(name: str) -> bool:
+    """Whether a weight is the mean or deviation of the preprocessor."""
+    return name.startswith('data_preprocessor.')
+
+
+def best_checkpoint(work_dir: str) -> Path | None:
+    """The best checkpoint of a work dir, else its last, else None."""
+    best = sorted(Path(work_dir).glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
+    if best:
+        return best[-1]
+    last = Path(work_dir) / 'last_checkpoint'
+    return Path(last.read_text().strip()) if last.is_file() else None
+
+
+def describe_best(work_dir: str) -> str:
+    """One line that names the best checkpoint, or says that there is only a last one."""
+    best = best_checkpoint(work_dir)
+    if best is None:
+        return 'no checkpoint was written'
+    return f'{"best" if best.name.startswith("best_") else "last"} checkpoint: {best}'

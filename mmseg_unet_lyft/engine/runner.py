@@ -1,0 +1,124 @@
+"""From a config to mmengine's Runner, and what every run of ours has beyond the config."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmengine.structures import PixelData
+from mmseg.registry import RUNNERS
+from mmseg.structures import SegDataSample
+
+from .. import register  # noqa: F401  (a config whose custom_imports name the bare package finds it imported)
+from ..errors import InputError
+from .checkpoint import load_safely, load_weights
+from .launch import join_group
+
+# Large enough for five levels, and quick.
+_TRIAL_SIZE = (64, 96)
+
+
+class DropStoredConfigHook(Hook):
+    """Forget the config text in a checkpoint: mmengine would run it as Python when it resumes."""
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Called before the Runner reads anything from the checkpoint."""
+        checkpoint.get('meta', {}).pop('config', None)
+        checkpoint.get('message_hub', {}).get('runtime_info', {}).pop('cfg', None)
+
+
+class StartWeightsHook(Hook):
+    """Start training from those weights of a checkpoint that fit the model, and log what did not.
+
+    A hook, since mmengine initialises the model when training starts.
+
+    Args:
+        path: The checkpoint.
+        strict: Refuse a checkpoint of which anything does not fit.
+    """
+
+    # Before hooks that copy the weights, such as mmengine's moving average.
+    priority = 'VERY_HIGH'
+
+    def __init__(self, path: str, strict: bool) -> None:
+        self.path = path
+        self.strict = strict
+
+    def before_train(self, runner: Runner) -> None:
+        """Load them."""
+        runner.logger.info(load_weights(runner.model, self.path, self.strict))
+
+
+class AverageBuffersHook(Hook):
+    """Keep batch norm's running statistics equal on all ranks of a CPU run, where there is no SyncBN.
+
+    They are linear in what each batch adds, so averaging after every step is what averaging before each
+    validation and each save would give, and no save can come in between.
+    """
+
+    # Before the checkpoint hook.
+    priority = 'NORMAL'
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Average all running statistics in one message."""
+        buffers = [buffer for buffer in runner.model.buffers() if buffer.is_floating_point()]
+        means = torch.cat([buffer.flatten() for buffer in buffers])
+        all_reduce(means, op='mean')
+        for buffer, mean in zip(buffers, means.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+
+
+def build_runner(config: Config) -> Runner:
+    """mmengine's Runner for the config, of the ``runner_type`` it names if any, on one process or as a rank.
+
+    Args:
+        config: The whole config; ``launcher`` says what started this process. Changed where the device asks
+            for it: the model wrapper, batch norm.
+
+    Raises:
+        InputError: If this process cannot be the rank it is to be.
+    """
+    load_safely()
+    join_group(config)
+    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    runner.register_hook(DropStoredConfigHook())
+    if runner.distributed and get_device() == 'cpu':
+        runner.register_hook(AverageBuffersHook())
+    return runner
+
+
+def check_deterministic(runner: Runner) -> None:
+    """Try a training step in small where only deterministic algorithms are allowed, on a copy of the model.
+
+    Raises:
+        InputError: If an operation has no such algorithm on this device; the message names it.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return
+    bare = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = copy.deepcopy(bare)
+    device = next(model.parameters()).device
+    with torch.random.fork_rng():
+        label = torch.zeros(1, *_TRIAL_SIZE, dtype=torch.int64, device=device)
+        samples = [SegDataSample(gt_sem_seg=PixelData(data=label)) for _ in range(2)]
+        inputs = torch.rand(2, 3, *_TRIAL_SIZE, device=device)
+        try:
+            losses, _ = model.parse_losses(model.loss(inputs, samples))
+            losses.backward()
+        except RuntimeError as error:
+            if 'deterministic' not in str(error):
+                raise
+            operation = str(error).partition(' does not have')[0]
+            raise InputError(
+                f'--deterministic: {operation} has no deterministic algorithm on {device.type}; train '
+                'without --deterministic, or without the layer or loss that uses it'
+            ) from error

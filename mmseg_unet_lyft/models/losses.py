@@ -1,0 +1,74 @@
+"""Losses, only what mmseg lacks: a cross-entropy that is one mean, however many processes share the batch."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.dist import all_reduce
+from mmseg.models.losses import CrossEntropyLoss
+from mmseg.registry import MODELS
+from torch import Tensor
+
+
+@MODELS.register_module()
+class LyftCrossEntropyLoss(CrossEntropyLoss):
+    """Mean cross-entropy over the valid pixels of the whole batch, weighted by class.
+
+    mmseg's own divides by the pixels of one process; gradients averaged over processes then weigh a frame
+    with few valid pixels as much as a full one. This one divides by the weight of all processes' valid
+    pixels, so that a batch gives one gradient, however it is split. Where only deterministic algorithms
+    are allowed it runs on one: CUDA has none for the cross-entropy of label maps, but for that of rows.
+
+    Args:
+        kwargs: As in mmseg's ``CrossEntropyLoss``; ``avg_non_ignore`` makes no difference.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        # mmseg warns of its own default.
+        super().__init__(*args, **dict(avg_non_ignore=True) | kwargs)
+
+    def forward(
+        self,
+        cls_score: Tensor,
+        label: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        reduction_override: str | None = None,
+        ignore_index: int = 255,
+        **kwargs,
+    ) -> Tensor:
+        """The loss.
+
+        Args:
+            cls_score: Logits, float (N, C, H, W).
+            label: Class ids, int64 (N, H, W).
+            weight: Weight of each pixel, float (N, H, W).
+            avg_factor: What the sum is divided by, if not the valid pixels' weight.
+            reduction_override: ``'none'``, ``'mean'`` or ``'sum'``, in place of the one configured.
+            ignore_index: Pixels with this label do not count.
+            kwargs: As in mmseg's ``CrossEntropyLoss``.
+
+        Returns:
+            A scalar; float (N, H, W) without reduction.
+        """
+        reduction = reduction_override or self.reduction
+        if reduction == 'mean' and avg_factor is None:
+            avg_factor = self._valid_weight(cls_score, label, ignore_index)
+        if reduction != 'none' and not self.use_sigmoid and torch.are_deterministic_algorithms_enabled():
+            cls_score = cls_score.movedim(1, -1).reshape(-1, cls_score.shape[1])
+            label = label.reshape(-1)
+            weight = None if weight is None else weight.reshape(-1)
+        return super().forward(
+            cls_score, label, weight, avg_factor, reduction_override, ignore_index=ignore_index, **kwargs
+        )
+
+    def _valid_weight(self, cls_score: Tensor, label: Tensor, ignore_index: int) -> Tensor:
+        """The valid pixels' weight in this batch; in training, its mean over the processes."""
+        valid = label != ignore_index
+        if self.class_weight is None or self.use_sigmoid:
+            total = valid.sum(dtype=torch.float32)
+        else:
+            total = cls_score.new_tensor(self.class_weight, dtype=torch.float32)[label[valid]].sum()
+        if self.training:
+            # Not in validation: there the processes may have unequal numbers of frames.
+            all_reduce(total, op='mean')
+        return total

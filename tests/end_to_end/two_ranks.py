@@ -1,0 +1,105 @@
+"""What each of two processes does for test_ranks.py, and one process for comparison."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+
+from mmseg_unet_lyft.compat import require_stack
+from mmseg_unet_lyft.engine.config import load_config
+from mmseg_unet_lyft.engine.runner import build_runner
+
+SMALL = dict(image_scale_wh=(128, 96), crop_size=(64, 96), base_channels=4, num_workers=0, warmup_iters=1)
+EMPTY_ROWS = 40
+
+
+def batch(ignored: bool) -> dict:
+    """Four frames 32x48 and labels; with ``ignored``, most of the last frame does not count."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (4, 3, 48, 32), generator=random, dtype=torch.uint8)
+    labels = torch.randint(0, 13, (4, 1, 48, 32), generator=random)
+    if ignored:
+        labels[3, :, :EMPTY_ROWS] = 255
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels]
+    return dict(inputs=list(images), data_samples=samples)
+
+
+def share(data: dict, rank: int, processes: int) -> dict:
+    """A rank's part of a batch."""
+    size = len(data['inputs']) // processes
+    return {key: values[rank * size : (rank + 1) * size] for key, values in data.items()}
+
+
+def config_of(name: str, out: Path, data_root: Path, launcher: str, **knobs) -> Config:
+    """A config made small, for a work dir named as the proof."""
+    config = load_config(name, SMALL | dict(data_root=str(data_root)) | knobs)
+    config.work_dir, config.launcher = str(out), launcher
+    config.randomness.seed = 0
+    return config
+
+
+def one_step(out: Path, data_root: Path, launcher: str, ignored: bool, loss: str) -> dict:
+    """Weights of the reference network after one step of plain gradient descent on the batch."""
+    config = config_of('unet_lyft.py', out, data_root, launcher, encoder_dropout=0.0, decoder_dropout=0.0)
+    config.optim_wrapper.optimizer = dict(type='SGD', lr=0.5)
+    config.model.decode_head.loss_decode.type = loss
+    runner = build_runner(config)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    bare = runner.model.module if launcher != 'none' else runner.model
+    torch.manual_seed(0)
+    bare.init_weights()
+    runner.model.train()
+    runner.model.train_step(share(batch(ignored), runner.rank, runner.world_size), runner.optim_wrapper)
+    return {name: weight.clone() for name, weight in bare.state_dict().items()}
+
+
+def twenty_steps(out: Path, data_root: Path, launcher: str) -> dict:
+    """All weights and running statistics of the recommended network after 20 steps on real loaders."""
+    knobs = dict(max_iters=20, val_interval=20, batch_size=2, val_drives=['F3'])
+    runner = build_runner(config_of('unet_lyft_bn.py', out, data_root, launcher, **knobs))
+    runner.train()
+    bare = runner.model.module if launcher != 'none' else runner.model
+    return {name: weight.clone() for name, weight in bare.state_dict().items()}
+
+
+def evaluation(out: Path, data_root: Path, launcher: str, checkpoint: Path) -> dict:
+    """Scalars and confusion matrix of a checkpoint on five frames, two results a batch."""
+    config = config_of('unet_lyft_demo.py', out, data_root, launcher, test_drives='val', val_batch_size=2)
+    # Of the six that `drawn_root` has: an odd number for two processes.
+    config.test_dataloader.dataset.indices = 5
+    config.load_from = str(checkpoint)
+    runner = build_runner(config)
+    metrics = runner.test()
+    return dict(metrics=metrics, confusion=torch.from_numpy(runner.test_evaluator.metrics[0].confusion))
+
+
+def early_stop(out: Path, data_root: Path, launcher: str) -> dict:
+    """Steps made by a run that cannot improve and may wait for one validation."""
+    knobs = dict(learning_rate=0.0, early_stop_patience=1, max_iters=20, val_interval=1, batch_size=1)
+    runner = build_runner(config_of('unet_lyft.py', out, data_root, launcher, **knobs))
+    runner.train()
+    return dict(steps=runner.iter)
+
+
+def prove(out: Path, data_root: Path, checkpoint: Path, launcher: str) -> dict:
+    """All proofs in one process."""
+    return dict(
+        evaluation=evaluation(out / 'evaluation', data_root, launcher, checkpoint),
+        equal=one_step(out / 'equal', data_root, launcher, False, 'LyftCrossEntropyLoss'),
+        unequal=one_step(out / 'unequal', data_root, launcher, True, 'LyftCrossEntropyLoss'),
+        stock=one_step(out / 'stock', data_root, launcher, True, 'CrossEntropyLoss'),
+        weights=twenty_steps(out / 'twenty', data_root, launcher),
+        early_stop=early_stop(out / 'early', data_root, launcher),
+    )
+
+
+if __name__ == '__main__':
+    require_stack()
+    out, data_root, checkpoint = map(Path, sys.argv[1:])
+    results = prove(out, data_root, checkpoint, 'slurm')
+    torch.save(results, out / f'rank{torch.distributed.get_rank()}.pth')

@@ -1,0 +1,434 @@
+"""Crop-first augmentation against mmseg's own transforms: pixel by pixel, and in distribution."""
+
+import re
+from statistics import NormalDist
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import Compose
+from mmengine.registry import init_default_scope
+from mmseg.datasets.transforms import PhotoMetricDistortion
+from PIL import Image
+
+import mmseg_unet_lyft.register  # noqa: F401
+from mmseg_unet_lyft.datasets import augment
+from mmseg_unet_lyft.datasets.augment import (
+    NEUTRAL_COLOUR,
+    LyftColour,
+    LyftCropFirst,
+    PackLyftInputs,
+    change_colour,
+    random_colour,
+)
+from mmseg_unet_lyft.datasets.labels import SCHEMES, tags_to_ids
+from mmseg_unet_lyft.datasets.lyft_carla import find_pairs
+from mmseg_unet_lyft.datasets.packing import pack
+from mmseg_unet_lyft.datasets.scenes import draw_frame
+from mmseg_unet_lyft.datasets.window import Window, axis_window, is_dominated, window_ids
+from mmseg_unet_lyft.errors import InputError
+
+HEIGHT, WIDTH = 96, 128
+CROP = (80, 80)
+SAMPLES = 2000
+DRIVES = ['02_00', 'F1', 'F62', 'F65', 'F68']
+# Chance of a false alarm over all comparisons of one test.
+ALARM = 1e-3
+
+
+def stock(scale=(WIDTH, HEIGHT), ratio_range=(0.5, 2.0), crop_size=CROP):
+    init_default_scope('mmseg')
+    return Compose(
+        [
+            dict(type='RandomResize', scale=scale, ratio_range=ratio_range, keep_ratio=True),
+            dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='PhotoMetricDistortion'),
+        ]
+    )
+
+
+def frame(pair, **more):
+    return dict(pair, scheme='carla13', seg_fields=[], **more)
+
+
+@pytest.fixture(scope='module')
+def scene():
+    """A drawn frame at 600x800: image BGR and tags."""
+    image, tags = draw_frame('F1', 0)
+    return np.ascontiguousarray(image[..., ::-1]), tags
+
+
+# --- the window --------------------------------------------------------------------------------------------
+
+
+def test_an_unscaled_window_is_the_crop_itself():
+    # Scale 1: output pixel 40 is source pixel 40; one pixel more before it, and what follows.
+    first, end, place = axis_window(100, 100, 40, 20)
+    assert first + place == 40
+    assert end - first >= place + 20
+    assert first >= 40 - 16
+
+
+def test_a_window_at_double_scale_needs_half_the_pixels():
+    first, end, place = axis_window(100, 200, 120, 20)
+    # Output pixel 120 lies over source pixel 60, and first is where the source begins.
+    assert 2 * first + place == 120
+    assert end - first <= 20 / 2 + 16 + 4
+
+
+@pytest.mark.parametrize('resized', [50, 67, 99, 100, 101, 149, 200])
+def test_a_whole_axis_is_read_whole(resized):
+    assert axis_window(100, resized, 0, resized) == (0, 100, 0)
+
+
+def test_a_window_shows_what_resizing_the_whole_frame_would(scene):
+    image, tags = scene
+    random = np.random.default_rng(0)
+    shares, differences = [], []
+    for _ in range(40):
+        ratio = random.uniform(0.5, 2)
+        resized = (int(600 * ratio + 0.5), int(800 * ratio + 0.5))
+        shape = tuple(min(side, 256) for side in resized)
+        corner = tuple(
+            int(random.integers(side - part + 1)) for side, part in zip(resized, shape, strict=True)
+        )
+        window = Window((600, 800), resized, corner, shape)
+        cut = tuple(slice(start, start + part) for start, part in zip(corner, shape, strict=True))
+        label = window.resize(tags[window.source], cv2.INTER_NEAREST)
+        expected = cv2.resize(tags, resized[::-1], interpolation=cv2.INTER_NEAREST)[cut]
+        assert label.shape == shape
+        shares.append((label != expected).mean())
+        crop = window.resize(image[window.source], cv2.INTER_LINEAR)
+        expected = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)[cut]
+        differences.append(np.abs(crop.astype(int) - expected).mean())
+    # Both grids meet within 1/30 pixel nearly always; only pixels at edges can tell.
+    assert np.mean(shares) < 0.004
+    assert np.mean(differences) < 0.4
+
+
+def test_a_frame_that_fits_into_the_crop_is_mmsegs_pixel_for_pixel(scene):
+    image, tags = scene
+    window = Window((600, 800), (310, 413), (0, 0), (310, 413))
+    np.testing.assert_array_equal(
+        window.resize(image[window.source], cv2.INTER_LINEAR), cv2.resize(image, (413, 310))
+    )
+    np.testing.assert_array_equal(
+        window.resize(tags[window.source], cv2.INTER_NEAREST),
+        cv2.resize(tags, (413, 310), interpolation=cv2.INTER_NEAREST),
+    )
+
+
+def test_a_small_crop_reads_few_rows():
+    window = Window((600, 800), (1200, 1600), (500, 700), (64, 96))
+    rows, columns = window.source
+    # 64 rows at double size are 32, and at most 16 + 4 beside them.
+    assert rows.stop - rows.start <= 52
+    assert columns.stop - columns.start <= 68
+
+
+@pytest.mark.parametrize('scheme', ['carla13', 'challenge3', 'road'])
+def test_ids_of_a_window_are_those_of_the_whole_label_cut_out(scene, scheme):
+    _, tags = scene
+    # Rows of the hood among them.
+    cut = (slice(400, 590), slice(30, 700))
+    expected = tags_to_ids(tags, SCHEMES[scheme])[cut]
+    np.testing.assert_array_equal(window_ids(tags, cut, SCHEMES[scheme]), expected)
+
+
+def test_a_wrong_tag_in_the_window_is_named_where_it_is_in_the_frame():
+    tags = np.zeros((600, 800), np.uint8)
+    tags[450, 77] = 37
+    with pytest.raises(InputError, match=re.escape('class id 37 at (row 450, col 77)')):
+        window_ids(tags, (slice(440, 460), slice(70, 90)), SCHEMES['carla13'])
+
+
+@pytest.mark.parametrize(
+    ('pixels', 'dominated'),
+    [((75, 25), True), ((74, 26), False), ((100,), True), ((25, 75), True), ((40, 60), False)],
+)
+def test_a_class_dominates_from_its_share_on(pixels, dominated):
+    label = np.repeat(np.arange(len(pixels), dtype=np.uint8), pixels).reshape(10, 10)
+    assert is_dominated(label, 0.75) is dominated
+
+
+def test_a_glance_that_errs_does_not_change_the_answer():
+    # Every 16th pixel is of class 1, nearly all others of class 2.
+    label = np.full((160, 160), 2, dtype=np.uint8)
+    label[::16, ::16] = 1
+    assert is_dominated(label, 0.75)
+    # A full count finds 3 of 4 in class 2 wherever the glance looked.
+    label[:48] = 1
+    assert not is_dominated(label, 0.75)
+
+
+# --- colours -----------------------------------------------------------------------------------------------
+
+
+class Drawn:
+    """Stands for numpy.random in mmseg's transform: gives chosen numbers."""
+
+    def __init__(self, coins, numbers):
+        self.coins, self.numbers = iter(coins), iter(numbers)
+
+    def randint(self, low, high=None):
+        return next(self.coins) if high is None else next(self.numbers)
+
+    def uniform(self, low, high):
+        return next(self.numbers)
+
+
+@pytest.mark.parametrize(
+    ('coins', 'numbers', 'colour'),
+    [
+        # brightness, mode, contrast, saturation, hue, as mmseg asks.
+        ([1, 1, 1, 0, 0], [20.5, 1.25], [20.5, 1.25, 1, 0, 1]),
+        ([1, 0, 0, 0, 1], [-31.0, 0.625], [-31, 1, 1, 0, 0.625]),
+        ([0, 1, 0, 1, 0], [0.5], [0, 1, 0.5, 0, 1]),
+        ([0, 1, 0, 0, 1], [-18], [0, 1, 1, -18, 1]),
+        ([0, 0, 0, 0, 0], [], NEUTRAL_COLOUR),
+    ],
+)
+def test_a_colour_change_is_mmsegs_pixel_for_pixel(scene, monkeypatch, coins, numbers, colour):
+    image = scene[0][200:400, 100:500]
+    stock_module = 'mmseg.datasets.transforms.transforms.random'
+    monkeypatch.setattr(stock_module, Drawn(coins, numbers))
+    expected = PhotoMetricDistortion().transform(dict(img=image.copy()))['img']
+    np.testing.assert_array_equal(change_colour(image, colour), expected)
+
+
+def test_saturation_and_hue_at_once_are_mmsegs_but_for_one_rounding(scene, monkeypatch):
+    image = scene[0][200:400, 100:500]
+    monkeypatch.setattr('mmseg.datasets.transforms.transforms.random', Drawn([0, 1, 0, 1, 1], [1.3, 11]))
+    expected = PhotoMetricDistortion().transform(dict(img=image.copy()))['img']
+    difference = np.abs(change_colour(image, [0, 1, 1.3, 11, 1]).astype(int) - expected)
+    # mmseg goes to bytes of BGR and back in between: hue of dark pixels has few steps there.
+    assert difference.mean() < 1
+    assert np.quantile(difference, 0.99) <= 6
+
+
+def test_the_image_given_is_not_changed(scene):
+    image = scene[0][:50, :60].copy()
+    before = image.copy()
+    change_colour(image, [10, 1.1, 0.9, 5, 1.2])
+    np.testing.assert_array_equal(image, before)
+
+
+def test_colours_are_drawn_as_mmseg_draws_them():
+    colours = np.stack([random_colour((1, position)) for position in range(4000)])
+    changed = colours != np.float32(NEUTRAL_COLOUR)
+    # Standard error of a share of a half over 4,000: 0.8 %; contrast is before or after, a quarter each.
+    shares = [0.5, 0.25, 0.5, 0.5 * 35 / 36, 0.25]
+    np.testing.assert_allclose(changed.mean(axis=0), shares, atol=4.5 * 0.0079)
+    assert not (changed[:, 1] & changed[:, 4]).any()
+    for column, low, high in ((0, -32, 32), (1, 0.5, 1.5), (2, 0.5, 1.5), (4, 0.5, 1.5)):
+        values = colours[changed[:, column], column]
+        # Uniform: the largest gap of its distribution function is below Kolmogorov's bound.
+        steps = np.arange(1, len(values) + 1) / len(values)
+        gap = np.abs(np.sort(values - low) / (high - low) - steps).max()
+        assert gap < kolmogorov_bound(len(values))
+    hues = colours[:, 3]
+    assert set(hues[changed[:, 3]]) == set(range(-18, 18)) - {0}
+
+
+# --- the distribution --------------------------------------------------------------------------------------
+
+
+def kolmogorov_bound(*counts, alarm=1e-4):
+    """Largest gap of two distribution functions (or one and the true one) by chance.
+
+    Source: Kolmogorov-Smirnov, large samples: sqrt(-ln(alarm / 2) / 2 / n), 1/n = 1/n1 + 1/n2.
+    """
+    return np.sqrt(-np.log(alarm / 2) / 2 * sum(1 / count for count in counts))
+
+
+def block_frames(kaggle):
+    """Drawn frames, one that its sky may dominate, and one that it always does."""
+    for drive in ('F1', 'F62', '02_00'):
+        image, tags = draw_frame(drive, 3, height=HEIGHT, width=WIDTH)
+        paths = kaggle.add(f'{drive}_003' if drive[0] == '0' else f'{drive}-3', tags=tags)
+        Image.fromarray(image).save(paths[0])
+    tags = np.zeros((HEIGHT, WIDTH), np.uint8)
+    tags[70:] = 7
+    tags[80:, 60:] = 10
+    kaggle.add('F65-3', tags=tags)
+    tags = np.zeros((HEIGHT, WIDTH), np.uint8)
+    tags[90:] = 7
+    kaggle.add('F68-3', tags=tags)
+    return find_pairs(kaggle.root, DRIVES)
+
+
+def described(results):
+    """Numbers of a sample: what the two pipelines are compared by."""
+    label, image = results['gt_seg_map'], results['img']
+    shares = np.bincount(label.ravel(), minlength=13) / (CROP[0] * CROP[1])
+    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV).reshape(-1, 3)
+    return np.concatenate(
+        [
+            shares,
+            [shares.sum(), shares.max() / shares.sum() >= 0.75, results['flip'], results['scale_factor'][0]],
+            image.reshape(-1, 3).mean(axis=0),
+            [image.std(), hsv[:, 1].mean(), np.abs(np.diff(image.astype(int), axis=1)).mean()],
+            # Where the crop lies: how early its classes come, and where its mass is across.
+            [(label * np.linspace(-1, 1, label.shape[1])).mean(), (label[: label.shape[0] // 2] == 0).mean()],
+        ]
+    )
+
+
+def test_over_2000_samples_all_statistics_agree_with_mmsegs(kaggle):
+    pairs = block_frames(kaggle)
+    ours = Compose([LyftCropFirst((WIDTH, HEIGHT), (0.5, 2.0), CROP), LyftColour()])
+    theirs = stock()
+    images = [cv2.imread(pair['img_path']) for pair in pairs]
+    labels = [cv2.imread(pair['seg_map_path'])[..., 2] for pair in pairs]
+    np.random.seed(5)  # noqa: NPY002  (mmseg draws from NumPy's global state)
+    found = [[], []]
+    for position in range(SAMPLES):
+        number = position % len(pairs)
+        found[0].append(described(ours(frame(pairs[number], random_key=(5, position)))))
+        given = dict(img=images[number].copy(), gt_seg_map=labels[number].copy(), seg_fields=['gt_seg_map'])
+        given.update(img_shape=(HEIGHT, WIDTH), ori_shape=(HEIGHT, WIDTH))
+        found[1].append(described(theirs(given)))
+    ours, theirs = (np.array(samples) for samples in found)
+    # Every mean: the difference of two means of independent samples, in standard errors.
+    errors = np.sqrt((ours.var(axis=0) + theirs.var(axis=0)) / SAMPLES)
+    limit = NormalDist().inv_cdf(1 - ALARM / 2 / ours.shape[1])
+    distances = np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) / np.maximum(errors, 1e-12)
+    assert (distances[errors > 0] < limit).all(), distances.round(2)
+    # Some crops are dominated, some smaller than the crop size: both ways were tried.
+    assert 0.1 < ours[:, 14].mean() < 0.9
+    assert ours[:, 13].min() < 0.5
+    # Every whole distribution.
+    for column in range(ours.shape[1]):
+        places = np.sort(np.concatenate([ours[:, column], theirs[:, column]]))
+        functions = [
+            np.searchsorted(np.sort(samples[:, column]), places, side='right') / SAMPLES
+            for samples in (ours, theirs)
+        ]
+        gap = np.abs(functions[0] - functions[1]).max()
+        assert gap < kolmogorov_bound(SAMPLES, SAMPLES, alarm=ALARM / ours.shape[1]), column
+
+
+def test_the_comparison_notices_a_crop_that_any_class_may_dominate(kaggle):
+    pair = block_frames(kaggle)[DRIVES.index('F65')]
+    shares = []
+    for limit in (0.75, 1.0):
+        crop = LyftCropFirst((WIDTH, HEIGHT), (0.5, 2.0), CROP, cat_max_ratio=limit)
+        samples = [crop(frame(pair, random_key=(1, position)))['gt_seg_map'] for position in range(300)]
+        shares.append(np.mean([(sample == 0).mean() >= 0.75 for sample in samples]))
+    # Eleven crops are tried before one that the sky dominates is kept.
+    assert shares[0] < 0.6 * shares[1]
+
+
+# --- the transforms ----------------------------------------------------------------------------------------
+
+
+def test_packed_and_plain_frames_give_the_same_sample(kaggle, tmp_path):
+    pairs = block_frames(kaggle)
+    pack(pairs, tmp_path / 'packed')
+    crop = LyftCropFirst((WIDTH, HEIGHT), (0.5, 2.0), CROP)
+    addresses = find_pairs(tmp_path / 'packed', DRIVES)
+    for position in range(40):
+        number = position % len(pairs)
+        plain, quick = (
+            crop(frame(source[number], random_key=(2, position))) for source in (pairs, addresses)
+        )
+        np.testing.assert_array_equal(plain['img'], quick['img'])
+        np.testing.assert_array_equal(plain['gt_seg_map'], quick['gt_seg_map'])
+
+
+def test_a_flip_mirrors_image_and_label_together(kaggle):
+    pair = block_frames(kaggle)[0]
+    straight, mirrored = (
+        LyftCropFirst((WIDTH, HEIGHT), (1.0, 1.0), CROP, flip_prob=prob)(frame(pair, random_key=(0, 1)))
+        for prob in (0.0, 1.0)
+    )
+    np.testing.assert_array_equal(straight['img'][:, ::-1], mirrored['img'])
+    np.testing.assert_array_equal(straight['gt_seg_map'][:, ::-1], mirrored['gt_seg_map'])
+    assert (straight['flip'], mirrored['flip']) == (False, True)
+
+
+def test_the_label_and_the_image_stay_together(kaggle):
+    # The image shows its own label: grey level 10 times the class.
+    tags = np.kron(np.random.default_rng(0).integers(0, 13, (6, 8)), np.ones((16, 16))).astype(np.uint8)
+    image_path, _ = kaggle.add('F1-0', tags=tags)
+    Image.fromarray(np.dstack([tags * 10] * 3)).save(image_path)
+    crop = LyftCropFirst((WIDTH, HEIGHT), (0.5, 2.0), CROP)
+    pair = find_pairs(kaggle.root, ['F1'])[0]
+    for position in range(30):
+        results = crop(frame(pair, random_key=(0, position)))
+        # Beside the edges of the blocks, which bilinear interpolation blurs.
+        agreeing = np.abs(results['img'][..., 0] / 10 - results['gt_seg_map']) < 0.05
+        assert agreeing.mean() > 0.7
+        sharp = cv2.erode(
+            (cv2.Laplacian(results['img'], cv2.CV_16S)[..., 0] == 0).astype(np.uint8), np.ones((3, 3))
+        )
+        assert agreeing[sharp == 1].all()
+
+
+def test_a_frame_is_scaled_about_the_knobs_size(kaggle):
+    pair = block_frames(kaggle)[0]
+    # 96x128 to a scale of 64 x 48 (width x height): half.
+    results = LyftCropFirst((64, 48), (1.0, 1.0), CROP)(frame(pair, random_key=(0, 1)))
+    assert results['img'].shape == (48, 64, 3)
+    assert results['scale_factor'] == (0.5, 0.5)
+    assert results['img_shape'] == (48, 64)
+    assert results['ori_shape'] == (HEIGHT, WIDTH)
+
+
+def test_a_label_of_another_size_names_both_files(kaggle):
+    image, label = kaggle.add('F1-0')
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save(label)
+    message = f'{label}: label of 5x6 (height x width), but its image {image} is 24x32'
+    with pytest.raises(InputError, match=re.escape(message)):
+        LyftCropFirst((32, 24), (1.0, 1.0), (8, 8))(
+            frame(dict(img_path=str(image), seg_map_path=str(label)), random_key=(0, 1))
+        )
+
+
+def test_a_wrong_tag_names_its_file(kaggle):
+    image, label = kaggle.add('F1-0', tags=37)
+    with pytest.raises(InputError, match=re.escape(f'{label}: class id 37 at (row 0, col 0)')):
+        LyftCropFirst((32, 24), (1.0, 1.0), (8, 8))(
+            frame(dict(img_path=str(image), seg_map_path=str(label)), random_key=(0, 1))
+        )
+
+
+def test_impossible_sizes_are_refused():
+    with pytest.raises(InputError, match=re.escape('LyftCropFirst: ratio_range=(2.0, 1.0); give two ratios')):
+        LyftCropFirst((32, 24), (2.0, 1.0), (8, 8))
+    with pytest.raises(InputError, match=re.escape('LyftCropFirst: crop_size=(0, 8), scale=(32, 24)')):
+        LyftCropFirst((32, 24), (1.0, 2.0), (0, 8))
+
+
+def test_a_colour_left_to_the_device_is_said_and_not_done(kaggle):
+    image = np.full((4, 4, 3), 100, np.uint8)
+    results = LyftColour(on_device=True)(dict(img=image, random_key=(3, 3)))
+    np.testing.assert_array_equal(results['img'], image)
+    np.testing.assert_array_equal(results['colour'], random_colour((3, 3)))
+    done = LyftColour()(dict(img=image, random_key=(3, 3)))
+    np.testing.assert_array_equal(done['img'], change_colour(image, results['colour']))
+    assert 'colour' not in done
+
+
+def test_geometry_and_colour_have_random_numbers_of_their_own():
+    geometry = augment.uniforms((3, 3), 9, augment._GEOMETRY)
+    colour = augment.uniforms((3, 3), 9, augment._COLOUR)
+    assert not np.isin(geometry, colour).any()
+
+
+def test_packing_pads_below_and_to_the_right():
+    image, label = np.full((2, 3, 3), 9, np.uint8), np.full((2, 3), 7, np.uint8)
+    results = dict(img=image, gt_seg_map=label, crop_size=(3, 5), img_shape=(2, 3), img_path='a.png')
+    packed = PackLyftInputs()(results)
+    assert packed['pixels'].dtype == torch.uint8
+    pixels = packed['pixels'].numpy()
+    expected = np.zeros((3, 5, 3))
+    expected[:2, :3] = 9
+    np.testing.assert_array_equal(pixels[:45].reshape(3, 5, 3), expected)
+    np.testing.assert_array_equal(
+        pixels[45:].reshape(3, 5), [[7, 7, 7, 255, 255], [7, 7, 7, 255, 255], [255] * 5]
+    )
+    assert packed['meta'] == dict(img_path='a.png', img_shape=(2, 3))
+    assert packed['crop_size'] == (3, 5)

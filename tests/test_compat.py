@@ -1,0 +1,214 @@
+"""What is said of an mm stack that is missing, doubled or broken, in environments that are just that."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmseg_unet_lyft import compat
+from mmseg_unet_lyft.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+ONEDL = {'onedl-mmsegmentation': '1.4.2', 'onedl-mmcv': '2.3.6', 'onedl-mmengine': '0.10.12'}
+OPENMMLAB = {'mmsegmentation': '1.2.2', 'mmcv-lite': '2.1.0', 'mmengine': '0.10.7'}
+# As mmseg 1.2.2 has them.
+LIMITS = "MMCV_MIN = '2.0.0rc4'\nMMCV_MAX = '2.2.0'\nMMENGINE_MIN = '0.5.0'\nMMENGINE_MAX = '1.0.0'\n"
+INSTALL = f"pip install -e '{ROOT}[onedl]'"
+
+
+class Environment:
+    """An environment of empty packages, beside the standard library."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def module(self, name: str, content: str = '') -> None:
+        """A package that can be imported."""
+        (self.folder / name).mkdir()
+        (self.folder / name / '__init__.py').write_text(content)
+
+    def distributions(self, versions: dict[str, str]) -> None:
+        """What pip has installed."""
+        for name, version in versions.items():
+            info = self.folder / f'{name.replace("-", "_")}-{version}.dist-info'
+            info.mkdir()
+            (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
+
+    def run(self, *command: str) -> subprocess.CompletedProcess:
+        """The package's command in this environment, which has nothing else."""
+        environ = os.environ | dict(PYTHONPATH=os.pathsep.join([str(ROOT), str(self.folder)]))
+        command = [sys.executable, '-S', '-m', 'mmseg_unet_lyft', *command]
+        return subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+
+    def message(self) -> str:
+        """What the train command says before it exits with 2."""
+        done = self.run('train', 'unet_lyft.py')
+        assert (done.returncode, done.stdout) == (2, ''), done.stderr
+        assert done.stderr.startswith('error: ')
+        assert done.stderr.count('\n') == 1
+        return done.stderr[len('error: ') : -1]
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """Empty packages of a whole stack's names; the test adds what pip would know of them."""
+    env = Environment(tmp_path)
+    packaging = importlib.util.find_spec('packaging').submodule_search_locations[0]
+    (tmp_path / 'packaging').symlink_to(packaging)
+    for name in ('torch', 'mmengine', 'mmcv', 'ftfy', 'regex', 'pkg_resources', 'cv2'):
+        env.module(name)
+    env.module('mmseg', LIMITS)
+    return env
+
+
+def remove(environment, name):
+    (environment.folder / name / '__init__.py').unlink()
+    (environment.folder / name).rmdir()
+
+
+def test_no_stack_at_all(tmp_path):
+    message = f'this command needs torch, mmengine, mmcv, mmseg; install with: {INSTALL}'
+    assert Environment(tmp_path).message() == message
+
+
+def test_a_part_is_missing_from_openmmlab(environment):
+    environment.distributions({name: OPENMMLAB[name] for name in ('mmsegmentation', 'mmengine')})
+    remove(environment, 'mmcv')
+    assert environment.message() == (
+        'this command needs mmcv (found: mmsegmentation 1.2.2 and mmengine 0.10.7); install with: '
+        + INSTALL.replace('onedl', 'openmmlab')
+    )
+
+
+def test_both_stacks_over_each_other(environment):
+    environment.distributions(ONEDL | {'mmcv': '2.1.0'})
+    assert environment.message() == (
+        'both mm stacks are installed over each other: onedl-mmsegmentation 1.4.2 and onedl-mmcv 2.3.6 and '
+        'onedl-mmengine 0.10.12 beside mmcv 2.1.0 share their import names. Remove both and install one: '
+        f'pip uninstall -y onedl-mmsegmentation onedl-mmcv onedl-mmengine mmcv && {INSTALL}'
+    )
+
+
+def test_mmcv_and_mmcv_lite_together(environment):
+    environment.distributions(OPENMMLAB | {'mmcv': '2.1.0'})
+    assert environment.message() == (
+        'mmcv 2.1.0 and mmcv-lite 2.1.0 are installed over each other. Remove both and install one: '
+        'pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0'
+    )
+
+
+def test_an_mmcv_that_mmseg_refuses(environment):
+    environment.distributions(dict(OPENMMLAB, **{'mmcv-lite': '2.2.0'}))
+    assert environment.message() == (
+        'mmcv-lite 2.2.0: mmsegmentation 1.2.2 takes mmcv-lite from 2.0.0rc4 to below 2.2.0; mend it with: '
+        'pip uninstall -y mmcv-lite && pip install mmcv-lite==2.1.0'
+    )
+
+
+def test_undeclared_needs_of_openmmlab(environment):
+    environment.distributions(OPENMMLAB)
+    remove(environment, 'ftfy')
+    assert environment.message().endswith('import ftfy without declaring it; install with: pip install ftfy')
+
+
+def test_setuptools_without_pkg_resources(environment):
+    environment.distributions(OPENMMLAB | {'setuptools': '82.0.0'})
+    remove(environment, 'pkg_resources')
+    assert environment.message() == (
+        'mmengine 0.10.7 imports pkg_resources, which the setuptools here (82.0.0) does not have; '
+        "install with: pip install 'setuptools<81'"
+    )
+
+
+def test_a_torch_that_loads_unsafely(environment):
+    environment.distributions(ONEDL | {'torch': '2.5.1+cpu'})
+    assert environment.message() == (
+        'torch 2.5.1+cpu: checkpoints of a training run load safely from torch 2.6 on; upgrade with: '
+        "pip install 'torch>=2.6'"
+    )
+
+
+def test_opencv_without_its_system_library(environment):
+    environment.distributions(ONEDL | {'opencv-python': '4.10.0'})
+    (environment.folder / 'cv2/__init__.py').write_text(
+        "raise ImportError('libGL.so.1: cannot open shared object file')\n"
+    )
+    wanted = 'pip uninstall -y opencv-python && pip install opencv-python-headless'
+    assert environment.message() == (
+        'OpenCV does not load (libGL.so.1: cannot open shared object file); the build for machines without '
+        f'a screen needs no system library: {wanted}'
+    )
+    assert wanted in environment.run('draw_scenes', 'out').stderr
+
+
+def test_opencv_is_missing(environment):
+    remove(environment, 'cv2')
+    done = environment.run('draw_scenes', 'out')
+    assert done.stderr == 'error: this command needs cv2; install with: pip install opencv-python\n'
+
+
+def test_operators_of_an_uncompiled_mmcv_can_be_imported_and_not_called(environment, monkeypatch):
+    monkeypatch.delitem(sys.modules, 'mmcv', raising=False)
+    monkeypatch.setattr(sys, 'path', [str(environment.folder)])
+    importlib.invalidate_caches()
+    monkeypatch.delitem(sys.modules, 'mmcv._ext', raising=False)
+    compat.stand_in_for_ops()
+    operators = sys.modules['mmcv._ext']
+    assert callable(operators.nms)
+    with pytest.raises(
+        InputError, match=r'calls mmcv\.ops\.nms, a compiled operator, .* pip install mmcv==2'
+    ):
+        operators.nms(1, 2)
+
+
+def test_operators_of_a_compiled_mmcv_are_left_alone(environment, monkeypatch):
+    (environment.folder / 'mmcv/_ext.cpython-311-x86_64-linux-gnu.so').touch()
+    monkeypatch.delitem(sys.modules, 'mmcv', raising=False)
+    monkeypatch.delitem(sys.modules, 'mmcv._ext', raising=False)
+    monkeypatch.setattr(sys, 'path', [str(environment.folder)])
+    importlib.invalidate_caches()
+    compat.stand_in_for_ops()
+    assert 'mmcv._ext' not in sys.modules
+
+
+def test_within_plain_types_the_log_history_loads_and_afterwards_all_is_as_before(tmp_path):
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    torch.save(dict(loss=HistoryBuffer([1.0, 3.0], [1, 1])), tmp_path / 'history.pth')
+    before = torch.serialization.get_safe_globals()
+    with compat.plain_types_only():
+        loaded = torch.load(tmp_path / 'history.pth', weights_only=True)
+    np.testing.assert_array_equal(loaded['loss'].data[0], [1.0, 3.0])
+    assert loaded['loss'].mean() == 2.0
+    assert set(torch.serialization.get_safe_globals()) == set(before)
+
+
+@pytest.mark.stack
+def test_importing_the_package_changes_nothing_but_the_registries():
+    code = """
+import os, sys, signal, warnings
+import mmcv, mmengine, mmseg.models, mmengine.runner, torch, cv2, matplotlib.pyplot
+
+def state():
+    loaders = dict(mmengine.runner.CheckpointLoader._schemes)
+    return (dict(os.environ), torch.serialization.get_safe_globals(), loaders, list(warnings.filters),
+            signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(), torch.initial_seed(), list(sys.path),
+            cv2.getNumThreads(), torch.load, mmengine.runner.Runner.resume, sys.modules.get('mmcv._ext'))
+
+before = state()
+import mmseg_unet_lyft, mmseg_unet_lyft.register, mmseg_unet_lyft.inference.segmenter
+assert state() == before
+from mmseg.registry import MODELS
+print('found', MODELS.get('LyftUNet').__name__)
+"""
+    lite = 'from mmseg_unet_lyft.compat import stand_in_for_ops; stand_in_for_ops()\n'
+    done = subprocess.run(
+        [sys.executable, '-c', lite + code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert 'found LyftUNet' in done.stdout, done.stderr

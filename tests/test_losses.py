@@ -1,0 +1,85 @@
+"""The cross-entropy against a NumPy reference and mmseg's own."""
+
+import numpy as np
+import pytest
+import torch
+from mmseg.models.losses import CrossEntropyLoss
+
+from mmseg_unet_lyft.models.losses import LyftCrossEntropyLoss
+
+WEIGHTS = [0.5, 2.0, 3.0]
+
+
+@pytest.fixture
+def batch():
+    """Logits of three classes and labels with ignored pixels."""
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, generator=random, requires_grad=True)
+    label = torch.randint(0, 3, (2, 4, 5), generator=random)
+    label[0, :2] = 255
+    return logits, label
+
+
+def by_hand(logits, label, weights):
+    """Weighted mean of minus log of the softmax, pixel by pixel."""
+    scores = logits.detach().double().numpy()
+    total = norm = 0.0
+    for n, row, column in np.argwhere(label.numpy() != 255):
+        true = int(label[n, row, column])
+        pixel = scores[n, :, row, column]
+        total -= weights[true] * (pixel[true] - np.log(np.exp(pixel).sum()))
+        norm += weights[true]
+    return total / norm
+
+
+@pytest.mark.parametrize('weights', [None, WEIGHTS])
+def test_mean_is_over_valid_pixels_by_their_class_weight(batch, weights):
+    logits, label = batch
+    loss = LyftCrossEntropyLoss(class_weight=weights)(logits, label)
+    np.testing.assert_allclose(loss.item(), by_hand(logits, label, weights or [1.0] * 3), rtol=1e-6)
+
+
+def test_one_logit_is_averaged_over_valid_pixels(batch):
+    logits, label = batch
+    label = label.where(label == 255, label.clamp(max=1))
+    ours = LyftCrossEntropyLoss(use_sigmoid=True)(logits[:, :1], label)
+    theirs = CrossEntropyLoss(use_sigmoid=True, avg_non_ignore=True)(logits[:, :1], label, ignore_index=255)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_deterministic_algorithms_get_rows_and_give_the_same_loss_and_gradient(batch):
+    logits, label = batch
+    pixel_weight = torch.rand(label.shape, generator=torch.Generator().manual_seed(1))
+    loss = LyftCrossEntropyLoss(class_weight=WEIGHTS)
+    plain = loss(logits, label, pixel_weight)
+    (wanted,) = torch.autograd.grad(plain, logits)
+    shapes, criterion = [], loss.cls_criterion
+    loss.cls_criterion = lambda pred, *args, **kwargs: (
+        shapes.append(tuple(pred.shape)) or criterion(pred, *args, **kwargs)
+    )
+    torch.use_deterministic_algorithms(True)
+    try:
+        repeated = loss(logits, label, pixel_weight)
+        (gradient,) = torch.autograd.grad(repeated, logits)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    # CUDA has no deterministic cross-entropy of label maps (N, C, H, W).
+    assert shapes == [(40, 3)]
+    torch.testing.assert_close(repeated, plain)
+    torch.testing.assert_close(gradient, wanted)
+
+
+@pytest.mark.parametrize('reduction', ['none', 'sum'])
+def test_other_reductions_are_mmsegs(batch, reduction):
+    logits, label = batch
+    ours = LyftCrossEntropyLoss(class_weight=WEIGHTS, reduction=reduction)(logits, label)
+    theirs = CrossEntropyLoss(class_weight=WEIGHTS, reduction=reduction)(logits, label, ignore_index=255)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_batch_without_valid_pixels_costs_nothing():
+    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+    loss = LyftCrossEntropyLoss(class_weight=WEIGHTS)(logits, torch.full((1, 2, 2), 255))
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
