@@ -306,6 +306,12 @@ def test_skip_bad_does_not_accept_a_divided_drive_nor_nothing_left(tmp_path, pac
         prepare(kaggle.root, tmp_path / 'out', skip_bad=True, accept=['split_drive'], workers=1)
 
 
+def test_drawn_scenes_stay_marked_as_drawn(frames, tmp_path, packing):
+    (frames.root / 'DRAWN_SCENES.json').write_text('{}')
+    prepare(frames.root, tmp_path / 'out', workers=1)
+    assert (tmp_path / 'out/DRAWN_SCENES.json').read_text() == '{}'
+
+
 def test_sources_that_cannot_be_are_refused(frames, tmp_path, packing, capsys):
     with pytest.raises(
         InputError, match='no such archive or folder; download it from https://www.kaggle.com'

@@ -35,10 +35,10 @@ def _prepare_data(argv: list[str] | None) -> None:
     # Packing reads frames as training does.
     require_stack()
     from ..datasets import manifest
-    from ..datasets.inspection import Inspection
+    from ..datasets.inspection import Inspection, check_options
     from ..datasets.leak import measure_leaks
     from ..datasets.preparation import LEFT_OUT_NAME, download, prepare
-    from ..report.inspection_files import MANIFEST_NAME, check_options, write_reports
+    from ..report.inspection_files import MANIFEST_NAME, write_reports
 
     if (args.source is None) != args.download:
         raise InputError('name either a zip archive or folder, or --download, and then the folder to make')

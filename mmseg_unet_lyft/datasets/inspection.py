@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import InputError
 from . import manifest, png
 from .judging import Judged, hash_file, judge_chunk
 from .listing import FrameFiles, Listing, Problem, list_frames, split_drive
@@ -97,6 +98,17 @@ class Inspection:
         return [one for one in self.sound if one.size == self.size]
 
 
+def check_options(simulator: str, accept: Sequence[str]) -> None:
+    """Raise an InputError for a release or a kind of problem that is not known."""
+    if simulator not in SIMULATORS:
+        raise InputError(
+            f'--simulator {simulator}: choose the newest not newer than yours of: {", ".join(SIMULATORS)}'
+        )
+    unknown = [kind for kind in accept if kind not in ACCEPTABLE]
+    if unknown:
+        raise InputError(f'--accept {unknown[0]}: choose from: {", ".join(ACCEPTABLE)}')
+
+
 def inspect(
     root: Path,
     simulator: str = '0.8',
@@ -120,8 +132,10 @@ def inspect(
         show: Wraps the chunks of frames while they are read, given them and how many frames there are.
 
     Raises:
-        InputError: If the root is missing or holds no camera folder, or a worker process dies.
+        InputError: If an option is not known, the root is missing or holds no camera folder, or a worker
+            process dies.
     """
+    check_options(simulator, accept)
     root = Path(root)
     listing = list_frames(root)
     judged, hoods = _judge_all(root, listing.frames, simulator, accept, workers, show)
@@ -153,7 +167,6 @@ def _judge_all(
     show: Show,
 ) -> tuple[list[Judged], dict[tuple[int, int], np.ndarray]]:
     """Judge all frames; also, by size, where every sound one has a vehicle, bool (H, W)."""
-    assert simulator in SIMULATORS
     chunks = [frames[first : first + CHUNK_FRAMES] for first in range(0, len(frames), CHUNK_FRAMES)]
     workers = min(workers or cores(), len(chunks))
     hoods: dict[tuple[int, int], np.ndarray] = {}

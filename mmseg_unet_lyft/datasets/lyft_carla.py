@@ -13,14 +13,12 @@ from mmseg.registry import DATASETS
 from ..errors import InputError
 from .episodes import drives_of_split, parse_name
 from .labels import CARLA_CLASSES, CARLA_PALETTE, get_scheme
+from .listing import DEEPEST_LEVEL, IMAGE_FOLDER, LABEL_FOLDER
 from .loading import read_png
 from .packed import IMAGE, LABEL, is_address, is_packed, open_packed
 from .statistics import hood_spans, load_stats
 from .stream import StreamIndex
 
-IMAGE_FOLDER, LABEL_FOLDER = 'CameraRGB', 'CameraSeg'
-# root / dataA / dataA / CameraRGB is the deepest layout there is.
-_DEEPEST_LEVEL = 3
 _SHOWN = 5
 
 
@@ -45,7 +43,7 @@ def find_image_folders(data_root: Path) -> list[Path]:
         )
     found: dict[str, Path] = {}
     for folder, subfolders, _ in os.walk(data_root, followlinks=True):
-        if len(Path(folder).relative_to(data_root).parts) >= _DEEPEST_LEVEL - 1:
+        if len(Path(folder).relative_to(data_root).parts) >= DEEPEST_LEVEL - 1:
             subfolders[:] = [name for name in subfolders if name == IMAGE_FOLDER]
         # Upper case sorts first, so dataA wins over the dataa that one Kaggle version also carries.
         subfolders.sort()

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ..errors import InputError
 from .episodes import SPLITS
-from .files import UNFINISHED, write_json
+from .files import UNFINISHED, write_json, write_whole
 from .inspection import Inspection, inspect
 from .judging import Judged
+from .scenes import MARKER_NAME
 from .statistics import STATS_NAME, write_stats
 from .unzip import unzip
 
@@ -85,6 +86,9 @@ def prepare(
     )
     write_json(out / SPLIT_NAME, _split(frames))
     write_stats(out / STATS_NAME, inspection.stats)
+    if (raw / MARKER_NAME).is_file():
+        # Scores must go on saying that these are drawn scenes.
+        write_whole(out / MARKER_NAME, (raw / MARKER_NAME).read_bytes())
     _pack(pairs, out, show)
     return Prepared(inspection, pairs, left_out)
 
@@ -150,7 +154,7 @@ def _split(frames: Sequence[Judged]) -> dict:
 
 def _clear_unfinished(out: Path) -> None:
     """Remove what a killed run left half written; packing looks after its own."""
-    for name in (LEFT_OUT_NAME, SPLIT_NAME, STATS_NAME):
+    for name in (LEFT_OUT_NAME, SPLIT_NAME, STATS_NAME, MARKER_NAME):
         (out / f'{name}{UNFINISHED}').unlink(missing_ok=True)
     for path in (out / REPORT_FOLDER).glob(f'*{UNFINISHED}'):
         path.unlink()

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import InputError
 from .episodes import SPLITS
+from .files import UNFINISHED
 from .labels import RAW_HEIGHT, RAW_WIDTH
 from .scenes_canvas import Canvas
 from .scenes_ground import finish, paint_ground, paint_sky
@@ -30,7 +31,6 @@ MARKER_NAME = 'DRAWN_SCENES.json'
 ALL_DRIVES = tuple(drive for drives in SPLITS.values() for drive in drives)
 SMALLEST = 64
 CHUNK_FRAMES = 8  # Frames a worker draws before it reports back.
-UNFINISHED = '.part'  # Suffix of files that are still being written.
 
 
 @dataclass(frozen=True)

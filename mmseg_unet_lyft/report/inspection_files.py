@@ -8,25 +8,13 @@ from pathlib import Path
 
 from ..datasets import manifest
 from ..datasets.files import write_json, write_whole
-from ..datasets.inspection import ACCEPTABLE, KINDS, Inspection, inspect
+from ..datasets.inspection import KINDS, Inspection, inspect
 from ..datasets.leak import Leak, measure_leaks
-from ..datasets.simulators import SIMULATORS
 from ..errors import InputError
 from .inspection_page import build_page, problem_counts, to_json_report
 
 REPORT_NAME, PAGE_NAME, MANIFEST_NAME = 'inspection.json', 'report.html', 'manifest.json'
 _EXAMPLES = 3
-
-
-def check_options(simulator: str, accept: Sequence[str]) -> None:
-    """Raise an InputError for a release or a kind of problem that is not known."""
-    if simulator not in SIMULATORS:
-        raise InputError(
-            f'--simulator {simulator}: choose the newest not newer than yours of: {", ".join(SIMULATORS)}'
-        )
-    unknown = [kind for kind in accept if kind not in ACCEPTABLE]
-    if unknown:
-        raise InputError(f'--accept {unknown[0]}: choose from: {", ".join(ACCEPTABLE)}')
 
 
 def inspect_and_report(
@@ -47,7 +35,6 @@ def inspect_and_report(
     Raises:
         InputError: If the root or an option is not usable, or the folder cannot be written.
     """
-    check_options(simulator, accept)
     manifest_path = manifest_path or out / MANIFEST_NAME
     compared = manifest_path.is_file() and not new_manifest
     inspection = inspect(
