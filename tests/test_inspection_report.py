@@ -78,7 +78,7 @@ def test_problems_exit_with_2_and_are_in_table_json_and_page(frames, tmp_path, c
     assert report['problems'][0]['path'] == 'dataA/dataA/CameraSeg/F1-7.png'
     page = Page(out / 'report.html')
     assert 'Worst offenders' in page.text
-    # Wrong ids are magenta in the offender's picture.
+    # The offender is shown.
     offender = next(attrs['src'] for tag, attrs in page.tags if tag == 'img' and attrs['src'])
     assert offender.startswith('data:image/jpeg;base64,')
 

@@ -24,7 +24,8 @@ CARLA_CLASSES = (
 
 # What a newer tag becomes where its name is none of the 13. The rule: the class of the same thing in 0.8, and
 # None for what had no tag there (0.8's Tagger.cpp gives None to whatever lies in no folder it knows: the sky,
-# the ground beside the road, bridges, tracks, water); its folder Props, now Static and Dynamic, is Other.
+# the ground beside the road, bridges, tracks, water); its folder Props, now Static and Dynamic, is Other; its
+# traffic lights carry the tag of signs, as the Lyft frames show.
 _BECOMES = {
     'Sky': 'None',
     'Ground': 'None',

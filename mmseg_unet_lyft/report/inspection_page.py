@@ -24,7 +24,7 @@ _PICTURE_WH = (320, 240)
 _OFFENDERS = 12
 _RAREST_CLASSES, _FRAMES_OF_CLASS = 4, 3
 _LISTED_PROBLEMS = 2000
-_NO_CLASS_RGB = (255, 0, 255)
+_NO_CLASS_RGB = (255, 255, 255)
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: .5em 0 1.5em } td, th { padding: .15em .6em; text-align: left }
@@ -141,7 +141,7 @@ def _offenders(inspection: Inspection) -> str:
     ]
     if not figures:
         return ''
-    note = 'Magenta: class ids out of range. Grey: cannot be decoded.'
+    note = 'White: class ids out of range. Grey: cannot be decoded.'
     return f'<h2>Worst offenders</h2><p>{note}</p>{"".join(figures)}'
 
 
