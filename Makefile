@@ -1,9 +1,11 @@
 # make demo | test | lint | install | lock | clean; the first three install what they need by themselves.
 
-VENV ?= .venv
-PYTHON ?= python3
-# The mm stack: the extra of setup.py, and the lock file in requirements/.
+# The mm stack, onedl or openmmlab: an extra of setup.py, a lock file in requirements/, an environment.
 EXTRA ?= onedl
+VENV ?= .venv$(addprefix -,$(filter-out onedl,$(EXTRA)))
+PYTHON ?= python3
+# What pytest is told beyond pyproject.toml.
+TESTS ?=
 DATA ?= data/drawn
 DEMO ?= work_dirs/unet_lyft_demo
 
@@ -60,7 +62,7 @@ demo: $(INSTALLED)
 	@echo "results: $(DEMO): curves; test: per-class table; overlays; predictions"
 
 test: $(TESTABLE)
-	$(PY) -m pytest
+	$(PY) -m pytest $(TESTS)
 
 lint: $(TESTABLE)
 	$(PY) -m ruff check .
@@ -71,11 +73,12 @@ UV = --quiet --universal --python-version 3.10 --no-header --no-annotate
 
 # Needs uv. What torch itself pins (its CUDA libraries) is left to torch, so that a CPU build stays one.
 lock:
-	{ echo "$(MADE)"; uv pip compile $(UV) --extra onedl -c requirements/constraints.txt setup.py \
-		| grep -Ev '^(cuda|nvidia|triton)'; } > requirements/onedl.txt
+	for extra in onedl openmmlab; do \
+		{ echo "$(MADE)"; uv pip compile $(UV) --extra $$extra -c requirements/constraints.txt setup.py \
+		| grep -Ev '^(cuda|nvidia|triton)'; } > requirements/$$extra.txt; done
 	{ echo "$(MADE)"; uv pip compile $(UV) --extra dev -c requirements/onedl.txt setup.py \
 		| grep -Ev '^(markdown-it-py|mdurl|numpy|pillow|rich)='; } > requirements/dev.txt
-	@echo "wrote requirements/onedl.txt requirements/dev.txt"
+	@echo "wrote requirements/onedl.txt requirements/openmmlab.txt requirements/dev.txt"
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(DEMO)

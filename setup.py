@@ -16,8 +16,8 @@ def read_version() -> str:
     raise RuntimeError('mmseg_unet_lyft/__init__.py assigns no __version__')
 
 
-# Used by our code whichever stack is there; a floor is the oldest one the OneDL stack itself accepts.
-TORCH = ['torch>=2.4', 'opencv-python>=4.8', 'matplotlib>=3.7', 'prettytable>=3']
+# Used by our code whichever stack is there. From 2.6 on torch loads a training checkpoint safely.
+TORCH = ['torch>=2.6', 'opencv-python>=4.8', 'matplotlib>=3.7', 'packaging>=22', 'prettytable>=3']
 ONEDL = [
     'onedl-mmsegmentation>=1.4.2,<1.5',
     'onedl-mmcv>=2.3.6,<2.4',

@@ -6,6 +6,7 @@ Nothing here imports torch or an mm package before a function is called that nee
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from typing import Any
 
 from .errors import InputError
 
+# Also read by __init__.py, before anything else is imported.
+_OPS_STAND_IN = 'MMSEG_UNET_LYFT_OPS_STAND_IN'
 _MODULES = ('torch', 'mmengine', 'mmcv', 'mmseg')
 _ONEDL = ('onedl-mmsegmentation', 'onedl-mmcv', 'onedl-mmengine')
 _OPENMMLAB = ('mmsegmentation', 'mmcv', 'mmcv-lite', 'mmengine')
@@ -83,6 +86,8 @@ def stand_in_for_ops() -> None:
     compiled = any(True for folder in folders for _ in folder.glob('_ext.*'))
     if folders and not compiled and 'mmcv._ext' not in sys.modules:
         sys.modules['mmcv._ext'] = _MissingOps('mmcv._ext')
+        # For processes that this one starts, such as a data loader's spawned workers: see __init__.py.
+        os.environ[_OPS_STAND_IN] = '1'
 
 
 class _MissingOps(ModuleType):

@@ -11,6 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmseg_unet_lyft.compat import stand_in_for_ops
+
+# Tests, and the processes they start, import from mmseg, which mmcv-lite alone does not let them.
+stand_in_for_ops()
+
 ROOT = Path(__file__).resolve().parents[1]
 NOT_SOURCE = shutil.ignore_patterns(
     '.git', '.venv*', '__pycache__', '.*_cache', '*.egg-info', 'build', 'dist', 'data', 'work_dirs'

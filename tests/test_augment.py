@@ -259,17 +259,24 @@ def block_frames(kaggle):
     return find_pairs(kaggle.root, DRIVES)
 
 
-def described(results):
+def saturation(image):
+    """Mean saturation, and mean hue of what has a colour."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV).reshape(-1, 3)
+    return hsv[:, 1].mean() + 1, hsv[hsv[:, 1] > 20, 0].mean() if (hsv[:, 1] > 20).any() else 0
+
+
+def described(results, original):
     """Numbers of a sample: what the two pipelines are compared by."""
     label, image = results['gt_seg_map'], results['img']
     shares = np.bincount(label.ravel(), minlength=13) / (CROP[0] * CROP[1])
-    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV).reshape(-1, 3)
     return np.concatenate(
         [
             shares,
             [shares.sum(), shares.max() / shares.sum() >= 0.75, results['flip'], results['scale_factor'][0]],
             image.reshape(-1, 3).mean(axis=0),
-            [image.std(), hsv[:, 1].mean(), np.abs(np.diff(image.astype(int), axis=1)).mean()],
+            [image.std(), np.abs(np.diff(image.astype(int), axis=1)).mean()],
+            # Beside the frame's own, which differs more than the pipelines could.
+            np.array(saturation(image)) / saturation(original),
             # Where the crop lies: how early its classes come, and where its mass is across.
             [(label * np.linspace(-1, 1, label.shape[1])).mean(), (label[: label.shape[0] // 2] == 0).mean()],
         ]
@@ -286,28 +293,67 @@ def test_over_2000_samples_all_statistics_agree_with_mmsegs(kaggle):
     found = [[], []]
     for position in range(SAMPLES):
         number = position % len(pairs)
-        found[0].append(described(ours(frame(pairs[number], random_key=(5, position)))))
+        found[0].append(described(ours(frame(pairs[number], random_key=(5, position))), images[number]))
         given = dict(img=images[number].copy(), gt_seg_map=labels[number].copy(), seg_fields=['gt_seg_map'])
         given.update(img_shape=(HEIGHT, WIDTH), ori_shape=(HEIGHT, WIDTH))
-        found[1].append(described(theirs(given)))
-    ours, theirs = (np.array(samples) for samples in found)
-    # Every mean: the difference of two means of independent samples, in standard errors.
-    errors = np.sqrt((ours.var(axis=0) + theirs.var(axis=0)) / SAMPLES)
-    limit = NormalDist().inv_cdf(1 - ALARM / 2 / ours.shape[1])
-    distances = np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) / np.maximum(errors, 1e-12)
-    assert (distances[errors > 0] < limit).all(), distances.round(2)
+        found[1].append(described(theirs(given), images[number]))
+    assert_same_distribution(*(np.array(samples) for samples in found))
+    ours = np.array(found[0])
     # Some crops are dominated, some smaller than the crop size: both ways were tried.
     assert 0.1 < ours[:, 14].mean() < 0.9
     assert ours[:, 13].min() < 0.5
-    # Every whole distribution.
-    for column in range(ours.shape[1]):
+
+
+def test_over_2000_samples_crops_lie_where_mmsegs_do(kaggle):
+    # Blue tells the column, green the row; two classes, so that no crop is drawn anew.
+    columns, rows = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
+    image = np.dstack([columns, rows, 0 * rows]).astype(np.uint8)
+    tags = (columns // 4 % 2 + 7).astype(np.uint8)
+    path, _ = kaggle.add('F1-0', tags=tags)
+    cv2.imwrite(str(path), image)
+    pair = find_pairs(kaggle.root, ['F1'])[0]
+    ours, theirs = LyftCropFirst((WIDTH, HEIGHT), (0.5, 2.0), CROP), Compose(stock().transforms[:3])
+    np.random.seed(6)  # noqa: NPY002
+    found = [[], []]
+    for position in range(SAMPLES):
+        given = dict(img=image, gt_seg_map=tags, seg_fields=['gt_seg_map'], img_shape=(HEIGHT, WIDTH))
+        for results, numbers in zip(
+            (ours(frame(pair, random_key=(6, position))), theirs(given)), found, strict=True
+        ):
+            crop = results['img']
+            corners = (crop[..., 0].min(), crop[..., 0].max(), crop[..., 1].min(), crop[..., 1].max())
+            numbers.append([*corners, int(crop[0, 0, 0]) - int(crop[0, -1, 0]), crop.shape[0], crop.shape[1]])
+    assert_same_distribution(*(np.array(numbers, dtype=float) for numbers in found))
+
+
+def test_over_2000_samples_colours_are_distributed_as_mmsegs(scene):
+    # Patches of some colours, so that every change of hue and saturation can be told.
+    patches = np.uint8([[[40, 60, 200], [180, 90, 40], [60, 160, 80], [120, 120, 120]]])
+    theirs = PhotoMetricDistortion()
+    np.random.seed(7)  # noqa: NPY002
+    found = [
+        [change_colour(patches, random_colour((7, position))).ravel() for position in range(SAMPLES)],
+        [theirs.transform(dict(img=patches.copy()))['img'].ravel() for _ in range(SAMPLES)],
+    ]
+    assert_same_distribution(*(np.array(samples, dtype=float) for samples in found))
+
+
+def assert_same_distribution(ours, theirs):
+    """Compare all columns of two sets of samples, in mean and in whole distribution."""
+    count, columns = ours.shape
+    # The difference of two means of independent samples, in standard errors.
+    errors = np.sqrt((ours.var(axis=0) + theirs.var(axis=0)) / count)
+    limit = NormalDist().inv_cdf(1 - ALARM / 2 / columns)
+    distances = np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) / np.maximum(errors, 1e-12)
+    assert (distances[errors > 0] < limit).all(), distances.round(2)
+    for column in range(columns):
         places = np.sort(np.concatenate([ours[:, column], theirs[:, column]]))
         functions = [
-            np.searchsorted(np.sort(samples[:, column]), places, side='right') / SAMPLES
+            np.searchsorted(np.sort(samples[:, column]), places, side='right') / count
             for samples in (ours, theirs)
         ]
         gap = np.abs(functions[0] - functions[1]).max()
-        assert gap < kolmogorov_bound(SAMPLES, SAMPLES, alarm=ALARM / ours.shape[1]), column
+        assert gap < kolmogorov_bound(count, count, alarm=ALARM / columns), column
 
 
 def test_the_comparison_notices_a_crop_that_any_class_may_dominate(kaggle):

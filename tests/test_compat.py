@@ -157,7 +157,9 @@ def test_operators_of_an_uncompiled_mmcv_can_be_imported_and_not_called(environm
     monkeypatch.setattr(sys, 'path', [str(environment.folder)])
     importlib.invalidate_caches()
     monkeypatch.delitem(sys.modules, 'mmcv._ext', raising=False)
+    monkeypatch.delenv('MMSEG_UNET_LYFT_OPS_STAND_IN', raising=False)
     compat.stand_in_for_ops()
+    assert os.environ['MMSEG_UNET_LYFT_OPS_STAND_IN'] == '1'
     operators = sys.modules['mmcv._ext']
     assert callable(operators.nms)
     with pytest.raises(

@@ -172,6 +172,7 @@ def test_every_knob_has_its_rows_and_every_row_a_knob():
     assert knobs == set(DERIVED) == set(NEW_VALUES) == set(RUNNER_HOLDS)
 
 
+@pytest.mark.stack
 @pytest.mark.parametrize('leaf', LEAVES)
 def test_a_config_read_by_mmengine_alone_has_its_own_knobs_everywhere(leaf):
     # A leaf that sets a knob of its base anew must also set what derives from it anew.

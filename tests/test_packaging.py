@@ -79,7 +79,15 @@ def test_metadata_has_the_version_and_leaves_the_owners_stack_alone(metadata):
     assert always == {'numpy', 'pillow', 'rich'}
 
 
-@pytest.mark.parametrize(('extra', 'locks'), [('onedl', ['onedl']), ('dev', ['onedl', 'dev'])])
+@pytest.mark.parametrize(
+    ('extra', 'locks'),
+    [
+        ('onedl', ['onedl']),
+        ('openmmlab', ['openmmlab']),
+        ('dev', ['onedl', 'dev']),
+        ('dev', ['openmmlab', 'dev']),
+    ],
+)
 def test_locked_versions_satisfy_what_setup_asks_for(metadata, source_copy, extra, locks):
     lines = [
         line for lock in locks for line in (source_copy / f'requirements/{lock}.txt').read_text().splitlines()
@@ -202,6 +210,7 @@ def test_config_is_found_by_name_from_any_folder(python):
 def test_init_model_takes_a_packaged_config_and_a_checkpoint(python, installed_env):
     config = installed_env / 'mmseg_unet_lyft/.mim/configs/unet_lyft.py'
     code = f"""
+import mmseg_unet_lyft
 import torch
 from mmseg.apis import init_model
 torch.manual_seed(0)

@@ -6,6 +6,7 @@ python tools/pack_data.py data/lyft data/lyft_packed
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 from ..errors import InputError
@@ -35,6 +36,7 @@ def _pack_data(argv: list[str] | None) -> None:
     from ..datasets import packing
     from ..datasets.episodes import parse_name
     from ..datasets.lyft_carla import find_frames, find_pairs
+    from ..datasets.scenes import MARKER_NAME
 
     if args.verify:
         count = packing.verify(args.source, lambda names, total: progress(names, total, 'verifying'))
@@ -43,6 +45,9 @@ def _pack_data(argv: list[str] | None) -> None:
     drives = sorted({parse_name(name)[0] for name in find_frames(args.source)})
     pairs = find_pairs(args.source, drives)
     packing.pack(pairs, args.out, lambda frames, total: progress(frames, total, 'packing'))
+    if (args.source / MARKER_NAME).is_file():
+        # Scores say of drawn scenes that they are drawn.
+        shutil.copyfile(args.source / MARKER_NAME, args.out / MARKER_NAME)
     say(f'packed {len(pairs)} frames, {packing.required_bytes(pairs) / 1e9:.2f} GB, in {args.out}')
 
 
