@@ -187,14 +187,17 @@ def write(path: Path, text: str) -> Path:
 def test_a_knob_is_set_where_it_stands_whatever_surrounds_it(tmp_path):
     write(
         tmp_path / 'bases' / 'one.py',
-        "a = 1  # ä\nname = 'größe'; b = 2\ntrain_cfg = dict(x=a, y=b, z=name)\n",
+        "a = 1  # ä\nname = 'größe'; b = 'two'\ntrain_cfg = dict(x=a, y=b, z=name)\n",
     )
     leaf = write(
         tmp_path / 'leaf.py',
         "_base_ = './bases/one.py'\na = (\n 3 +\n 4\n)\nval_cfg = dict(x=a, y=_base_.b)\nval_cfg['z'] = a\n",
     )
     config = load_config(str(leaf))
-    assert (config.train_cfg, config.val_cfg) == (dict(x=1, y=2, z='größe'), dict(x=7, y=2, z=7))
+    assert (config.train_cfg, config.val_cfg) == (
+        dict(x=1, y='two', z='größe'),
+        dict(x=7, y='two', z=7),
+    )
     config = load_config(str(leaf), {'a': 10, 'b': "it's", 'name': 'ß'})
     assert config.train_cfg == dict(x=10, y="it's", z='ß')
     assert config.val_cfg == dict(x=10, y="it's", z=10)
@@ -266,3 +269,41 @@ def test_the_demo_trains_on_its_drawn_scenes_unless_told_otherwise(monkeypatch):
     monkeypatch.setenv('LYFT_DATA_ROOT', '/data/kaggle')
     assert roots(load_config(DEMO)) == {'/data/kaggle'}
     assert roots(load_config(DEMO, {'data_root': 'other'})) == {'other'}
+
+
+@pytest.mark.parametrize('option', ['data_root=/data/a,b', 'data_root=2018', 'model.pretrained=[a]'])
+def test_a_path_is_text_whatever_it_looks_like(option):
+    key, _, text = option.partition('=')
+    assert parse_options([option]) == {key: text}
+
+
+def test_a_whole_number_may_be_written_as_a_power_of_ten():
+    assert load_config('unet_lyft.py', parse_options(['max_iters=1e3'])).train_cfg.max_iters == 1000
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('max_iters=1.5', r'max_iters=1\.5: give a whole number, as 20000 is'),
+        ('max_iters=many', "max_iters='many': give a whole number, as 20000 is"),
+        ('learning_rate=fast', r"learning_rate='fast': give a number, as 0\.003 is"),
+    ],
+)
+def test_a_number_is_asked_for_where_one_stands(option, message):
+    with pytest.raises(InputError, match=message):
+        load_config('unet_lyft.py', parse_options([option]))
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ("_base_ = ['a' + '.py']\n", 'line 1: _base_ is computed; write it as a list of strings'),
+        ('x = [1][2]\n', 'IndexError: list index out of range'),
+        ("x = int('a')\n", 'ValueError: invalid literal'),
+        ('x = 1 / 0\n', 'ZeroDivisionError: division by zero'),
+    ],
+)
+def test_what_a_config_raises_is_said_with_its_name(tmp_path, text, message):
+    (tmp_path / 'broken.py').write_text(text)
+    with pytest.raises(InputError, match=f'broken.py: {message}'):
+        load_config(str(tmp_path / 'broken.py'))

@@ -14,6 +14,21 @@ from ..errors import InputError
 
 _PACKAGED = Path(__file__).resolve().parents[1] / '.mim' / 'configs'
 _BASE = '_base_'
+# Their values are text, whatever they look like: data_root=2018, data_root=/data/a,b.
+_TEXT_KEYS = {'data_root', 'work_dir', 'load_from', 'pretrained'}
+# What running a config file can raise; it is the user's program.
+_CONFIG_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def find_config(name: str) -> Path:
@@ -47,7 +62,8 @@ def parse_options(options: list[str]) -> dict[str, Any]:
             raise InputError(
                 f'--cfg-options {option!r}: write it as KEY=VALUE, without blanks around the "="'
             )
-        parsed[key] = _parse_value(text, option)
+        is_text = key.rpartition('.')[2] in _TEXT_KEYS and text != 'None'
+        parsed[key] = text if is_text else _parse_value(text, option)
     return parsed
 
 
@@ -85,6 +101,9 @@ def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
         name: Path of a config file, or the name of one in the package.
         options: ``{'max_iters': 5, 'model.backbone.with_cp': True}``.
 
+    Returns:
+        The config, every base and option in it; ``filename`` is the path found.
+
     Raises:
         InputError: If the file is missing or broken, or a key is unknown or without effect.
     """
@@ -95,7 +114,11 @@ def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
     options = dict(options or {})
     assigned = _assigned_names(path)
     config = _read(path)
-    knobs = {key: options.pop(key) for key in list(options) if key in assigned - RUN_KEYS}
+    knobs = {
+        key: _number_like(key, config.get(key), options.pop(key))
+        for key in list(options)
+        if key in assigned - RUN_KEYS
+    }
     for key in options:
         check_key(config.to_dict(), key, assigned)
     _check_effect(path, config, {}, knobs)
@@ -111,6 +134,22 @@ def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
         config = _read(path, knobs | derived)
     config.merge_from_dict(options)
     return config
+
+
+def _number_like(key: str, old: Any, new: Any) -> Any:
+    """A knob's new value, as a whole number where the old one is: ``max_iters=1e3`` is 1000.
+
+    Raises:
+        InputError: If the old value is a number and the new one is not, or not a whole one.
+    """
+    if isinstance(old, bool) or not isinstance(old, (int, float)) or new is None:
+        return new
+    whole = isinstance(old, int)
+    if isinstance(new, bool) or not isinstance(new, (int, float)) or (whole and new != int(new)):
+        raise InputError(
+            f'--cfg-options {key}={new!r}: give a {"whole " if whole else ""}number, as {old} is'
+        )
+    return int(new) if whole else new
 
 
 def _check_effect(path: Path, config: Config, applied: dict[str, Any], knobs: dict[str, Any]) -> None:
@@ -162,7 +201,12 @@ def _bases(path: Path, tree: ast.Module) -> list[str | Path]:
     expression = _assignments(tree).get(_BASE)
     if expression is None:
         return []
-    names = ast.literal_eval(expression)
+    try:
+        names = ast.literal_eval(expression)
+    except ValueError:
+        raise InputError(
+            f'{path}: line {expression.lineno}: {_BASE} is computed; write it as a list of strings'
+        ) from None
     bases = [
         name if '::' in name else path.parent / name
         for name in ([names] if isinstance(names, str) else names)
@@ -189,7 +233,7 @@ def _read(path: Path, knobs: dict[str, Any] | None = None) -> Config:
         copy = _copy_with_knobs(path, knobs, Path(folder)) if knobs else path
         try:
             config = Config.fromfile(str(copy))
-        except (ImportError, NameError, TypeError, KeyError, AttributeError) as error:
+        except _CONFIG_ERRORS as error:
             raise InputError(f'{path}: {type(error).__name__}: {error}') from error
     # The copy is gone; logs and dumps name the file the user gave.
     object.__setattr__(config, '_filename', str(path))

@@ -48,13 +48,16 @@ def score_floors(config: Config, progress: Callable[[list, int, str], Iterable])
 
     Returns:
         int64 (C, C), rows the truth, by name of the floor.
+
+    Raises:
+        InputError: If a frame cannot be read, or the training frames are of several sizes.
     """
     train, test = (config[loader].dataset for loader in ('train_dataloader', 'test_dataloader'))
     parts = []
     for dataset, what in ((train, 'fitting floors'), (test, 'scoring floors')):
-        pairs = find_pairs(Path(dataset.data_root), dataset.split)
-        parts.append(_frames(progress(pairs, len(pairs), what), dataset.scheme, str(dataset.data_root)))
-    return baseline_confusions(*parts, num_classes=len(get_scheme(test.scheme).classes))
+        pairs = find_pairs(Path(dataset.data_root), _split(dataset))
+        parts.append(_frames(progress(pairs, len(pairs), what), _scheme(dataset), str(dataset.data_root)))
+    return baseline_confusions(*parts, num_classes=len(get_scheme(_scheme(test)).classes))
 
 
 def summarise(
@@ -66,16 +69,16 @@ def summarise(
         A dict for JSON; scores in percent, ``None`` for a class that is not in the truth.
     """
     dataset = config.test_dataloader.dataset
-    classes = get_scheme(dataset.scheme).classes
+    classes = get_scheme(_scheme(dataset)).classes
     marker = read_marker(Path(dataset.data_root))
     return dict(
         config=str(config.filename),
         checkpoint=str(config.load_from),
         data='drawn scenes' if marker else 'frames as given',
         data_root=str(dataset.data_root),
-        scheme=dataset.scheme,
-        floors_fitted_on=config.train_dataloader.dataset.split if floors else None,
-        tested_on=dataset.split,
+        scheme=_scheme(dataset),
+        floors_fitted_on=_split(config.train_dataloader.dataset) if floors else None,
+        tested_on=_split(dataset),
         metrics=metrics,
         confusion=confusion.tolist(),
         iou=_percent_by_class(confusion, classes, 'iou'),
@@ -87,6 +90,16 @@ def summarise(
             for name, floor in floors.items()
         },
     )
+
+
+def _scheme(dataset: dict) -> str:
+    """The label scheme of a loader's data set, `LyftCarlaDataset`'s own if the config leaves it out."""
+    return dataset.get('scheme', 'carla13')
+
+
+def _split(dataset: dict) -> str | list[str]:
+    """The drives of a loader's data set, in the same way."""
+    return dataset.get('split', 'train')
 
 
 def _percent_by_class(confusion: np.ndarray, classes: Iterable[str], score: str) -> dict[str, float | None]:

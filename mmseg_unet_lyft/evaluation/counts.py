@@ -62,6 +62,9 @@ def mean_iou(confusion: np.ndarray, absent_as_zero: bool = False) -> float:
         confusion: int64 (C, C), rows the truth.
         absent_as_zero: Count a class that is predicted but never true as IoU 0, as mmseg's ``IoUMetric``
             does.
+
+    Returns:
+        A float in [0, 1]; ``nan`` if no class occurs.
     """
     scores = class_scores(confusion)
     iou = scores['iou']
