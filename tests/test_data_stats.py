@@ -14,9 +14,9 @@ from mmseg_unet_lyft.datasets.inspection import inspect
 from mmseg_unet_lyft.datasets.loading import read_label
 from mmseg_unet_lyft.datasets.lyft_carla import LyftCarlaDataset
 from mmseg_unet_lyft.datasets.statistics import STATS_NAME, write_stats
+from mmseg_unet_lyft.engine.checkpoint import check_weights, load_weights
 from mmseg_unet_lyft.engine.config import load_config, parse_options
 from mmseg_unet_lyft.engine.data_stats import apply_stats
-from mmseg_unet_lyft.engine.checkpoint import check_weights
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.evaluation.iou_metric import LyftIoUMetric
 
@@ -172,4 +172,27 @@ def test_weights_without_statistics_keep_the_configs(tmp_path):
     torch.save(dict(state_dict=weights, meta={}), tmp_path / 'weights.pth')
     check_weights(model, str(tmp_path / 'weights.pth'))
     assert model.load_state_dict(weights) == ([], [])
+    # Starting from them says nothing of statistics, and those alone are no weights to start from.
+    assert 'not in the file' not in load_weights(model, str(tmp_path / 'weights.pth'))
+    alone = {name: value for name, value in model.state_dict().items() if 'data_preprocessor' in name}
+    torch.save(dict(state_dict=alone, meta={}), tmp_path / 'alone.pth')
+    with pytest.raises(InputError, match='none of its 2 weights has a name and shape of this model'):
+        load_weights(model, str(tmp_path / 'alone.pth'))
     np.testing.assert_allclose(model.data_preprocessor.mean.ravel(), [123.675, 116.28, 103.53], rtol=1e-6)
+
+
+def test_starting_from_weights_keeps_their_statistics(prepared):
+    config = load_config('unet_lyft_bn.py', dict(data_root=str(prepared)))
+    said = apply_stats(config, from_weights=True)
+    assert config.model.data_preprocessor.mean == [123.675, 116.28, 103.53]
+    assert said[0].endswith('measured class_weight used; kept: mean and std, those of the loaded weights')
+
+
+def test_crops_of_training_leave_the_measured_hood_out_too(prepared):
+    init_default_scope('mmseg')
+    crop = dict(type='LyftCropFirst', scale=(32, 24), ratio_range=(1, 1), crop_size=(24, 32), flip_prob=0.0)
+    frames = LyftCarlaDataset(str(prepared), scheme='challenge3', pipeline=[crop])
+    label = frames[0]['gt_seg_map']
+    assert (label[:12] == 1).all()
+    assert (label[12:, :16] == 0).all()
+    assert (label[12:, 16:] == 1).all()

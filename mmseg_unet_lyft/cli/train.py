@@ -60,7 +60,7 @@ def _train(argv: list[str] | None) -> None:
         checkpoint.read_checkpoint(args.load_from)
     checkpoint.use_resume(config, args.resume)
     check_data(config, 'train_dataloader', 'val_dataloader')
-    for line in apply_stats(config, args.cfg_options):
+    for line in apply_stats(config, args.cfg_options, bool(args.load_from)):
         say(line)
     if args.amp:
         say(device.use_amp(config, on_cuda=device.device_name(args.device).startswith('cuda')))

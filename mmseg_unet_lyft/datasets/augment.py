@@ -12,8 +12,9 @@ from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
 
 from ..errors import InputError
-from .labels import IGNORE_INDEX, Scheme, get_scheme
+from .labels import IGNORE_INDEX, Scheme
 from .loading import read_image, read_raw_label
+from .statistics import scheme_of_root
 from .stream import RandomKey, uniforms
 from .window import Window, is_dominated, window_ids
 
@@ -145,7 +146,9 @@ class LyftCropFirst(BaseTransform):
         # Scale, flip, and two numbers for each crop tried.
         random = uniforms(_random_key(results), 2 + 2 * (_CROP_TRIES + 1), _GEOMETRY)
         try:
-            window, label = self._choose(raw_label, random, get_scheme(results['scheme']))
+            window, label = self._choose(
+                raw_label, random, scheme_of_root(results['scheme'], results.get('stats_root'))
+            )
         except InputError as error:
             raise InputError(f'{results["seg_map_path"]}: {error}') from None
         crop = window.resize(image[window.source], cv2.INTER_LINEAR)

@@ -13,10 +13,10 @@ from mmseg.registry import TRANSFORMS
 from ..errors import InputError
 from .labels import tags_to_ids
 from .packed import PREFIX, is_address, read_packed
-from .png import decode_tags, header_of, read_png
+from .png import decode, decode_tags, header_of, read_png
 from .statistics import scheme_of_root
 
-__all__ = ['LoadLyftLabel', 'read_label', 'read_png', 'read_raw_label']
+__all__ = ['LoadLyftLabel', 'LyftPackedBackend', 'read_image', 'read_label', 'read_png', 'read_raw_label']
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -27,7 +27,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     if is_address(path):
         return read_packed(str(path))
-    image = cv2.imdecode(np.frombuffer(read_png(path), np.uint8), cv2.IMREAD_COLOR)
+    image = decode(read_png(path))
     if image is None:
         raise InputError(f'{path}: damaged image data; restore it from the archive')
     return image

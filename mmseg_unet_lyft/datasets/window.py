@@ -76,7 +76,17 @@ def _id_table(scheme: Scheme) -> np.ndarray | None:
     return np.array([*scheme.tag_to_id, *[IGNORE_INDEX] * (256 - count)], dtype=np.uint8)
 
 
-_hood_mask = lru_cache(maxsize=8)(hood_mask)
+# By object: schemes of two roots are equal but for their hoods.
+_hoods: dict[tuple[int, int, int], tuple[Scheme, np.ndarray]] = {}
+
+
+def _scheme_hood(scheme: Scheme, height: int, width: int) -> np.ndarray:
+    """The hood of a scheme at a label's size, bool (height, width), made once."""
+    key = (id(scheme), height, width)
+    if key not in _hoods:
+        # The scheme is held, so that its id is not given to another one.
+        _hoods[key] = scheme, hood_mask(height, width, scheme.hood)
+    return _hoods[key][1]
 
 
 def window_ids(raw_label: np.ndarray, source: tuple[slice, slice], scheme: Scheme) -> np.ndarray:
@@ -91,7 +101,7 @@ def window_ids(raw_label: np.ndarray, source: tuple[slice, slice], scheme: Schem
     table = _id_table(scheme)
     ids = tags if table is None else cv2.LUT(tags, table)
     if not scheme.keep_hood:
-        ids[_hood_mask(*raw_label.shape)[source] & (tags == VEHICLES)] = 0
+        ids[_scheme_hood(scheme, *raw_label.shape)[source] & (tags == VEHICLES)] = 0
     return ids
 
 

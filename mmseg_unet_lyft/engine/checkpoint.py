@@ -125,8 +125,8 @@ def load_weights(model: nn.Module, path: str, strict: bool = False) -> str:
     if strict:
         check_weights(model, path)
     misfits = _misfits(wanted, weights)
-    fitting = {name: weights[name] for name in wanted.keys() & weights.keys() - misfits['reshaped']}
-    if not fitting:
+    fitting = {name: weights[name] for name in (wanted.keys() & weights.keys()) - misfits['reshaped']}
+    if all(_is_statistic(name) for name in fitting):
         raise InputError(f'{path}: none of its {len(weights)} weights has a name and shape of this model')
     bare.load_state_dict(fitting, strict=False)
     lines = [f'{path}: loaded {len(fitting)} of the {len(wanted)} weights of this model']
@@ -157,15 +157,18 @@ def _bare(model: nn.Module) -> nn.Module:
 def _misfits(wanted: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> dict[str, set[str]]:
     """Names that are only in the model, only in the file, or in both with another shape."""
     return dict(
-        # Mean and deviation: weights of other origin come without.
-        missing={
-            name for name in wanted.keys() - weights.keys() if not name.startswith('data_preprocessor.')
-        },
+        # Weights from elsewhere come without the mean and deviation, and keep the config's.
+        missing={name for name in wanted.keys() - weights.keys() if not _is_statistic(name)},
         unexpected=weights.keys() - wanted.keys(),
         reshaped={
             name for name in weights.keys() & wanted.keys() if weights[name].shape != wanted[name].shape
         },
     )
+
+
+def _is_statistic(name: str) -> bool:
+    """Whether a weight is the mean or deviation of the preprocessor."""
+    return name.startswith('data_preprocessor.')
 
 
 def best_checkpoint(work_dir: str) -> Path | None:

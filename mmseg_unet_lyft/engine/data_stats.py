@@ -18,11 +18,12 @@ from ..datasets.statistics import STATS_NAME, Stats, class_weights, load_stats
 
 # ImageNet's, R, G, B; what the configs normalise with where nothing is measured.
 PUBLISHED_MEAN, PUBLISHED_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+_FROM_WEIGHTS = '--load-from'
 # Configs give weights with two decimals.
 _ROUNDED = 0.0051
 
 
-def apply_stats(config: Config, options: Iterable[str] = ()) -> list[str]:
+def apply_stats(config: Config, options: Iterable[str] = (), from_weights: bool = False) -> list[str]:
     """Put the measured values of the training frames into a config.
 
     They are those of the training drives alone, and stand in ``config.data_stats`` afterwards, so that they
@@ -31,6 +32,7 @@ def apply_stats(config: Config, options: Iterable[str] = ()) -> list[str]:
     Args:
         config: Changed in place.
         options: ``--cfg-options`` as given: keys named there keep their values, published or not.
+        from_weights: Whether training starts from weights, which bring their own mean and deviation.
 
     Returns:
         One line on what was used and what was kept; none if the root has no ``stats.json``.
@@ -46,7 +48,7 @@ def apply_stats(config: Config, options: Iterable[str] = ()) -> list[str]:
     given = {option.partition('=')[0].rpartition('.')[2] for option in options}
     used: dict[str, list] = {}
     kept = [*_apply_weights(config, stats, scheme, drives, given, used)]
-    kept += _apply_mean_std(config, stats, drives, given, used)
+    kept += _apply_mean_std(config, stats, drives, given | ({_FROM_WEIGHTS} if from_weights else set()), used)
     path = Path(dataset['data_root']) / STATS_NAME
     config.data_stats = dict(
         path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest(), used=used, kept=kept
@@ -95,7 +97,7 @@ def _apply_mean_std(
         yield 'mean and std of --cfg-options'
     elif values != [PUBLISHED_MEAN, PUBLISHED_STD]:
         yield "mean and std, the config's own"
-    elif pretrained or config.get('load_from') or config.get('resume'):
+    elif pretrained or _FROM_WEIGHTS in given:
         yield 'mean and std, those of the loaded weights'
     else:
         mean, std = (np.round(value, 3).tolist() for value in stats.mean_std(drives))

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from mmseg.registry import RUNNERS
 from mmseg.structures import SegDataSample
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import register  # noqa: F401  (a config whose custom_imports name the bare package finds it imported)
 from ..errors import InputError
@@ -70,7 +71,14 @@ class AverageBuffersHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         """Average all running statistics in one message."""
-        buffers = [buffer for buffer in runner.model.buffers() if buffer.is_floating_point()]
+        buffers = [
+            buffer
+            for layer in runner.model.modules()
+            if isinstance(layer, _BatchNorm)
+            for buffer in (layer.running_mean, layer.running_var)
+        ]
+        if not buffers:
+            return
         means = torch.cat([buffer.flatten() for buffer in buffers])
         all_reduce(means, op='mean')
         for buffer, mean in zip(buffers, means.split([buffer.numel() for buffer in buffers]), strict=True):

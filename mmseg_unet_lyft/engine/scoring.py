@@ -56,8 +56,7 @@ def score_floors(config: Config, progress: Callable[[list, int, str], Iterable])
     parts = []
     for dataset, what in ((train, 'fitting floors'), (test, 'scoring floors')):
         pairs = find_pairs(Path(dataset.data_root), _split(dataset))
-        frames = progress(pairs, len(pairs), what)
-        parts.append(_frames(frames, _scheme(dataset), str(dataset.data_root)))
+        parts.append(_frames(progress(pairs, len(pairs), what), _scheme(dataset), str(dataset.data_root)))
     return baseline_confusions(*parts, num_classes=len(get_scheme(_scheme(test)).classes))
 
 
