@@ -21,8 +21,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import mmseg_unet_lyft.register  # noqa: F401
-from mmseg_unet_lyft.cli import pack_data
-from mmseg_unet_lyft.datasets import packed, packing
+from mmseg_unet_lyft.datasets import files, packed, packing
 from mmseg_unet_lyft.datasets.lyft_carla import find_pairs
 from mmseg_unet_lyft.datasets.packed import IMAGE, LABEL, PackedFrames, index_hash, open_packed, read_packed
 from mmseg_unet_lyft.datasets.packing import pack, required_bytes, verify
@@ -262,18 +261,14 @@ def test_a_frame_is_verified_once_in_each_process(root, monkeypatch):
     assert len(counted) == 3
 
 
-def test_verifying_reads_all_and_lists_every_damaged_frame(root, capsys):
+def test_verifying_reads_all_and_lists_every_damaged_frame(root):
     assert verify(root) == 5
-    assert pack_data.main([str(root), '--verify']) == 0
-    assert '5 frames are as they were packed' in capsys.readouterr().out
     change(root / 'label_24x32.npy', -1)
     change(root / 'image_30x20.npy', -1)
     with pytest.raises(
         InputError, match=re.escape('2 of 10 arrays are damaged: F1-3 (label), F3-0 (image); delete')
     ):
         verify(root)
-    assert pack_data.main([str(root), '--verify']) == 2
-    assert 'F1-3 (label), F3-0 (image)' in capsys.readouterr().err
 
 
 # --- writing -----------------------------------------------------------------------------------------------
@@ -319,7 +314,7 @@ def test_a_killed_run_is_finished_by_the_next_with_the_same_bytes(pairs, root, t
         return replace(*args)
 
     steps = dict(
-        sync=(packing, '_sync', dies),
+        sync=(packing, 'sync', dies),
         replace=(Path, 'replace', dies_at_the_second),
         index=(packing, 'index_hash', dies),
         journal=(Path, 'unlink', dies),
@@ -426,7 +421,7 @@ def test_a_frame_at_fault_is_named_and_nothing_is_packed(pairs, tmp_path):
         pack(pairs, tmp_path / 'packed')
     assert not packed.is_packed(tmp_path / 'packed')
     Path(pairs[2]['img_path']).write_bytes(b'')
-    with pytest.raises(InputError, match=re.escape(f'{pairs[2]["img_path"]}: is empty or cut short')):
+    with pytest.raises(InputError, match=re.escape(f'{pairs[2]["img_path"]}: is empty; restore')):
         pack(pairs, tmp_path / 'other')
 
 
@@ -450,11 +445,11 @@ def test_the_space_asked_for_suffices_and_is_close_to_what_is_taken(kaggle, tmp_
 def test_too_small_a_disk_is_refused_before_anything_is_written(pairs, tmp_path, monkeypatch):
     needed = required_bytes(pairs)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(packing.shutil, 'disk_usage', lambda path: usage._replace(free=needed - 1))
+    monkeypatch.setattr(files.shutil, 'disk_usage', lambda path: usage._replace(free=needed - 1))
     with pytest.raises(InputError, match=r'packing 5 frames takes 0.00 GB more, and 0.00 GB are free'):
         pack(pairs, tmp_path / 'packed')
-    assert list((tmp_path / 'packed').iterdir()) == []
-    monkeypatch.setattr(packing.shutil, 'disk_usage', lambda path: usage._replace(free=needed))
+    assert not (tmp_path / 'packed').exists()
+    monkeypatch.setattr(files.shutil, 'disk_usage', lambda path: usage._replace(free=needed))
     pack(pairs, tmp_path / 'packed')
 
 
@@ -465,21 +460,3 @@ def test_a_folder_that_cannot_be_written_is_named(pairs, tmp_path):
         InputError, match=re.escape(f'{tmp_path}/packed: cannot be written (Permission denied')
     ):
         pack(pairs, tmp_path / 'packed')
-
-
-# --- the command -------------------------------------------------------------------------------------------
-
-
-def test_the_command_packs_all_drives(kaggle, pairs, root, tmp_path, capsys):
-    out = tmp_path / 'by_command'
-    assert pack_data.main([str(kaggle.root), str(out)]) == 0
-    assert f'packed 5 frames, 0.00 GB, in {out}' in capsys.readouterr().out
-    assert contents(out) == contents(root)
-
-
-@pytest.mark.parametrize('arguments', [['a'], ['a', 'b', '--verify']])
-def test_the_command_wants_two_folders_or_one_to_verify(arguments, capsys):
-    assert pack_data.main(arguments) == 2
-    assert 'name a folder to read and one to pack into, or one packed folder and --verify' in (
-        capsys.readouterr().err
-    )

@@ -10,37 +10,23 @@ import sys
 import time
 import types
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.registry import init_default_scope
 from PIL import Image
 
 from mmseg_unet_lyft.cli.prepare_data import main
-from mmseg_unet_lyft.datasets import preparation, unzip
+from mmseg_unet_lyft.datasets import files, preparation, unzip
+from mmseg_unet_lyft.datasets.lyft_carla import LyftCarlaDataset, find_pairs
+from mmseg_unet_lyft.datasets.packed import PackedFrames
+from mmseg_unet_lyft.datasets.packing import required_bytes
 from mmseg_unet_lyft.datasets.preparation import prepare
 from mmseg_unet_lyft.datasets.statistics import load_stats
 from mmseg_unet_lyft.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-HAS_PACKING = find_spec('mmseg_unet_lyft.datasets.packing') is not None
-
-
-def pack_names(pairs, out, show=None) -> None:
-    """In place of packing: the frames' names in a file."""
-    show = show or (lambda frames, total: frames)
-    names = [Path(pair['img_path']).stem for pair in show(pairs, len(pairs))]
-    (out / 'packed_names.json').write_text(json.dumps(names))
-
-
-@pytest.fixture
-def packing(monkeypatch):
-    """Packing that is quick and tells what it was given."""
-    stand_in = types.ModuleType('mmseg_unet_lyft.datasets.packing')
-    stand_in.pack = pack_names
-    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
-    monkeypatch.setattr('mmseg_unet_lyft.datasets.packing', stand_in, raising=False)
 
 
 @pytest.fixture
@@ -168,7 +154,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(frames, tmp
 
     def leave(free):
         usage = types.SimpleNamespace(free=free)
-        monkeypatch.setattr(unzip.shutil, 'disk_usage', lambda folder: usage)
+        monkeypatch.setattr(files.shutil, 'disk_usage', lambda folder: usage)
 
     leave(size + packed - 1)
     with pytest.raises(InputError, match=r'needs 0.00 GB unpacked and 0.00 GB packed, but .* nothing was'):
@@ -208,12 +194,12 @@ def test_a_folder_with_other_files_or_links_is_refused(frames, tmp_path):
 # --- preparing ---------------------------------------------------------------------------------------------
 
 
-def test_a_folder_becomes_a_prepared_root_and_stays_as_it_is(frames, tmp_path, packing):
+def test_a_folder_becomes_a_prepared_root_and_stays_as_it_is(frames, tmp_path):
     before = tree(frames.root)
     out = tmp_path / 'out'
     prepared = prepare(frames.root, out, workers=1)
     assert tree(frames.root) == before
-    assert json.loads((out / 'packed_names.json').read_text()) == ['F1-0', 'F1-1', 'F2-0', 'F3-0', 'F901-0']
+    assert list(PackedFrames(out).frames) == ['F1-0', 'F1-1', 'F2-0', 'F3-0', 'F901-0']
     assert prepared.pairs[0] == dict(
         img_path=str(frames.root / 'dataA/dataA/CameraRGB/F1-0.png'),
         seg_map_path=str(frames.root / 'dataA/dataA/CameraSeg/F1-0.png'),
@@ -227,26 +213,25 @@ def test_a_folder_becomes_a_prepared_root_and_stays_as_it_is(frames, tmp_path, p
     assert json.loads((out / 'left_out.json').read_text()) == []
 
 
-def test_the_pairs_are_those_the_data_set_finds(frames, tmp_path, packing):
-    pytest.importorskip('mmseg')
-    from mmseg_unet_lyft.datasets.lyft_carla import find_pairs
-
+def test_the_pairs_are_those_the_data_set_finds(frames, tmp_path):
     frames.add('F1-10', 'dataB')
     frames.add('02_00_003', 'dataC/dataC')
     prepared = prepare(frames.root, tmp_path / 'out', workers=1)
     assert prepared.pairs == find_pairs(frames.root, ['02_00', 'F1', 'F2', 'F3', 'F901'])
 
 
-def test_an_archive_becomes_a_prepared_root(frames, tmp_path, packing, capsys):
+def test_an_archive_becomes_a_prepared_root(frames, tmp_path, capsys):
     archive, out = zip_of(frames.root, tmp_path / 'a.zip'), tmp_path / 'out'
     assert main([str(archive), str(out), '--workers', '1']) == 0
     assert tree(out / 'raw') == tree(frames.root)
-    assert capsys.readouterr().out.splitlines() == ['prepared 5 frames', f'wrote {out}']
+    assert capsys.readouterr().out.splitlines() == ['prepared 5 frames, 0.00 GB', f'wrote {out}']
     assert {path.name for path in out.iterdir()} == {
         'raw',
         'inspection',
         'left_out.json',
-        'packed_names.json',
+        'packed.json',
+        'image_24x32.npy',
+        'label_24x32.npy',
         'split.json',
         'stats.json',
     }
@@ -260,7 +245,7 @@ def test_an_archive_becomes_a_prepared_root(frames, tmp_path, packing, capsys):
     assert tree(out) == first
 
 
-def test_problems_stop_it_before_anything_is_written(frames, tmp_path, packing, capsys):
+def test_problems_stop_it_before_anything_is_written(frames, tmp_path, capsys):
     frames.add('F1-7', tags=40)
     frames.add('F1-8')[1].unlink()
     out = tmp_path / 'out'
@@ -277,14 +262,14 @@ def test_problems_stop_it_before_anything_is_written(frames, tmp_path, packing, 
     assert [path.name for path in out.iterdir()] == ['raw']
 
 
-def test_skip_bad_leaves_frames_out_and_lists_them(frames, tmp_path, packing, capsys):
+def test_skip_bad_leaves_frames_out_and_lists_them(frames, tmp_path, capsys):
     frames.add('F1-7', tags=40)
     frames.add('F1-8')[1].unlink()
     out = tmp_path / 'out'
     assert main([str(frames.root), str(out), '--workers', '1', '--skip-bad']) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ['left out: F1-7', 'left out: F1-8']
-    assert 'F1-7' not in json.loads((out / 'packed_names.json').read_text())
+    assert 'F1-7' not in PackedFrames(out).frames
     left_out = json.loads((out / 'left_out.json').read_text())
     assert [(one['frame'], one['kind']) for one in left_out] == [
         ('F1-8', 'missing_label'),
@@ -294,7 +279,7 @@ def test_skip_bad_leaves_frames_out_and_lists_them(frames, tmp_path, packing, ca
     assert load_stats(out).drives['F1'].frames == 2
 
 
-def test_skip_bad_does_not_accept_a_divided_drive_nor_nothing_left(tmp_path, packing, kaggle):
+def test_skip_bad_does_not_accept_a_divided_drive_nor_nothing_left(tmp_path, kaggle):
     kaggle.add('F1-0', 'train/dataA')
     kaggle.add('F1-1', 'test/dataA')
     with pytest.raises(InputError, match='No frame is to blame, so --skip-bad cannot leave it out'):
@@ -306,13 +291,28 @@ def test_skip_bad_does_not_accept_a_divided_drive_nor_nothing_left(tmp_path, pac
         prepare(kaggle.root, tmp_path / 'out', skip_bad=True, accept=['split_drive'], workers=1)
 
 
-def test_drawn_scenes_stay_marked_as_drawn(frames, tmp_path, packing):
+def test_too_small_a_disk_is_told_before_anything_is_written(frames, tmp_path, monkeypatch):
+    out = tmp_path / 'out'
+    pairs = find_pairs(frames.root, ['F1', 'F2', 'F3', 'F901'])
+    free = required_bytes(pairs) - 1
+    monkeypatch.setattr(files.shutil, 'disk_usage', lambda folder: types.SimpleNamespace(free=free))
+    with pytest.raises(InputError, match=r'packing 5 frames takes 0.00 GB more, and 0.00 GB are free; make'):
+        prepare(frames.root, out, workers=1)
+    assert not out.exists()
+    free += 1
+    prepare(frames.root, out, workers=1)
+    # What is packed already needs no room.
+    free = 0
+    prepare(frames.root, out, workers=1)
+
+
+def test_drawn_scenes_stay_marked_as_drawn(frames, tmp_path):
     (frames.root / 'DRAWN_SCENES.json').write_text('{}')
     prepare(frames.root, tmp_path / 'out', workers=1)
     assert (tmp_path / 'out/DRAWN_SCENES.json').read_text() == '{}'
 
 
-def test_sources_that_cannot_be_are_refused(frames, tmp_path, packing, capsys):
+def test_sources_that_cannot_be_are_refused(frames, tmp_path, capsys):
     with pytest.raises(
         InputError, match='no such archive or folder; download it from https://www.kaggle.com'
     ):
@@ -320,10 +320,30 @@ def test_sources_that_cannot_be_are_refused(frames, tmp_path, packing, capsys):
     with pytest.raises(InputError, match=f'lies inside {frames.root}; name a folder outside the raw data'):
         prepare(frames.root, frames.root / 'prepared')
     assert main([str(tmp_path / 'out')]) == 2
-    assert 'name either a zip archive or folder, or --download' in capsys.readouterr().err
+    assert 'name a zip archive or folder, or --download' in capsys.readouterr().err
+    assert main([str(frames.root), str(tmp_path / 'out'), '--verify']) == 2
+    assert 'with --verify a packed folder alone' in capsys.readouterr().err
 
 
-def test_download_says_what_is_missing(tmp_path, monkeypatch, capsys, packing):
+def test_verify_reads_every_frame_and_names_the_damaged(frames, tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert main([str(frames.root), str(out), '--workers', '1']) == 0
+    capsys.readouterr()
+    assert main([str(out), '--verify']) == 0
+    assert capsys.readouterr().out == f'{out}: 5 frames are as they were packed\n'
+    for kind in ('image', 'label'):
+        path = out / f'{kind}_24x32.npy'
+        content = bytearray(path.read_bytes())
+        # The last frame's last byte.
+        content[-1] ^= 1
+        path.write_bytes(content)
+    assert main([str(out), '--verify']) == 2
+    assert '2 of 10 arrays are damaged: F901-0 (image), F901-0 (label); delete' in capsys.readouterr().err
+    assert main([str(frames.root), '--verify']) == 2
+    assert f'{frames.root}/packed.json: no such file' in capsys.readouterr().err
+
+
+def test_download_says_what_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'kagglehub', None)
     assert main(['--download', str(tmp_path / 'out')]) == 2
     assert '--download needs kagglehub: pip install kagglehub, or download' in capsys.readouterr().err
@@ -336,7 +356,7 @@ def test_download_says_what_is_missing(tmp_path, monkeypatch, capsys, packing):
     assert 'kagglehub has no credentials. Make a token at' in capsys.readouterr().err
 
 
-def test_download_prepares_what_kagglehub_fetched(frames, tmp_path, monkeypatch, packing, capsys):
+def test_download_prepares_what_kagglehub_fetched(frames, tmp_path, monkeypatch, capsys):
     asked = []
     hub = types.ModuleType('kagglehub')
     hub.dataset_download = lambda name: asked.append(name) or str(frames.root)
@@ -361,7 +381,7 @@ import os, signal, sys
 from pathlib import Path
 import mmseg_unet_lyft.datasets.preparation as preparation
 from mmseg_unet_lyft.report.inspection_files import write_reports
-from mmseg_unet_lyft.datasets import files, unzip
+from mmseg_unet_lyft.datasets import unzip
 source, out, point = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 seen = 0
 def tick(name):
@@ -383,18 +403,13 @@ def half(source, target, size):
     copy(source, target, size)
 unzip.shutil.copyfileobj = half
 os.fsync = counted('sync', os.fsync)
-if STAND_IN:
-    def pack(pairs, out, show):
-        files.write_whole(out / 'packed.json', repr([Path(pair['img_path']).name for pair in pairs]).encode())
-    preparation._pack = pack
 preparation.prepare(source, out, workers=1, report=lambda folder, one: write_reports(folder, one, []))
 print('points', seen)
 """
 
 
 def run_killed(archive: Path, out: Path, point: str) -> subprocess.CompletedProcess:
-    code = KILL.replace('STAND_IN', str(not HAS_PACKING))
-    command = [sys.executable, '-c', code, str(archive), str(out), point]
+    command = [sys.executable, '-c', KILL, str(archive), str(out), point]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -434,8 +449,7 @@ def test_a_run_killed_anywhere_is_finished_by_the_next_to_the_same_bytes(finishe
 @pytest.mark.skipif(os.name == 'nt', reason='SIGKILL is not there')
 def test_a_run_killed_at_any_time_is_finished_by_the_next_to_the_same_bytes(finished, tmp_path):
     archive, expected = finished
-    code = KILL.replace('STAND_IN', str(not HAS_PACKING))
-    command = [sys.executable, '-c', code, str(archive), str(tmp_path / 'out'), 'none']
+    command = [sys.executable, '-c', KILL, str(archive), str(tmp_path / 'out'), 'none']
     for _ in range(2):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
         while process.poll() is None and not (tmp_path / 'out').exists():
@@ -446,12 +460,7 @@ def test_a_run_killed_at_any_time_is_finished_by_the_next_to_the_same_bytes(fini
     assert tree(tmp_path / 'out') == expected
 
 
-@pytest.mark.skipif(not HAS_PACKING, reason='needs datasets/packing.py')
 def test_a_prepared_root_gives_the_pixels_of_its_pngs(frames, tmp_path):
-    from mmengine.registry import init_default_scope
-
-    from mmseg_unet_lyft.datasets.lyft_carla import LyftCarlaDataset
-
     init_default_scope('mmseg')
     out = tmp_path / 'out'
     assert main([str(frames.root), str(out), '--workers', '1']) == 0

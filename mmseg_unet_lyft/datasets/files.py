@@ -1,9 +1,11 @@
-"""Files that are there whole or not at all, whenever the process is killed."""
+"""Files that are there whole or not at all, whenever the process is killed; and the disk they are on."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,7 @@ def write_whole(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open('wb') as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        sync(part)
         part.replace(path)
     except OSError as error:
         raise InputError(
@@ -35,3 +36,25 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all; the same content gives the same bytes."""
     write_whole(path, (json.dumps(content, indent=1) + '\n').encode('ascii'))
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's or folder's content is on disk."""
+    if path.is_dir() and os.name == 'nt':
+        return  # Windows cannot open a folder, and keeps renames in order by itself.
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free disk space where a folder is or will be."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
+
+
+def taken_bytes(paths: Iterable[Path]) -> int:
+    """Disk space that files take; what is not yet written of a file that was made larger takes none."""
+    states = [path.stat() for path in paths]
+    return sum(state.st_blocks * 512 if hasattr(state, 'st_blocks') else state.st_size for state in states)

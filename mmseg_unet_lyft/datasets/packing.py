@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import shutil
-import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from .files import UNFINISHED, free_bytes, sync, taken_bytes, write_whole
 from .loading import read_image, read_raw_label
 from .packed import (
+    BYTES_PER_PIXEL,
     CHANNELS,
     FORMAT,
     IMAGE,
@@ -27,13 +26,13 @@ from .packed import (
     PackedFrames,
     array_name,
     index_hash,
+    is_packed,
 )
+from .png import read_header
+from .workers import cores
 
 _PATH_KEYS = {IMAGE: 'img_path', LABEL: 'seg_map_path'}
-_PART = '.part'
-_JOURNAL = 'packing.jsonl.part'
-# Offsets of width and height in a PNG. Source: PNG specification, section 11.2.2 (IHDR).
-_SIZE_AT = slice(16, 24)
+_JOURNAL = f'packing.jsonl{UNFINISHED}'
 # Frames decoded at once, by as many threads as there are cores: 16 MB of pixels at 600x800.
 _CHUNK = 8
 # Bytes of an index entry, and of a .npy header; generous.
@@ -42,28 +41,24 @@ _ENTRY_BYTES, _HEADER_BYTES = 128, 256
 Show = Callable[[Iterable, int], Iterable]
 
 
-def png_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) from a PNG's header.
-
-    Raises:
-        InputError: If the file is missing, cannot be read, or is too short for a PNG.
-    """
-    try:
-        with Path(path).open('rb') as file:
-            head = file.read(_SIZE_AT.stop)
-    except OSError as error:
-        raise InputError(f'{path}: cannot be read ({error.strerror})') from None
-    if len(head) < _SIZE_AT.stop:
-        raise InputError(f'{path}: is empty or cut short; restore it from the archive')
-    width, height = struct.unpack('>II', head[_SIZE_AT])
-    return height, width
-
-
 def required_bytes(pairs: Sequence[dict]) -> int:
-    """Disk space that packing the pairs takes, at most: 4 bytes a pixel, 1.92 MB a frame of 600x800."""
-    sizes = [png_size(pair['img_path']) for pair in pairs]
+    """Disk space that packing the pairs takes, at most."""
+    sizes = [read_header(pair['img_path']).size for pair in pairs]
     pixels = sum(height * width for height, width in sizes)
-    return 4 * pixels + _ENTRY_BYTES * len(pairs) + 2 * _HEADER_BYTES * len(set(sizes))
+    return BYTES_PER_PIXEL * pixels + _ENTRY_BYTES * len(pairs) + 2 * _HEADER_BYTES * len(set(sizes))
+
+
+def check_space(pairs: Sequence[dict], out: Path) -> None:
+    """Raise an InputError if the disk is too small for what is still to be packed; nothing is written."""
+    if is_packed(out):
+        return
+    # An earlier run may have been killed.
+    needed, free = required_bytes(pairs) - taken_bytes(out.glob('*.npy*')), free_bytes(out)
+    if needed > free:
+        raise InputError(
+            f'{out}: packing {len(pairs)} frames takes {needed / 1e9:.2f} GB more, and {free / 1e9:.2f} GB '
+            'are free; make room or name another folder'
+        )
 
 
 class _Plan:
@@ -82,7 +77,7 @@ class _Plan:
         self.pairs = {Path(pair['img_path']).stem: pair for pair in pairs}
         if len(self.pairs) != len(pairs):
             raise InputError(f'{len(pairs)} frames have only {len(self.pairs)} names; each needs its own')
-        self.sizes = {name: png_size(pair['img_path']) for name, pair in self.pairs.items()}
+        self.sizes = {name: read_header(pair['img_path']).size for name, pair in self.pairs.items()}
         counts: dict[tuple[int, int], int] = {}
         self.rows: dict[str, int] = {}
         for name, size in self.sizes.items():
@@ -135,42 +130,27 @@ def pack(pairs: Sequence[dict], out: Path, show: Show | None = None) -> None:
     out = Path(out)
     plan = _Plan(pairs)
     sources = plan.sources
-    if (out / INDEX_NAME).is_file():
+    if is_packed(out):
         if json.loads((out / INDEX_NAME).read_text(encoding='utf-8')).get('sources') != sources:
             raise InputError(f'{out}: holds other packed frames; name another folder, or delete them')
         PackedFrames(out)
         # A run killed in its very last step left it.
         (out / _JOURNAL).unlink(missing_ok=True)
         return
+    check_space(pairs, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _check_space(plan, out)
         checksums = _write_arrays(plan, out, sources, show or (lambda frames, total: frames))
         _finish(plan, out, sources, checksums)
     except OSError as error:
         raise InputError(f'{out}: cannot be written ({error.strerror or error}); make room there') from error
 
 
-def _check_space(plan: _Plan, out: Path) -> None:
-    """Raise an InputError if the disk is too small for what is still to be written."""
-    there = sum(
-        path.stat().st_blocks * 512 if hasattr(path.stat(), 'st_blocks') else path.stat().st_size
-        for path in out.glob(f'*{_PART}')
-    )
-    needed = required_bytes(list(plan.pairs.values())) - there
-    free = shutil.disk_usage(out).free
-    if needed > free:
-        raise InputError(
-            f'{out}: packing {len(plan.pairs)} frames takes {needed / 1e9:.2f} GB more, and '
-            f'{free / 1e9:.2f} GB are free; make room or name another folder'
-        )
-
-
 def _write_arrays(plan: _Plan, out: Path, sources: str, show: Show) -> dict[str, dict[str, int]]:
     """Write all pixels into ``.part`` files; returns the checksums of each frame."""
     done = _read_journal(plan, out, sources)
     for file, shape in plan.shapes.items():
-        _allocate(out / f'{file}{_PART}', shape)
+        _allocate(out / f'{file}{UNFINISHED}', shape)
     arrays = _map_parts(plan, out)
     checksums = _still_right(plan, arrays, done)
     missing = [name for name in plan.pairs if name not in checksums]
@@ -193,7 +173,7 @@ def _write_arrays(plan: _Plan, out: Path, sources: str, show: Show) -> dict[str,
 def _allocate(path: Path, shape: tuple[int, ...]) -> None:
     """Make a .npy file of that shape, or keep the one an earlier run left."""
     head, size = _header(shape), int(np.prod(shape))
-    renamed = path.with_name(path.name.removesuffix(_PART))
+    renamed = path.with_name(path.name.removesuffix(UNFINISHED))
     if renamed.is_file():
         renamed.replace(path)
     if path.is_file() and path.stat().st_size == len(head) + size:
@@ -206,7 +186,7 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> None:
 def _map_parts(plan: _Plan, out: Path) -> dict[str, np.memmap]:
     """The ``.part`` files, writable."""
     return {
-        file: np.memmap(out / f'{file}{_PART}', np.uint8, 'r+', len(_header(shape)), shape)
+        file: np.memmap(out / f'{file}{UNFINISHED}', np.uint8, 'r+', len(_header(shape)), shape)
         for file, shape in plan.shapes.items()
     }
 
@@ -218,7 +198,7 @@ def _read_journal(plan: _Plan, out: Path, sources: str) -> dict[str, dict[str, i
     # The last line may have been cut short.
     entries = [json.loads(line) for line in lines if line.endswith('\n')]
     if not entries or entries[0] != dict(sources=sources):
-        for stale in out.glob(f'*{_PART}'):
+        for stale in out.glob(f'*{UNFINISHED}'):
             stale.unlink()
         return {}
     return dict(entries[1:])
@@ -241,7 +221,7 @@ def _still_right(
 def _decoded(plan: _Plan, names: list[str]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Image and label of each frame, decoded by several threads, in order."""
     # OpenCV gives up the interpreter's lock while it decodes.
-    with ThreadPoolExecutor(min(_CHUNK, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(_CHUNK, cores())) as pool:
         for first in range(0, len(names), _CHUNK):
             chunk = names[first : first + _CHUNK]
             yield from zip(chunk, pool.map(lambda name: _decode(plan, name), chunk), strict=True)
@@ -262,8 +242,8 @@ def _decode(plan: _Plan, name: str) -> dict[str, np.ndarray]:
 def _finish(plan: _Plan, out: Path, sources: str, checksums: dict[str, dict[str, int]]) -> None:
     """Bring all files to disk and give them their names, the index last."""
     for file in plan.shapes:
-        _sync(out / f'{file}{_PART}')
-        (out / f'{file}{_PART}').replace(out / file)
+        sync(out / f'{file}{UNFINISHED}')
+        (out / f'{file}{UNFINISHED}').replace(out / file)
     index = dict(
         format=FORMAT,
         version=VERSION,
@@ -275,23 +255,9 @@ def _finish(plan: _Plan, out: Path, sources: str, checksums: dict[str, dict[str,
         },
     )
     index['sha256'] = index_hash(index)
-    part = out / f'{INDEX_NAME}{_PART}'
-    part.write_text(json.dumps(index) + '\n', encoding='utf-8')
-    _sync(part)
-    part.replace(out / INDEX_NAME)
-    _sync(out)
+    write_whole(out / INDEX_NAME, (json.dumps(index) + '\n').encode())
+    sync(out)
     (out / _JOURNAL).unlink()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file's or folder's content is on disk."""
-    if path.is_dir() and os.name == 'nt':
-        return  # Windows cannot open a folder, and keeps renames in order by itself.
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def verify(root: Path, show: Show | None = None) -> int:

@@ -17,6 +17,7 @@ SIGNATURE = b'\x89PNG\r\n\x1a\n'
 JPEG_SIGNATURE = b'\xff\xd8\xff'
 # The first chunk's fields. Source: PNG specification, section 11.2.2 (IHDR).
 _HEADER, _HEADER_AT = struct.Struct('>IIBB'), 16
+HEADER_BYTES = _HEADER_AT + _HEADER.size
 GREYSCALE, PALETTE, GREYSCALE_ALPHA = 0, 3, 4
 _RED_OF_BGR = 2
 
@@ -37,8 +38,8 @@ class Header:
 
 
 def header_of(content: bytes) -> Header | None:
-    """The header of a PNG's bytes, or of its first 26; None if they are too few or no PNG."""
-    if not content.startswith(SIGNATURE) or len(content) < _HEADER_AT + _HEADER.size:
+    """The header of a PNG's bytes, or of its first `HEADER_BYTES`; None if they are too few or no PNG."""
+    if not content.startswith(SIGNATURE) or len(content) < HEADER_BYTES:
         return None
     width, height, bit_depth, colour_type = _HEADER.unpack_from(content, _HEADER_AT)
     return Header((height, width), bit_depth, colour_type)
@@ -58,15 +59,11 @@ def damage(content: bytes) -> str | None:
     return None
 
 
-def read_png(path: str | Path) -> bytes:
-    """The bytes of a PNG whose chunk checksums were verified.
-
-    Raises:
-        InputError: If the file is missing, unreadable, empty, no PNG, cut short or damaged.
-    """
-    path = Path(path)
+def _read(path: str | Path, size: int = -1) -> bytes:
+    """A file's first bytes, all by default, that begin as those of a PNG do."""
     try:
-        content = path.read_bytes()
+        with Path(path).open('rb') as file:
+            content = file.read(size)
     except FileNotFoundError:
         raise InputError(f'{path}: no such file; restore it from the archive') from None
     except OSError as error:
@@ -74,6 +71,28 @@ def read_png(path: str | Path) -> bytes:
     if not content.startswith(SIGNATURE):
         what = 'is empty' if not content else 'is not a PNG file'
         raise InputError(f'{path}: {what}; restore it from the archive (a label must never be a JPEG)')
+    return content
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of a PNG; no more of the file is read.
+
+    Raises:
+        InputError: If the file is missing, unreadable, empty, no PNG or cut short.
+    """
+    header = header_of(_read(path, HEADER_BYTES))
+    if header is None:
+        raise InputError(f'{path}: cut short; restore it from the archive')
+    return header
+
+
+def read_png(path: str | Path) -> bytes:
+    """The bytes of a PNG whose chunk checksums were verified.
+
+    Raises:
+        InputError: If the file is missing, unreadable, empty, no PNG, cut short or damaged.
+    """
+    content = _read(path)
     fault = damage(content)
     if fault is not None:
         raise InputError(f'{path}: damaged or cut short ({fault}); restore it from the archive')

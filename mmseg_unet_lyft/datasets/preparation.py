@@ -12,6 +12,7 @@ from .episodes import SPLITS
 from .files import UNFINISHED, write_json, write_whole
 from .inspection import Inspection, inspect
 from .judging import Judged
+from .packing import check_space, pack
 from .scenes import MARKER_NAME
 from .statistics import STATS_NAME, write_stats
 from .unzip import unzip
@@ -63,7 +64,7 @@ def prepare(
 
     Raises:
         InputError: If the source cannot be used, the data have problems and ``skip_bad`` is not given, or
-            the disk is too small. With problems nothing of the prepared data has been written.
+            the disk is too small. Nothing of the prepared data has been written then.
     """
     source, out = Path(source), Path(out)
     raw = _raw_folder(source, out, show)
@@ -78,6 +79,7 @@ def prepare(
     kept = {frame.files.name for frame in frames}
     problems = [one for one in inspection.problems if one.frame not in kept]
     left_out = sorted({one.frame for one in problems if one.frame})
+    check_space(pairs, out)
     _clear_unfinished(out)
     report(out / REPORT_FOLDER, inspection)
     write_json(
@@ -89,7 +91,7 @@ def prepare(
     if (raw / MARKER_NAME).is_file():
         # Scores must go on saying that these are drawn scenes.
         write_whole(out / MARKER_NAME, (raw / MARKER_NAME).read_bytes())
-    _pack(pairs, out, show)
+    pack(pairs, out, lambda frames, total: show(frames, total, 'packing'))
     return Prepared(inspection, pairs, left_out)
 
 
@@ -158,13 +160,6 @@ def _clear_unfinished(out: Path) -> None:
         (out / f'{name}{UNFINISHED}').unlink(missing_ok=True)
     for path in (out / REPORT_FOLDER).glob(f'*{UNFINISHED}'):
         path.unlink()
-
-
-def _pack(pairs: list[dict], out: Path, show: Show) -> None:
-    """Pack the frames into the root, which then is complete."""
-    from .packing import pack
-
-    pack(pairs, out, lambda frames, total: show(frames, total, 'packing'))
 
 
 def download(name: str = KAGGLE_NAME) -> Path:

@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import InputError
 from . import png
-from .files import UNFINISHED
+from .files import UNFINISHED, free_bytes, taken_bytes
+from .packed import BYTES_PER_PIXEL
 
 # The Kaggle archive expands 1.0 times: PNGs are compressed already.
 LARGEST_EXPANSION = 40
@@ -21,8 +22,6 @@ _BLOCK = 1 << 20
 _ENCRYPTED = 0x1
 # macOS puts a second, hidden copy of every name there.
 _JUNK_FOLDER = '__MACOSX'
-# Beside the frames as they come, packing takes at most four bytes a pixel.
-_PACKED_BYTES_PER_PIXEL = 4
 
 
 def unzip(
@@ -133,11 +132,10 @@ def _check_room(
     unpacked = sum(member.file_size for member in missing)
     # Of each pair the image alone: its pixels are what packing stores.
     images = [member for member in to_pack if '/CameraRGB/' in f'/{member.filename}']
-    packed = _PACKED_BYTES_PER_PIXEL * sum(_pixels(opened, member) for member in images)
+    packed = BYTES_PER_PIXEL * sum(_pixels(opened, member) for member in images)
     # What an earlier run has packed already, whole or in part.
-    packed -= sum(path.stat().st_size for path in out.parent.glob('*.npy*'))
-    free = shutil.disk_usage(next(folder for folder in (out, *out.parents) if folder.is_dir())).free
-    packed = max(packed, 0)
+    packed = max(packed - taken_bytes(out.parent.glob('*.npy*')), 0)
+    free = free_bytes(out)
     if unpacked + packed > free:
         raise InputError(
             f'{archive}: needs {unpacked / 1e9:.2f} GB unpacked and {packed / 1e9:.2f} GB packed, but '
@@ -148,7 +146,7 @@ def _check_room(
 def _pixels(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
     """Pixels of a PNG in an archive by its header; 0 if it has none."""
     with opened.open(member) as file:
-        header = png.header_of(file.read(32))
+        header = png.header_of(file.read(png.HEADER_BYTES))
     return 0 if header is None else min(header.size[0] * header.size[1], 2**26)
 
 
