@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -14,19 +12,24 @@ from ..datasets.inspection import CHUNK_FRAMES, inspect
 from ..datasets.leak import measure_leaks
 from ..datasets.listing import FrameFiles, list_frames
 from ..datasets.workers import cores, map_in_order
+from ..errors import InputError
+from .rounds import Show, alternate, spread, timed, with_spread
 
 # Issue 4: inspecting takes at most this many times the time of decoding.
 TARGET = 1.3
 
 
 def decode_chunk(task: tuple[Path, list[FrameFiles]]) -> int:
-    """Read and decode both files of some frames, nothing else; returns how many pixels came out."""
+    """Read and decode both files of some frames, nothing else; returns how many values came out."""
     root, frames = task
-    pixels = 0
+    values = 0
     for frame in frames:
         for path in (frame.image, frame.label):
-            pixels += png.decode((root / path).read_bytes(), cv2.IMREAD_UNCHANGED).size
-    return pixels
+            pixels = png.decode((root / path).read_bytes(), cv2.IMREAD_UNCHANGED)
+            if pixels is None:
+                raise InputError(f'{root / path}: cannot be decoded; see tools/inspect_data.py {root}')
+            values += pixels.size
+    return values
 
 
 def decode_all(root: Path, workers: int) -> int:
@@ -36,40 +39,56 @@ def decode_all(root: Path, workers: int) -> int:
     return sum(map_in_order(decode_chunk, ((root, chunk) for chunk in chunks), min(workers, len(chunks))))
 
 
-def measure(root: Path, rounds: int = 3, workers: int | None = None) -> dict:
+def measure(root: Path, rounds: int, workers: int | None, show: Show) -> dict:
     """Seconds of both, alternating, and their ratio; starting the processes is in both.
 
     Args:
-        root: Sound frames in the Kaggle layout.
-        rounds: Turns of each; the first of all only warms the page cache and does not count.
+        root: Frames in the Kaggle layout.
+        rounds: Turns of each.
         workers: Processes; one a core by default.
+        show: Wraps the rounds, given how many there are and what is done.
 
     Returns:
-        ``decode_seconds`` and ``inspect_seconds`` of each turn, the median of the turns' ratios, and what
-        the leak report takes besides.
+        Seconds of decoding and inspecting, and of each round's ratio, as `spread` gives them, and what the
+        leak report takes besides.
+
+    Raises:
+        InputError: If there is no frame, or one cannot be decoded.
     """
     root, workers = Path(root), workers or cores()
-
-    def timed(work: Callable[[], object]) -> tuple[float, object]:
-        start = time.perf_counter()
-        result = work()
-        return time.perf_counter() - start, result
-
-    decode_all(root, workers)
-    turns = []
-    for _ in range(rounds):
-        decode, _ = timed(lambda: decode_all(root, workers))
-        whole, inspection = timed(lambda: inspect(root, workers=workers))
-        turns.append((decode, whole))
-    leak, _ = timed(lambda: measure_leaks(inspection.of_one_size, inspection.simulator))
-    decode_seconds, inspect_seconds = (list(seconds) for seconds in zip(*turns, strict=True))
-    return dict(
-        frames=len(inspection.judged),
-        problems=len(inspection.problems),
-        workers=workers,
-        decode_seconds=decode_seconds,
-        inspect_seconds=inspect_seconds,
-        ratio=statistics.median(whole / decode for decode, whole in turns),
-        target=TARGET,
-        leak_seconds=leak,
+    # Not measured: it brings the files into the page cache.
+    inspection = inspect(root, workers=workers)
+    if not inspection.judged:
+        raise InputError(f'{root}: no frame with both image and label; see tools/inspect_data.py {root}')
+    works = dict(
+        decoding=partial(timed, partial(decode_all, root, workers)),
+        inspecting=partial(timed, partial(inspect, root, workers=workers)),
     )
+    found = alternate(rounds, works, show, 'decoding and inspecting')
+    leaks = timed(lambda: measure_leaks(inspection.of_one_size, inspection.simulator))
+    ratios = (
+        whole.wall / decode.wall for decode, whole in zip(found['decoding'], found['inspecting'], strict=True)
+    )
+    return dict(
+        settings=dict(
+            data=str(root),
+            frames=len(inspection.judged),
+            problems=len(inspection.problems),
+            rounds=rounds,
+            workers=workers,
+        ),
+        seconds={name: spread(one.wall for one in turns) for name, turns in found.items()},
+        times_decoding=spread(ratios),
+        target_times_decoding=TARGET,
+        leak_seconds=leaks.wall,
+    )
+
+
+def table(figures: dict) -> str:
+    """What `measure` found, in lines."""
+    settings = figures['settings']
+    lines = [f'{settings["frames"]} frames, {settings["workers"]} processes; seconds: median (least-most)']
+    lines += [f'{name}: {with_spread(found, 2)}' for name, found in figures['seconds'].items()]
+    lines.append(f'x decoding: {with_spread(figures["times_decoding"], 2)}, aim {TARGET}')
+    lines.append(f'leak report besides: {figures["leak_seconds"]:.2f} s')
+    return '\n'.join(lines)

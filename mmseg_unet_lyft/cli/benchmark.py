@@ -1,4 +1,4 @@
-"""Measure the input pipeline beside mmseg's own, alternating in one run.
+"""Measure the input pipeline beside mmseg's own, or inspecting beside decoding, alternating in one run.
 
 python tools/benchmark.py input --json input.json
 """
@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 
+from ..errors import InputError
 from .console import guarded, progress, say
-
-_DRAWN_DRIVES = ('F1', 'F62', '02_00', 'F3')
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -24,57 +22,46 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     part = parts.add_parser('input', help='loading and augmenting: stock, ours from PNGs, ours packed')
     part.add_argument('--data-root', type=Path, help='frames in the Kaggle layout; drawn ones by default')
     part.add_argument('--frames', type=int, default=40, help='how many of them (default: 40)')
-    part.add_argument('--rounds', type=int, default=9, help='turns of each pipeline (default: 9)')
     part.add_argument('--samples', type=int, default=24, help='samples a turn (default: 24)')
-    part.add_argument('--json', type=Path, metavar='F', help='also write the figures to F')
+    _add_common(part, rounds=9)
+    part = parts.add_parser('inspect', help='inspecting a data root beside decoding the same files')
+    part.add_argument('--data-root', type=Path, required=True, help='frames in the Kaggle layout')
+    part.add_argument('--workers', type=int, help='processes (one a core)')
+    _add_common(part, rounds=5)
     return parser.parse_args(argv)
+
+
+def _add_common(part: argparse.ArgumentParser, rounds: int) -> None:
+    """Add what every part takes."""
+    part.add_argument('--rounds', type=int, default=rounds, help=f'turns of each (default: {rounds})')
+    part.add_argument('--json', type=Path, metavar='F', help='also write the figures to F')
 
 
 def _benchmark(argv: list[str] | None) -> None:
     args = parse_args(argv)
+    if args.rounds < 1:
+        raise InputError(f'--rounds {args.rounds}: give 1 or more')
     from ..compat import require_stack
 
     require_stack()
-    import cv2
-    import torch
-
-    from ..bench import input as bench
     from ..bench.machine import describe_machine
-    from ..datasets.scenes import SceneRecipe, write_scenes
 
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        work, root = Path(folder), args.data_root
-        if root is None:
-            root = work / 'drawn'
-            recipe = SceneRecipe(_DRAWN_DRIVES, -(-args.frames // len(_DRAWN_DRIVES)))
-            write_scenes(root, recipe, show=lambda frames, total: progress(frames, total, 'drawing'))
-        drives = bench.prepare(root, args.frames, work)
-        pipelines = bench.contenders(work, drives)
-        measured = (pipelines, args.rounds, args.samples, progress)
-        summary = bench.summarise(
-            bench.measure_in_process(*measured), bench.measure_through_worker(*measured)
-        )
-        device = bench.measure_device(work, drives, args.rounds)
-    say(bench.table(summary))
-    for name, seconds in device.items():
-        say(f'{name}: {1e3 * seconds:.2f} ms a sample')
-    result = dict(
-        machine=describe_machine(),
-        settings=dict(
-            data='drawn scenes' if args.data_root is None else str(args.data_root),
-            frames=args.frames,
-            rounds=args.rounds,
-            samples_a_round=args.samples,
-            scale_wh=bench.SCALE_WH,
-            ratio_range=bench.RATIO_RANGE,
-            crop_size=bench.CROP_SIZE,
-            batch_size=bench.BATCH_SIZE,
-        ),
-        pipelines=summary,
-        device_ms={name: 1e3 * seconds for name, seconds in device.items()},
-    )
+    if args.part == 'input':
+        import cv2
+        import torch
+
+        from ..bench.input import measure, table
+
+        # What a worker has.
+        cv2.setNumThreads(1)
+        torch.set_num_threads(1)
+        figures = measure(args.data_root, args.frames, args.rounds, args.samples, progress)
+    else:
+        from ..bench.inspect import measure, table
+
+        figures = measure(args.data_root, args.rounds, args.workers, progress)
+    result = dict(machine=describe_machine(), **figures)
+    say(table(figures))
     say(json.dumps(result['machine']))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')

@@ -6,6 +6,7 @@ import pytest
 
 from mmseg_unet_lyft.cli import train
 
+DRIVES = ('F1', 'F62', '02_00', '03_00', 'F3', 'F63', '07_00', 'F2', 'F66')
 # A network and frames of a size that trains a step in a tenth of a second.
 TINY = (
     'image_scale_wh=(128,96)',
@@ -29,9 +30,8 @@ def drawn_root(tmp_path_factory):
     from mmseg_unet_lyft.cli import draw_scenes
 
     root = tmp_path_factory.mktemp('drawn')
-    drives = ['F1', 'F62', '02_00', '03_00', 'F3', 'F63', '07_00', 'F2', 'F66']
     size = ['--height', '96', '--width', '128', '--frames', '2']
-    assert draw_scenes.main([str(root), *size, '--drives', *drives]) == 0
+    assert draw_scenes.main([str(root), *size, '--drives', *DRIVES]) == 0
     return root
 
 

@@ -12,7 +12,7 @@ import torch
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from mmseg_unet_lyft.bench import input as bench
+from mmseg_unet_lyft.bench import contenders as bench
 from mmseg_unet_lyft.cli import benchmark, browse_data, test
 from mmseg_unet_lyft.datasets.lyft_carla import find_pairs
 from mmseg_unet_lyft.datasets.packing import pack
@@ -21,15 +21,14 @@ from mmseg_unet_lyft.datasets.stream import LyftStreamSampler
 from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, read_weights
 from mmseg_unet_lyft.engine.config import load_config
 
-from .conftest import TINY, train_tiny
+from .conftest import DRIVES, TINY, train_tiny
 
 
 @pytest.fixture(scope='module')
 def packed_root(drawn_root, tmp_path_factory):
     root = tmp_path_factory.mktemp('packed')
-    drives = sorted({path.stem.split('-')[0] for path in drawn_root.rglob('CameraRGB/*.png')})
     # Packed alone: the `stats.json` of a prepared root would give other weights than the PNGs.
-    pack(find_pairs(drawn_root, drives), root)
+    pack(find_pairs(drawn_root, DRIVES), root)
     shutil.copyfile(drawn_root / MARKER_NAME, root / MARKER_NAME)
     return root
 
@@ -153,23 +152,6 @@ def test_the_input_benchmark_measures_all_pipelines_both_ways(tmp_path, capsys):
     assert result['settings']['data'] == 'drawn scenes'
     assert result['settings']['crop_size'] == [512, 512]
     assert set(result['device_ms']) == {'normalising, cpu', 'colour and normalising, cpu'}
-
-
-def test_medians_and_spread_of_ratios_are_taken_round_by_round():
-    def seconds(*values):
-        return [bench.Seconds(wall, wall / 2) for wall in values]
-
-    measured = {
-        bench.STOCK: seconds(0.02, 0.04, 0.03),
-        'ours, packed, colour on the CPU': seconds(0.01, 0.01, 0.03),
-    }
-    summary = bench.summarise(measured, measured)
-    entry = summary['ours, packed, colour on the CPU']
-    # 2, 4 and 1 times as fast.
-    assert entry['in_process']['times_stock'] == dict(median=2, least=1, most=4)
-    assert entry['in_process']['wall_ms'] == dict(median=10, least=10, most=30)
-    assert entry['target_times_stock'] == 8
-    assert '2.0 (1.0-4.0)' in bench.table(summary)
 
 
 def test_too_few_frames_for_the_benchmark_are_said(drawn_root, capsys):
