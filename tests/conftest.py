@@ -52,6 +52,20 @@ def installed_env(built_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -
     return target
 
 
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file's content by its path below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()
+    }
+
+
+def flip_bit(path: Path, position: int) -> None:
+    """Damage a byte of a file."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
 class KaggleFolder:
     """A folder in the Kaggle layout that a test fills frame by frame."""
 

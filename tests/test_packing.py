@@ -27,6 +27,8 @@ from mmseg_unet_lyft.datasets.packed import IMAGE, LABEL, PackedFrames, index_ha
 from mmseg_unet_lyft.datasets.packing import pack, required_bytes, verify
 from mmseg_unet_lyft.errors import InputError
 
+from .conftest import flip_bit, tree
+
 ROOT = Path(__file__).parents[1]
 STREAM = ROOT.parent / 'shared' / 'data' / 'carla_stream'
 TEST_PIPELINE = [
@@ -58,17 +60,6 @@ def dataset(root, pipeline=TEST_PIPELINE, **kwargs):
     return DATASETS.build(
         dict(type='LyftCarlaDataset', data_root=str(root), pipeline=pipeline, **(dict(split=['F1']) | kwargs))
     )
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def change(path, position):
-    """Flip a bit of a file."""
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
 
 
 # --- the same pixels ---------------------------------------------------------------------------------------
@@ -214,7 +205,7 @@ def test_opening_refuses_files_that_are_cut_short_or_gone(root):
 
 
 def test_opening_reads_no_pixel(root):
-    change(root / 'image_24x32.npy', -1)
+    flip_bit(root / 'image_24x32.npy', -1)
     assert len(dataset(root)) == 4
 
 
@@ -236,7 +227,7 @@ def test_a_folder_without_index_is_no_packed_folder(tmp_path):
 def test_a_damaged_frame_is_refused_by_name_at_its_first_read_and_others_are_read(root):
     # The third frame's last byte.
     header = (root / 'image_24x32.npy').stat().st_size - 4 * 24 * 32 * 3
-    change(root / 'image_24x32.npy', header + 3 * 24 * 32 * 3 - 1)
+    flip_bit(root / 'image_24x32.npy', header + 3 * 24 * 32 * 3 - 1)
     frames = dataset(root)
     assert frames[1]['inputs'].shape == (3, 18, 24)
     message = f'{root}/image_24x32.npy: image of frame F1-2 is damaged; pack the frames again'
@@ -263,8 +254,8 @@ def test_a_frame_is_verified_once_in_each_process(root, monkeypatch):
 
 def test_verifying_reads_all_and_lists_every_damaged_frame(root):
     assert verify(root) == 5
-    change(root / 'label_24x32.npy', -1)
-    change(root / 'image_30x20.npy', -1)
+    flip_bit(root / 'label_24x32.npy', -1)
+    flip_bit(root / 'image_30x20.npy', -1)
     with pytest.raises(
         InputError, match=re.escape('2 of 10 arrays are damaged: F1-3 (label), F3-0 (image); delete')
     ):
@@ -276,7 +267,7 @@ def test_verifying_reads_all_and_lists_every_damaged_frame(root):
 
 def test_the_same_frames_give_the_same_bytes_and_a_second_run_changes_nothing(pairs, root, tmp_path):
     pack(pairs, tmp_path / 'again')
-    assert contents(tmp_path / 'again') == contents(root)
+    assert tree(tmp_path / 'again') == tree(root)
     before = {path: path.stat().st_mtime_ns for path in root.iterdir()}
     pack(pairs, root)
     assert {path: path.stat().st_mtime_ns for path in root.iterdir()} == before
@@ -329,7 +320,7 @@ def test_a_killed_run_is_finished_by_the_next_with_the_same_bytes(pairs, root, t
     read_image = packing.read_image
     monkeypatch.setattr(packing, 'read_image', lambda path: decoded.append(path) or read_image(path))
     pack(pairs, out)
-    assert contents(out) == contents(root)
+    assert tree(out) == tree(root)
     # What was written before is not decoded again.
     assert len(decoded) == (5 - moment if isinstance(moment, int) else 0)
 
@@ -366,7 +357,7 @@ def test_a_process_killed_for_real_is_finished_with_the_same_bytes(kaggle, tmp_p
     pairs = find_pairs(kaggle.root, ['F1'])
     pack(pairs, out)
     pack(pairs, tmp_path / 'whole')
-    assert contents(out) == contents(tmp_path / 'whole')
+    assert tree(out) == tree(tmp_path / 'whole')
 
 
 def test_pixels_that_did_not_reach_the_disk_are_written_again(pairs, root, tmp_path):
@@ -377,7 +368,7 @@ def test_pixels_that_did_not_reach_the_disk_are_written_again(pairs, root, tmp_p
     part = out / 'image_24x32.npy.part'
     part.write_bytes(part.read_bytes()[:128] + bytes(part.stat().st_size - 128))
     pack(pairs, out)
-    assert contents(out) == contents(root)
+    assert tree(out) == tree(root)
 
 
 def cut_after(frames, count):
@@ -394,7 +385,7 @@ def test_a_half_written_line_of_the_journal_is_passed_over(pairs, root, tmp_path
     journal = out / 'packing.jsonl.part'
     journal.write_text(journal.read_text()[:-9])
     pack(pairs, out)
-    assert contents(out) == contents(root)
+    assert tree(out) == tree(root)
 
 
 def test_an_unfinished_run_over_other_frames_is_started_anew(pairs, tmp_path):
@@ -403,7 +394,7 @@ def test_an_unfinished_run_over_other_frames_is_started_anew(pairs, tmp_path):
         pack(pairs, out, show=lambda frames, total: cut_after(frames, 3))
     pack(pairs[1:], out)
     pack(pairs[1:], tmp_path / 'alone')
-    assert contents(out) == contents(tmp_path / 'alone')
+    assert tree(out) == tree(tmp_path / 'alone')
 
 
 def test_a_folder_with_other_packed_frames_is_refused(pairs, root):
@@ -416,7 +407,10 @@ def test_a_folder_with_other_packed_frames_is_refused(pairs, root):
 def test_a_frame_at_fault_is_named_and_nothing_is_packed(pairs, tmp_path):
     path = Path(pairs[1]['seg_map_path'])
     Image.fromarray(np.zeros((5, 6), np.uint8)).save(path)
-    message = f'{path}: label of 5x6 (height x width), but the image is 24x32; they are not of the same frame'
+    image = pairs[1]['img_path']
+    message = (
+        f'{path}: label of 5x6 (height x width), but its image {image} is 24x32; they are not of the same'
+    )
     with pytest.raises(InputError, match=re.escape(message)):
         pack(pairs, tmp_path / 'packed')
     assert not packed.is_packed(tmp_path / 'packed')

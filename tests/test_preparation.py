@@ -26,6 +26,8 @@ from mmseg_unet_lyft.datasets.preparation import prepare
 from mmseg_unet_lyft.datasets.statistics import load_stats
 from mmseg_unet_lyft.errors import InputError
 
+from .conftest import flip_bit, tree
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -41,13 +43,6 @@ def zip_of(folder: Path, path: Path) -> Path:
         for file in sorted(folder.rglob('*')):
             archive.write(file, file.relative_to(folder).as_posix())
     return path
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file's content by name."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()
-    }
 
 
 # --- archives ----------------------------------------------------------------------------------------------
@@ -332,11 +327,8 @@ def test_verify_reads_every_frame_and_names_the_damaged(frames, tmp_path, capsys
     assert main([str(out), '--verify']) == 0
     assert capsys.readouterr().out == f'{out}: 5 frames are as they were packed\n'
     for kind in ('image', 'label'):
-        path = out / f'{kind}_24x32.npy'
-        content = bytearray(path.read_bytes())
         # The last frame's last byte.
-        content[-1] ^= 1
-        path.write_bytes(content)
+        flip_bit(out / f'{kind}_24x32.npy', -1)
     assert main([str(out), '--verify']) == 2
     assert '2 of 10 arrays are damaged: F901-0 (image), F901-0 (label); delete' in capsys.readouterr().err
     assert main([str(frames.root), '--verify']) == 2

@@ -24,6 +24,8 @@ from mmseg_unet_lyft.datasets.scenes import (
 )
 from mmseg_unet_lyft.errors import InputError
 
+from .conftest import tree
+
 PROJECT = Path(__file__).parents[1]
 SIZE = (150, 200)
 SMALL = SceneRecipe(drives=('F3', '02_00'), frames_per_drive=3, height=64, width=96)
@@ -45,10 +47,6 @@ def mean_iou(pred, truth):
     pixels = np.bincount((truth.astype(np.int64) * 13 + pred).ravel(), minlength=169).reshape(13, 13)
     hits = np.diag(pixels)
     return np.mean(hits / (pixels.sum(0) + pixels.sum(1) - hits))
-
-
-def contents(root):
-    return {path.relative_to(root): path.read_bytes() for path in root.rglob('*') if path.is_file()}
 
 
 def test_frame_repeats_in_another_process_and_changes_with_seed_drive_and_frame():
@@ -156,7 +154,7 @@ def test_neighbouring_frames_look_alike_and_other_drives_do_not():
 def test_written_files_have_the_kaggle_layout_and_hold_the_drawn_frame(tmp_path):
     recipe = SceneRecipe(drives=('F61', '02_00'), frames_per_drive=11, height=64, width=80)
     assert write_scenes(tmp_path / 'set', recipe, workers=1) == 22
-    names = {str(path) for path in contents(tmp_path / 'set')}
+    names = set(tree(tmp_path / 'set'))
     assert 'dataA/dataA/CameraRGB/F61-0.png' in names
     assert 'dataA/dataA/CameraSeg/F61-10.png' in names
     assert 'dataB/dataB/CameraRGB/02_00_003.png' in names
@@ -181,7 +179,7 @@ def test_number_of_workers_changes_no_byte(tmp_path):
     recipe = SceneRecipe(drives=('F3', '02_00'), frames_per_drive=9, height=64, width=64)
     write_scenes(tmp_path / 'one', recipe, workers=1)
     write_scenes(tmp_path / 'two', recipe, workers=2)
-    assert contents(tmp_path / 'one') == contents(tmp_path / 'two')
+    assert tree(tmp_path / 'one') == tree(tmp_path / 'two')
 
 
 def test_same_drawing_is_not_drawn_again(tmp_path):
@@ -210,7 +208,7 @@ def test_interrupted_drawing_is_finished_and_whole_pictures_are_kept(tmp_path):
     kept_at = kept.stat().st_mtime_ns
     assert write_scenes(root, recipe, workers=1) == 1
     assert kept.stat().st_mtime_ns == kept_at
-    assert contents(root) == contents(tmp_path / 'whole')
+    assert tree(root) == tree(tmp_path / 'whole')
 
 
 def test_marker_says_what_was_drawn(tmp_path):
@@ -238,7 +236,7 @@ def test_folder_with_other_files_is_refused_and_left_alone(tmp_path):
     (tmp_path / 'thesis.txt').write_text('years of work')
     with pytest.raises(InputError, match=r'holds thesis\.txt, which is no part .*name a new folder'):
         write_scenes(tmp_path, SMALL, overwrite=True)
-    assert set(contents(tmp_path)) == {Path('thesis.txt')}
+    assert set(tree(tmp_path)) == {'thesis.txt'}
 
 
 def test_foreign_file_inside_an_earlier_drawing_is_never_deleted(tmp_path):

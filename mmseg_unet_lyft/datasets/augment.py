@@ -13,7 +13,7 @@ from mmseg.registry import TRANSFORMS
 
 from ..errors import InputError
 from .labels import IGNORE_INDEX, Scheme
-from .loading import read_image, read_raw_label
+from .loading import read_image, read_raw_label, require_same_size
 from .statistics import scheme_of_root
 from .stream import RandomKey, uniforms
 from .window import Window, is_dominated, window_ids
@@ -136,13 +136,9 @@ class LyftCropFirst(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """The results with crop and label; InputError where a file or a tag is unsound."""
-        image, raw_label = read_image(results['img_path']), read_raw_label(results['seg_map_path'])
-        if image.shape[:2] != raw_label.shape:
-            raise InputError(
-                f'{results["seg_map_path"]}: label of {raw_label.shape[0]}x{raw_label.shape[1]} (height x '
-                f'width), but its image {results["img_path"]} is {image.shape[0]}x{image.shape[1]}; they are '
-                'not of the same frame'
-            )
+        image_path, label_path = results['img_path'], results['seg_map_path']
+        image, raw_label = read_image(image_path), read_raw_label(label_path)
+        require_same_size('label', label_path, raw_label.shape, image_path, image.shape)
         # Scale, flip, and two numbers for each crop tried.
         random = uniforms(_random_key(results), 2 + 2 * (_CROP_TRIES + 1), _GEOMETRY)
         try:
@@ -150,7 +146,7 @@ class LyftCropFirst(BaseTransform):
                 raw_label, random, scheme_of_root(results['scheme'], results.get('stats_root'))
             )
         except InputError as error:
-            raise InputError(f'{results["seg_map_path"]}: {error}') from None
+            raise InputError(f'{label_path}: {error}') from None
         crop = window.resize(image[window.source], cv2.INTER_LINEAR)
         flip = bool(random[1] < self.flip_prob)
         if flip:

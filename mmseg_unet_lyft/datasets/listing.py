@@ -11,9 +11,11 @@ from pathlib import Path, PurePosixPath
 from ..errors import InputError
 from .episodes import parse_name
 
+KAGGLE_NAME = 'kumaresanmanickavelu/lyft-udacity-challenge'
+KAGGLE_URL = f'https://www.kaggle.com/datasets/{KAGGLE_NAME}'
 IMAGE_FOLDER, LABEL_FOLDER = 'CameraRGB', 'CameraSeg'
 # root / dataA / dataA / CameraRGB is the deepest layout there is.
-DEEPEST_LEVEL = 3
+_DEEPEST_LEVEL = 3
 # Left by macOS and Windows beside other files; no part of anybody's data.
 _JUNK = ('.DS_Store', 'Thumbs.db', 'desktop.ini')
 _JPEG_SUFFIXES = ('.jpg', '.jpeg')
@@ -87,7 +89,7 @@ def list_frames(root: Path) -> Listing:
         raise InputError(f'{root}: no such folder; name one in the layout dataA/dataA/{IMAGE_FOLDER}')
     listing = Listing()
     names = {IMAGE_FOLDER: {}, LABEL_FOLDER: {}}
-    folders = list(_camera_folders(root, listing))
+    folders = list(camera_folders(root, listing))
     if not folders and not listing.problems:
         raise InputError(
             f'{root}: no {IMAGE_FOLDER} or {LABEL_FOLDER} folder in it; expected '
@@ -104,8 +106,8 @@ def list_frames(root: Path) -> Listing:
     return listing
 
 
-def _camera_folders(root: Path, listing: Listing) -> Iterator[str]:
-    """Relative paths of the camera folders, sorted; a lower-case duplicate is a problem and left out."""
+def camera_folders(root: Path, listing: Listing) -> Iterator[str]:
+    """Relative paths of the camera folders, sorted; a lower-case duplicate is left out, a problem listed."""
 
     def unreadable(error: OSError) -> None:
         path = _relative(error.filename, root)
@@ -129,7 +131,7 @@ def _camera_folders(root: Path, listing: Listing) -> Iterator[str]:
             elif name in (IMAGE_FOLDER, LABEL_FOLDER):
                 subfolders.remove(name)
                 yield path
-        if depth >= DEEPEST_LEVEL - 1:
+        if depth >= _DEEPEST_LEVEL - 1:
             subfolders.clear()
 
 

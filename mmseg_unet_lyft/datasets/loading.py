@@ -53,6 +53,18 @@ def read_raw_label(path: str | Path) -> np.ndarray:
     return raw_label
 
 
+def require_same_size(
+    kind: str, path: str | Path, shape: tuple[int, ...], image_path: str | Path, image_shape: tuple[int, ...]
+) -> None:
+    """Raise an InputError if a file of that kind, such as a label, is not as large as its image."""
+    (height, width), (image_height, image_width) = shape[:2], image_shape[:2]
+    if (height, width) != (image_height, image_width):
+        raise InputError(
+            f'{path}: {kind} of {height}x{width} (height x width), but its image {image_path} is '
+            f'{image_height}x{image_width}; they are not of the same frame'
+        )
+
+
 def read_label(path: str | Path, scheme_name: str, stats_root: str | None = None) -> np.ndarray:
     """Train ids of a label, uint8 (H, W), without the hood of the prepared root ``stats_root``.
 
@@ -106,12 +118,8 @@ class LoadLyftLabel(BaseTransform):
         if 'seg_map_path' not in results:
             return results
         label = read_label(results['seg_map_path'], results['scheme'], results.get('stats_root'))
-        if label.shape != tuple(results['ori_shape'][:2]):
-            height, width = results['ori_shape'][:2]
-            raise InputError(
-                f'{results["seg_map_path"]}: label of {label.shape[0]}x{label.shape[1]} (height x width), '
-                f'but its image {results["img_path"]} is {height}x{width}; they are not of the same frame'
-            )
+        paths = results['seg_map_path'], results['img_path']
+        require_same_size('label', paths[0], label.shape, paths[1], results['ori_shape'])
         results['gt_seg_map'] = label
         results.setdefault('seg_fields', []).append('gt_seg_map')
         return results

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from mmseg.registry import DATASETS
 from ..errors import InputError
 from .episodes import drives_of_split, parse_name
 from .labels import CARLA_CLASSES, CARLA_PALETTE, get_scheme
-from .listing import DEEPEST_LEVEL, IMAGE_FOLDER, LABEL_FOLDER
+from .listing import IMAGE_FOLDER, KAGGLE_URL, LABEL_FOLDER, Listing, camera_folders
 from .loading import read_png
 from .packed import IMAGE, LABEL, is_address, is_packed, open_packed
 from .statistics import hood_spans, load_stats
@@ -36,27 +35,18 @@ def find_image_folders(data_root: Path) -> list[Path]:
     """
     if not data_root.is_dir():
         raise InputError(
-            f'{data_root}: no such folder. Get the data at '
-            'https://www.kaggle.com/datasets/kumaresanmanickavelu/lyft-udacity-challenge and name its folder '
-            'with --data-root or LYFT_DATA_ROOT; or draw scenes with tools/draw_scenes.py '
+            f'{data_root}: no such folder. Get the data at {KAGGLE_URL} and name its folder with '
+            '--data-root or LYFT_DATA_ROOT; or draw scenes with tools/draw_scenes.py '
             '(python -m mmseg_unet_lyft draw_scenes data/drawn) and name data/drawn'
         )
-    found: dict[str, Path] = {}
-    for folder, subfolders, _ in os.walk(data_root, followlinks=True):
-        if len(Path(folder).relative_to(data_root).parts) >= DEEPEST_LEVEL - 1:
-            subfolders[:] = [name for name in subfolders if name == IMAGE_FOLDER]
-        # Upper case sorts first, so dataA wins over the dataa that one Kaggle version also carries.
-        subfolders.sort()
-        if IMAGE_FOLDER in subfolders:
-            subfolders.remove(IMAGE_FOLDER)
-            path = Path(folder) / IMAGE_FOLDER
-            found.setdefault(str(path.relative_to(data_root)).lower(), path)
+    found = [data_root / path for path in camera_folders(data_root, Listing())]
+    found = [path for path in found if path.name == IMAGE_FOLDER]
     if not found:
         raise InputError(
             f'{data_root}: no {IMAGE_FOLDER} folder in it; expected dataA/dataA/{IMAGE_FOLDER} and '
             f'{LABEL_FOLDER} (or dataA/{IMAGE_FOLDER}), as in the Kaggle archive'
         )
-    return [found[key] for key in sorted(found)]
+    return found
 
 
 def find_frames(data_root: Path) -> dict[str, Path]:

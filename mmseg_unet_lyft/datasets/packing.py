@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import InputError
 from .files import UNFINISHED, free_bytes, sync, taken_bytes, write_whole
-from .loading import read_image, read_raw_label
+from .loading import read_image, read_raw_label, require_same_size
 from .packed import (
     BYTES_PER_PIXEL,
     CHANNELS,
@@ -231,11 +231,7 @@ def _decode(plan: _Plan, name: str) -> dict[str, np.ndarray]:
     pair, size = plan.pairs[name], plan.sizes[name]
     pixels = {IMAGE: read_image(pair['img_path']), LABEL: read_raw_label(pair['seg_map_path'])}
     for kind, array in pixels.items():
-        if array.shape[:2] != size:
-            raise InputError(
-                f'{pair[_PATH_KEYS[kind]]}: {kind} of {array.shape[0]}x{array.shape[1]} (height x '
-                f'width), but the image is {size[0]}x{size[1]}; they are not of the same frame'
-            )
+        require_same_size(kind, pair[_PATH_KEYS[kind]], array.shape, pair['img_path'], size)
     return pixels
 
 

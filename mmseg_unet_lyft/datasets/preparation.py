@@ -12,13 +12,12 @@ from .episodes import SPLITS
 from .files import UNFINISHED, write_json, write_whole
 from .inspection import Inspection, inspect
 from .judging import Judged
+from .listing import KAGGLE_NAME, KAGGLE_URL
 from .packing import check_space, pack
 from .scenes import MARKER_NAME
 from .statistics import STATS_NAME, write_stats
 from .unzip import unzip
 
-KAGGLE_NAME = 'kumaresanmanickavelu/lyft-udacity-challenge'
-KAGGLE_URL = f'https://www.kaggle.com/datasets/{KAGGLE_NAME}'
 # Inside a prepared root. The archive's files stay: the reports and the manifest are about them.
 RAW_FOLDER, REPORT_FOLDER, SPLIT_NAME, LEFT_OUT_NAME = 'raw', 'inspection', 'split.json', 'left_out.json'
 

@@ -21,6 +21,7 @@ from mmseg_unet_lyft.datasets.stream import LyftStreamSampler
 from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, read_weights
 from mmseg_unet_lyft.engine.config import load_config
 
+from ..conftest import flip_bit
 from .conftest import DRIVES, TINY, train_tiny
 
 
@@ -73,10 +74,7 @@ def test_scores_floors_and_pictures_of_packed_frames_are_those_of_the_pngs(
 def test_a_damaged_packed_frame_ends_training_with_its_name(packed_root, tmp_path, capsys):
     root = tmp_path / 'damaged'
     shutil.copytree(packed_root, root)
-    path = root / 'image_96x128.npy'
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    flip_bit(root / 'image_96x128.npy', -1)
     frames = json.loads((root / 'packed.json').read_text())['frames']
     last = max(frames, key=lambda name: frames[name][2])
     options = ('max_iters=2', 'num_workers=1', f'train_drives=[{last.split("-")[0]}]')
