@@ -262,6 +262,14 @@ def test_verifying_reads_all_and_lists_every_damaged_frame(root):
         verify(root)
 
 
+def test_without_its_index_a_damaged_folder_is_packed_anew(pairs, root):
+    sound = tree(root)
+    flip_bit(root / 'label_24x32.npy', -1)
+    (root / 'packed.json').unlink()
+    pack(pairs, root)
+    assert tree(root) == sound
+
+
 # --- writing -----------------------------------------------------------------------------------------------
 
 

@@ -280,6 +280,6 @@ def verify(root: Path, show: Show | None = None) -> int:
     if bad:
         raise InputError(
             f'{root}: {len(bad)} of {2 * len(packed.frames)} arrays are damaged: {", ".join(bad)}; '
-            'delete the folder and pack the frames again'
+            f'delete {Path(root) / INDEX_NAME} and run tools/prepare_data.py again, which packs them anew'
         )
     return len(packed.frames)
