@@ -20,7 +20,7 @@ PIP = $(PY) -m pip --disable-pip-version-check
 timed = @start=$$(date +%s); $(2) || exit $$?; echo "== $(1): $$(($$(date +%s) - start)) s"
 
 DRAW = $(PY) tools/draw_scenes.py $(DATA) --height 300 --width 400
-TRAIN = $(PY) tools/train.py configs/unet_lyft_demo.py --data-root $(DATA) --work-dir $(DEMO) --amp
+TRAIN = $(PY) tools/train.py configs/unet_lyft_demo.py --data-root $(DATA) --work-dir $(DEMO) --amp --seed 0
 BEST = $$(ls -t $(DEMO)/best_*.pth | head -n 1)
 SCORE = $(PY) tools/test.py configs/unet_lyft_demo.py $(BEST) --data-root $(DATA) --work-dir $(DEMO)/test \
 	--baselines --show-dir $(DEMO)/overlays

@@ -5,8 +5,8 @@ data_root = '{{$LYFT_DATA_ROOT:data/drawn}}'
 image_scale_wh = (400, 300)
 scale_range = (0.8, 1.25)
 crop_size = (160, 224)
-max_iters = 1200
-val_interval = 600
+max_iters = 1400
+val_interval = 700
 # labels.median_frequency_weights of the drawn training frames, whose small things are not as rare.
 class_weight = [0.25, 0.49, 1.2, 1.31, 1.62, 1.0, 1.44, 0.34, 0.67, 0.54, 0.32, 1.11, 1.8]
 

@@ -80,6 +80,9 @@ def test_plain_wrapper_stays_in_float32():
         assert layer(torch.rand(1, 3, 8, 8)).dtype == torch.float32
 
 
+NO_BACKBONE = Config(dict(model=dict()))
+
+
 class OneLayer(torch.nn.Module):
     """A model that may use an operation without a deterministic algorithm, on the CPU too."""
 
@@ -100,12 +103,12 @@ class OneLayer(torch.nn.Module):
 
 
 def test_an_operation_without_a_deterministic_algorithm_is_named_before_the_first_step():
-    check_deterministic(SimpleNamespace(model=OneLayer(repeatable=False)))
+    check_deterministic(SimpleNamespace(cfg=NO_BACKBONE, model=OneLayer(repeatable=False)))
     torch.use_deterministic_algorithms(True)
     try:
-        check_deterministic(SimpleNamespace(model=OneLayer(repeatable=True)))
+        check_deterministic(SimpleNamespace(cfg=NO_BACKBONE, model=OneLayer(repeatable=True)))
         with pytest.raises(InputError, match='--deterministic: put_ has no deterministic algorithm on cpu'):
-            check_deterministic(SimpleNamespace(model=OneLayer(repeatable=False)))
+            check_deterministic(SimpleNamespace(cfg=NO_BACKBONE, model=OneLayer(repeatable=False)))
     finally:
         torch.use_deterministic_algorithms(False)
 

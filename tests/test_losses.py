@@ -47,6 +47,13 @@ def test_one_logit_is_averaged_over_valid_pixels(batch):
     torch.testing.assert_close(ours, theirs)
 
 
+def test_several_sigmoids_are_averaged_as_mmseg_does(batch):
+    logits, label = batch
+    ours = LyftCrossEntropyLoss(use_sigmoid=True)(logits, label)
+    theirs = CrossEntropyLoss(use_sigmoid=True, avg_non_ignore=True)(logits, label, ignore_index=255)
+    torch.testing.assert_close(ours, theirs)
+
+
 def test_deterministic_algorithms_get_rows_and_give_the_same_loss_and_gradient(batch):
     logits, label = batch
     pixel_weight = torch.rand(label.shape, generator=torch.Generator().manual_seed(1))

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
+from ..engine.ranks import place_of
 from ..errors import InputError
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
-def _rank() -> int:
-    """This process's number among those of its run."""
-    names = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
-    return int(next((os.environ[name] for name in names if name in os.environ), 0))
+class _Place:
+    """Where this process stands among those of its run; alone, until a command says otherwise."""
+
+    rank = 0
+    local_rank = 0
+
+
+def take_place(launcher: str) -> None:
+    """Speak from now on as the rank that the launcher made of this process; ``'none'`` is alone.
+
+    Raises:
+        InputError: If that launcher did not start this process.
+    """
+    _Place.rank = _Place.local_rank = 0
+    if launcher != 'none':
+        place = place_of(launcher)
+        _Place.rank, _Place.local_rank = int(place['RANK']), int(place['LOCAL_RANK'])
 
 
 def first_rank() -> bool:
     """Whether this process is the only one of its run, or the one that writes and speaks for all."""
-    return _rank() == 0
+    return _Place.rank == 0
 
 
 def say(text: str) -> None:
@@ -58,20 +71,21 @@ def _has_joined() -> bool:
 def guarded(command: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
     """A command's ``main(argv=None)`` that returns an exit code and prints a user's mistake plainly.
 
-    A mistake that all ranks meet is told by the first alone; one that a rank meets in the middle, by it.
+    A mistake met before the ranks join is told once on each machine; later, by the rank that meets it.
     """
 
     def main(argv: list[str] | None = None) -> int:
+        take_place('none')
         try:
             return command(argv) or 0
         except ValueError as error:
             mistake = _input_error(error)
             if mistake is None:
                 raise
-            if _rank() and not _has_joined():
+            if _Place.local_rank and not _has_joined():
                 return EXIT_INPUT_ERROR
             # A worker's error arrives as text: the message is what follows its last "InputError: ".
-            who = f'rank {_rank()}: ' if _rank() else ''
+            who = '' if first_rank() else f'rank {_Place.rank}: '
             sys.stderr.write(f'{who}error: {str(mistake).rpartition("InputError: ")[2].strip()}\n')
             return EXIT_INPUT_ERROR
         except KeyboardInterrupt:

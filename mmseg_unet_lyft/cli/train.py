@@ -20,9 +20,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('config', help='config file, or the name of one in the package')
     add_run_arguments(parser)
-    parser.add_argument(
-        '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on a CPU'
-    )
+    parser.add_argument('--amp', action='store_true', help='float16 on a GPU, bfloat16 on a CPU')
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='PATH', help='go on from PATH, or from the work dir'
     )
@@ -62,6 +60,7 @@ def _train(argv: list[str] | None) -> None:
     check_data(config, 'train_dataloader', 'val_dataloader')
     for line in apply_stats(config, args.cfg_options, bool(args.load_from)):
         say(line)
+    launch.join_group(config)
     if args.amp:
         say(device.use_amp(config, on_cuda=device.device_name(args.device).startswith('cuda')))
     launch.scale_learning_rate(config, args.auto_scale_lr)
@@ -74,7 +73,7 @@ def _train(argv: list[str] | None) -> None:
     launch.leave_group()
     if first_rank():
         say(f'curves: {save_training_curves(Path(config.work_dir))}')
-        say(f'{checkpoint.describe_best(config.work_dir)}')
+        say(checkpoint.describe_best(config.work_dir))
         say(f'wrote {config.work_dir}')
 
 

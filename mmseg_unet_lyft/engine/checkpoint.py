@@ -27,12 +27,10 @@ def use_resume(config: Config, resume: str | None) -> None:
     if resume is None:
         return
     if resume == 'auto':
-        last = Path(config.work_dir) / 'last_checkpoint'
-        if not last.is_file():
+        last = _last_checkpoint(config.work_dir)
+        if last is None:
             raise InputError(f'--resume: {config.work_dir} holds no checkpoint; start without --resume')
-        named = Path(last.read_text().strip())
-        # The name is absolute; a work dir that was moved holds the file all the same.
-        resume = str(named if named.is_file() else last.with_name(named.name))
+        resume = str(last)
     read_checkpoint(resume)
     config.load_from = resume
     config.resume = True
@@ -176,8 +174,17 @@ def best_checkpoint(work_dir: str) -> Path | None:
     best = sorted(Path(work_dir).glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
     if best:
         return best[-1]
-    last = Path(work_dir) / 'last_checkpoint'
-    return Path(last.read_text().strip()) if last.is_file() else None
+    return _last_checkpoint(work_dir)
+
+
+def _last_checkpoint(work_dir: str) -> Path | None:
+    """The checkpoint that mmengine noted as the last of a work dir, None if it noted none."""
+    note = Path(work_dir) / 'last_checkpoint'
+    if not note.is_file():
+        return None
+    noted = Path(note.read_text().strip())
+    # The path is absolute; a work dir that was moved holds the file all the same.
+    return noted if noted.is_file() else note.with_name(noted.name)
 
 
 def describe_best(work_dir: str) -> str:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.optim import OptimWrapper
 from mmseg.registry import OPTIM_WRAPPERS
 from torch import nn
@@ -103,7 +104,10 @@ def use_amp(config: Config, on_cuda: bool) -> str:
         wrapper.type = fitting
         wrapper.loss_scale = 'dynamic'
         return '--amp: float16 autocast with dynamic loss scaling'
-    speedup = bf16_speedup()
+    # One answer for all ranks, from one that measures undisturbed.
+    answers = [bf16_speedup() if is_main_process() else None]
+    broadcast_object_list(answers)
+    speedup = answers[0]
     if speedup < _BF16_PAYS_FROM:
         return (
             f'--amp: bfloat16 convolutions run at {speedup:.2f}x of float32 on this CPU; training in float32'

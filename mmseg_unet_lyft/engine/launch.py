@@ -15,7 +15,9 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import get_dist_info, is_distributed
 
+from ..datasets.workers import cores
 from ..errors import InputError
+from .ranks import place_of
 
 _PARENT = Path(__file__).resolve().parents[2]
 # Set by `run_ranks` for its ranks: the process whose end is theirs too.
@@ -23,6 +25,7 @@ _LAUNCHER_PID = 'MMSEG_UNET_LYFT_LAUNCHER_PID'
 # Signals that go on to the ranks; torchrun itself would not know the last, and answer the others with code 1.
 _FORWARDED = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1')
 _PR_SET_PDEATHSIG = 1
+_PORT = '29500'  # torch's own default
 _SIGNAL_EXIT = 128
 
 
@@ -61,7 +64,7 @@ def run_ranks(processes: int, tool: str, arguments: list[str]) -> int:
 
     os.environ[_LAUNCHER_PID] = str(os.getpid())
     # Half the point of several CPU processes would be lost to threads that fight over the cores.
-    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, cores() // processes)))
     # A clone need not be installed.
     os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(_PARENT), os.environ.get('PYTHONPATH')]))
     command = [sys.executable, '-u', '-m', 'mmseg_unet_lyft', tool, *arguments, '--launcher', 'pytorch']
@@ -77,7 +80,9 @@ def run_ranks(processes: int, tool: str, arguments: list[str]) -> int:
         ]
     )
     for name in _FORWARDED:
-        signal.signal(getattr(signal, name), _forward)
+        # Windows has not all of them.
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _forward)
     # torchrun installs this one for four of them, which would end the ranks within 30 seconds and return 1.
     api._terminate_process_handler = _forward
     try:
@@ -86,6 +91,13 @@ def run_ranks(processes: int, tool: str, arguments: list[str]) -> int:
         _groups.update(failure.pid for failure in error.failures.values())
         rank, failure = max(error.failures.items(), key=lambda item: _severity(item[1].exitcode))
         return _exit_code(rank, failure.exitcode)
+    except RuntimeError as error:
+        # torch.distributed's own, from before any rank was started.
+        where = f'{os.environ.get("MASTER_ADDR", "localhost")}:{os.environ.get("PORT", "a free port")}'
+        raise InputError(
+            f'the nodes did not meet at {where} ({str(error).splitlines()[0]}); MASTER_ADDR is an address of '
+            'the node with NODE_RANK=0 that all can reach, PORT a free one there'
+        ) from error
     finally:
         _end_groups()
     return 0
@@ -142,12 +154,19 @@ def _rendezvous() -> list[str]:
     if nodes == '1':
         return ['--standalone']
     missing = [name for name in ('NODE_RANK', 'MASTER_ADDR') if name not in os.environ]
+    wrong = [
+        f'{name}={os.environ[name]}'
+        for name in ('NNODES', 'NODE_RANK', 'PORT')
+        if not os.environ.get(name, '0').isdigit()
+    ]
+    if wrong:
+        raise InputError(f'{" and ".join(wrong)}: give whole numbers')
     if missing:
         raise InputError(
             f'NNODES={nodes} needs {" and ".join(missing)} too: NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 '
             'PORT=29500 on the first node, NODE_RANK=1 on the second'
         )
-    place = ['--master-addr', os.environ['MASTER_ADDR'], '--master-port', os.environ.get('PORT', '29500')]
+    place = ['--master-addr', os.environ['MASTER_ADDR'], '--master-port', os.environ.get('PORT', _PORT)]
     return ['--nnodes', nodes, '--node-rank', os.environ['NODE_RANK'], *place]
 
 
@@ -163,19 +182,21 @@ def join_group(config: Config) -> None:
     if launcher == 'none':
         return
     on_cpu = get_device() == 'cpu'
+    _, processes = get_dist_info()
     if not is_distributed():
         _die_with_launcher()
-        place = _place(launcher)
+        place = place_of(launcher)
+        processes = int(place['WORLD_SIZE'])
         check_gpus(int(place.pop('LOCAL_WORLD_SIZE')), on_cpu)
         if on_cpu:
-            os.environ.update(place)
+            os.environ.update(place, **_meeting_place(launcher))
             torch.distributed.init_process_group('gloo')
     if on_cpu:
         wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
         config.model_wrapper_cfg = wrapper | dict(config.get('model_wrapper_cfg') or {})
         config.sync_bn = None
         config.model = _without_sync_bn(config.model)
-    else:
+    elif processes > 1:
         config.setdefault('sync_bn', 'torch')
 
 
@@ -189,39 +210,12 @@ def _without_sync_bn(model: Any) -> Any:
     return model
 
 
-# Names of rank, ranks, rank on this machine, ranks on this machine.
-_PLACES = {
-    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE'),
-    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_NTASKS_PER_NODE'),
-    'mpi': (
-        'OMPI_COMM_WORLD_RANK',
-        'OMPI_COMM_WORLD_SIZE',
-        'OMPI_COMM_WORLD_LOCAL_RANK',
-        'OMPI_COMM_WORLD_LOCAL_SIZE',
-    ),
-}
-_STARTED_BY = {
-    'pytorch': 'tools/dist_train.sh CONFIG 4, or torchrun',
-    'slurm': 'tools/slurm_train.sh, or srun',
-    'mpi': 'mpirun',
-}
-
-
-def _place(launcher: str) -> dict[str, str]:
-    """This rank's place among all, under torch's names, from what its launcher put into the environment."""
-    rank, size, local_rank, local_size = _PLACES[launcher]
-    missing = [name for name in (rank, size) if name not in os.environ]
-    if missing:
-        raise InputError(
-            f'--launcher {launcher}: {" and ".join(missing)} not in the environment, so nothing started this '
-            f'process as one of several. Start it by {_STARTED_BY[launcher]}, or leave --launcher out'
-        )
-    place = dict(RANK=os.environ[rank], WORLD_SIZE=os.environ[size])
-    place['LOCAL_RANK'] = os.environ.get(local_rank, os.environ[rank])
-    place['LOCAL_WORLD_SIZE'] = os.environ.get(local_size, '1')
-    place['MASTER_ADDR'] = os.environ.get('MASTER_ADDR') or _first_host(launcher)
-    place['MASTER_PORT'] = os.environ.get('MASTER_PORT') or os.environ.get('PORT') or '29500'
-    return place
+def _meeting_place(launcher: str) -> dict[str, str]:
+    """Address and port of the first rank, under torch's names."""
+    return dict(
+        MASTER_ADDR=os.environ.get('MASTER_ADDR') or _first_host(launcher),
+        MASTER_PORT=os.environ.get('MASTER_PORT') or os.environ.get('PORT') or _PORT,
+    )
 
 
 def _first_host(launcher: str) -> str:

@@ -118,7 +118,8 @@ def check_deterministic(runner: Runner) -> None:
     with torch.random.fork_rng():
         label = torch.zeros(1, *_TRIAL_SIZE, dtype=torch.int64, device=device)
         samples = [SegDataSample(gt_sem_seg=PixelData(data=label)) for _ in range(2)]
-        inputs = torch.rand(2, 3, *_TRIAL_SIZE, device=device)
+        channels = (runner.cfg.model.get('backbone') or {}).get('in_channels', 3)
+        inputs = torch.rand(2, channels, *_TRIAL_SIZE, device=device)
         try:
             losses, _ = model.parse_losses(model.loss(inputs, samples))
             losses.backward()

@@ -65,7 +65,9 @@ class LyftCrossEntropyLoss(CrossEntropyLoss):
         """The valid pixels' weight in this batch; in training, its mean over the processes."""
         valid = label != ignore_index
         if self.class_weight is None or self.use_sigmoid:
-            total = valid.sum(dtype=torch.float32)
+            # With several sigmoids, a pixel counts once for each.
+            channels = cls_score.shape[1] if self.use_sigmoid else 1
+            total = valid.sum(dtype=torch.float32) * channels
         else:
             total = cls_score.new_tensor(self.class_weight, dtype=torch.float32)[label[valid]].sum()
         if self.training:

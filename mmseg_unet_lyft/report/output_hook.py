@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
@@ -22,7 +23,7 @@ class LyftOutputHook(Hook):
     Args:
         out_dir: Folder for palette PNGs of the predicted ids, or None.
         show_dir: Folder for panels of image, truth and prediction with a legend, or None.
-        show_limit: Most panels to write.
+        show_limit: Most panels to write, over all ranks.
     """
 
     def __init__(
@@ -30,7 +31,9 @@ class LyftOutputHook(Hook):
     ) -> None:
         self.out_dir = Path(out_dir) if out_dir else None
         self.show_dir = Path(show_dir) if show_dir else None
-        self.show_limit = show_limit
+        rank, processes = get_dist_info()
+        # This rank's share.
+        self.show_limit = show_limit // processes + (rank < show_limit % processes)
         self._shown = 0
 
     def after_test_iter(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmseg_unet_lyft.cli import console
 from mmseg_unet_lyft.engine import launch
 from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, read_weights
 from mmseg_unet_lyft.errors import InputError
@@ -237,6 +238,23 @@ def test_several_nodes_need_their_number_and_the_first_ones_address(monkeypatch)
         InputError, match='NNODES=2 needs NODE_RANK and MASTER_ADDR too: NNODES=2 NODE_RANK=0'
     ):
         launch.run_ranks(2, 'train', [])
+
+
+def test_nodes_are_numbered(monkeypatch):
+    monkeypatch.setenv('NNODES', 'two')
+    with pytest.raises(InputError, match='NNODES=two: give whole numbers'):
+        launch.run_ranks(2, 'train', [])
+
+
+def test_a_variable_of_slurm_mutes_no_process_that_runs_alone(monkeypatch, capsys):
+    monkeypatch.setenv('SLURM_PROCID', '3')
+    console.take_place('none')
+    console.say('heard')
+    monkeypatch.setenv('SLURM_NTASKS', '4')
+    console.take_place('slurm')
+    console.say('not heard')
+    console.take_place('none')
+    assert capsys.readouterr().out == 'heard\n'
 
 
 def test_batch_line_counts_ranks_frames_and_accumulation():
