@@ -301,6 +301,24 @@ def test_too_small_a_disk_is_told_before_anything_is_written(frames, tmp_path, m
     prepare(frames.root, out, workers=1)
 
 
+@pytest.mark.parametrize('change', ['another frame', 'another content of the same size'])
+def test_a_root_packed_from_other_frames_stays_as_it_is(frames, tmp_path, change):
+    out, (image, _) = tmp_path / 'out', frames.add('F1-0')
+    pixels = np.array(Image.open(image))
+    # Uncompressed, so that the size of the file does not tell its pixels.
+    Image.fromarray(pixels).save(image, compress_level=0)
+    prepare(frames.root, out, workers=1)
+    before, size = tree(out), image.stat().st_size
+    if change == 'another frame':
+        frames.add('F5-0')
+    else:
+        Image.fromarray(255 - pixels).save(image, compress_level=0)
+        assert image.stat().st_size == size
+    with pytest.raises(InputError, match=f'{re.escape(str(out))}: holds other packed frames; name another'):
+        prepare(frames.root, out, workers=1)
+    assert tree(out) == before
+
+
 def test_drawn_scenes_stay_marked_as_drawn(frames, tmp_path):
     (frames.root / 'DRAWN_SCENES.json').write_text('{}')
     prepare(frames.root, tmp_path / 'out', workers=1)

@@ -76,6 +76,8 @@ class PackedFrames:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).resolve()
         index = self._read_index()
+        # Of the PNGs, as `packing` describes them.
+        self.sources: str | None = index.get('sources')
         # name: [height, width, row, checksum of the image, checksum of the label]
         self.frames = {
             name: PackedFrame((height, width), row, {IMAGE: image_crc32, LABEL: label_crc32})

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,22 +61,44 @@ def check_space(pairs: Sequence[dict], out: Path) -> None:
         )
 
 
+def check_sources(
+    pairs: Sequence[dict], out: Path, hashes: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Raise an InputError if a folder holds packed frames of other files than these; nothing is written.
+
+    Args:
+        pairs: As in `pack`.
+        out: As in `pack`.
+        hashes: As in `pack`.
+    """
+    if is_packed(out):
+        _require_same(out, _Plan(pairs, hashes).sources)
+
+
+def _require_same(out: Path, sources: str) -> None:
+    """Raise an InputError if a packed folder is damaged, or was made from other files."""
+    if PackedFrames(out).sources != sources:
+        raise InputError(f'{out}: holds other packed frames; name another folder, or delete them')
+
+
 class _Plan:
     """Which frame goes where; the same pairs give the same plan.
 
     Args:
         pairs: As from `lyft_carla.find_pairs`.
+        hashes: As in `pack`.
 
     Raises:
         InputError: If there is no frame, or two have the same name.
     """
 
-    def __init__(self, pairs: Sequence[dict]) -> None:
+    def __init__(self, pairs: Sequence[dict], hashes: Mapping[str, Sequence[str]] | None = None) -> None:
         if not pairs:
             raise InputError('no frames to pack')
         self.pairs = {Path(pair['img_path']).stem: pair for pair in pairs}
         if len(self.pairs) != len(pairs):
             raise InputError(f'{len(pairs)} frames have only {len(self.pairs)} names; each needs its own')
+        self.hashes = hashes
         self.sizes = {name: read_header(pair['img_path']).size for name, pair in self.pairs.items()}
         counts: dict[tuple[int, int], int] = {}
         self.rows: dict[str, int] = {}
@@ -91,12 +113,16 @@ class _Plan:
 
     @property
     def sources(self) -> str:
-        """SHA-256 of names, order, sizes and file sizes: another set of PNGs has another."""
+        """SHA-256 of names, order, sizes, file sizes and hashes: another set of PNGs has another.
+
+        Without hashes, files that were changed and kept their size go unnoticed.
+        """
         described = [
             [
                 name,
                 *self.sizes[name],
                 *(Path(pair[key]).stat().st_size for key in _PATH_KEYS.values()),
+                *(self.hashes[name] if self.hashes else ()),
             ]
             for name, pair in self.pairs.items()
         ]
@@ -112,7 +138,12 @@ def _header(shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def pack(pairs: Sequence[dict], out: Path, show: Show | None = None) -> None:
+def pack(
+    pairs: Sequence[dict],
+    out: Path,
+    show: Show | None = None,
+    hashes: Mapping[str, Sequence[str]] | None = None,
+) -> None:
     """Pack frames into a folder; of frames of several sizes, each size has its own arrays.
 
     Labels are stored as raw CARLA tags, so that every label scheme reads them. A run that was killed is
@@ -123,17 +154,16 @@ def pack(pairs: Sequence[dict], out: Path, show: Show | None = None) -> None:
         pairs: Frames as from `lyft_carla.find_pairs`; their order is kept.
         out: Folder to write into; made if missing, other files in it stay.
         show: Wraps the frames while they are packed, given them and how many there are.
+        hashes: SHA-256 of image and label file by the frame's name, to tell these frames from others.
 
     Raises:
         InputError: If a frame is unsound, the folder holds other packed frames, or the disk is too small.
     """
     out = Path(out)
-    plan = _Plan(pairs)
+    plan = _Plan(pairs, hashes)
     sources = plan.sources
     if is_packed(out):
-        if json.loads((out / INDEX_NAME).read_text(encoding='utf-8')).get('sources') != sources:
-            raise InputError(f'{out}: holds other packed frames; name another folder, or delete them')
-        PackedFrames(out)
+        _require_same(out, sources)
         # A run killed in its very last step left it.
         (out / _JOURNAL).unlink(missing_ok=True)
         return
