@@ -319,6 +319,16 @@ def test_a_root_packed_from_other_frames_stays_as_it_is(frames, tmp_path, change
     assert tree(out) == before
 
 
+def test_a_file_in_place_of_the_root_is_refused_before_anything_is_read(frames, tmp_path):
+    out, shown = tmp_path / 'out', []
+    out.write_text('mine')
+    for source in (frames.root, zip_of(frames.root, tmp_path / 'a.zip')):
+        with pytest.raises(InputError, match=f'{re.escape(str(out))}: is a file; name a folder to prepare'):
+            prepare(source, out, workers=1, show=lambda items, total, what: shown.append(what) or items)
+    assert shown == []
+    assert out.read_text() == 'mine'
+
+
 def test_drawn_scenes_stay_marked_as_drawn(frames, tmp_path):
     (frames.root / 'DRAWN_SCENES.json').write_text('{}')
     prepare(frames.root, tmp_path / 'out', workers=1)

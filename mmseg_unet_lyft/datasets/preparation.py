@@ -67,6 +67,8 @@ def prepare(
             been written then.
     """
     source, out = Path(source), Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f'{out}: is a file; name a folder to prepare')
     raw = _raw_folder(source, out, show)
     inspection = inspect(
         raw, simulator, accept, workers=workers, show=lambda frames, total: show(frames, total, 'reading')
