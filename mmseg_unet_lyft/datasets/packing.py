@@ -27,6 +27,7 @@ from .packed import (
     array_name,
     index_hash,
     is_packed,
+    remedy,
 )
 from .png import read_header
 from .workers import cores
@@ -206,9 +207,9 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> None:
     renamed = path.with_name(path.name.removesuffix(UNFINISHED))
     if renamed.is_file():
         renamed.replace(path)
-    if path.is_file() and path.stat().st_size == len(head) + size:
-        return
-    with path.open('wb') as file:
+    whole = path.is_file() and path.stat().st_size == len(head) + size
+    with path.open('r+b' if whole else 'wb') as file:
+        # Also where the pixels are kept: no checksum looks at the header.
         file.write(head)
         file.truncate(len(head) + size)
 
@@ -310,6 +311,6 @@ def verify(root: Path, show: Show | None = None) -> int:
     if bad:
         raise InputError(
             f'{root}: {len(bad)} of {2 * len(packed.frames)} arrays are damaged: {", ".join(bad)}; '
-            f'delete {Path(root) / INDEX_NAME} and run tools/prepare_data.py again, which packs them anew'
+            f'{remedy(root)}'
         )
     return len(packed.frames)
