@@ -1,5 +1,6 @@
 """Packed frames: the same pixels as the PNGs, damage refused by name, killed runs finished byte for byte."""
 
+import errno
 import json
 import os
 import pickle
@@ -500,6 +501,25 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(pairs, tmp_path,
 
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root writes everywhere')
+@pytest.mark.skipif(not hasattr(os, 'posix_fallocate'), reason='this system reserves no space')
+def test_a_disk_that_fills_up_is_an_error_and_a_system_that_cannot_reserve_is_none(
+    pairs, root, tmp_path, monkeypatch
+):
+    def fail(number):
+        def fallocate(*args):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, 'posix_fallocate', fallocate)
+
+    fail(errno.ENOSPC)
+    out = tmp_path / 'full'
+    with pytest.raises(InputError, match=re.escape(f'{out}: cannot be written (No space left on device)')):
+        pack(pairs, out)
+    fail(errno.EOPNOTSUPP)
+    pack(pairs, out)
+    assert tree(out) == tree(root)
+
+
 def test_a_folder_that_cannot_be_written_is_named(pairs, tmp_path):
     (tmp_path / 'packed').mkdir(mode=0o500)
     with pytest.raises(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -211,7 +214,22 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> None:
     with path.open('r+b' if whole else 'wb') as file:
         # Also where the pixels are kept: no checksum looks at the header.
         file.write(head)
-        file.truncate(len(head) + size)
+        _reserve(file, len(head) + size)
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Give a file its size and its place on the disk; what is in it stays."""
+    if hasattr(os, 'posix_fallocate'):
+        file.flush()
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        else:
+            return
+    # A file with holes: if the disk fills up, writing to its map kills the process.
+    file.truncate(size)
 
 
 def _map_parts(plan: _Plan, out: Path) -> dict[str, np.memmap]:
