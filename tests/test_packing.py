@@ -500,7 +500,6 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(pairs, tmp_path,
     pack(pairs, tmp_path / 'packed')
 
 
-@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root writes everywhere')
 @pytest.mark.skipif(not hasattr(os, 'posix_fallocate'), reason='this system reserves no space')
 def test_a_disk_that_fills_up_is_an_error_and_a_system_that_cannot_reserve_is_none(
     pairs, root, tmp_path, monkeypatch
@@ -520,6 +519,7 @@ def test_a_disk_that_fills_up_is_an_error_and_a_system_that_cannot_reserve_is_no
     assert tree(out) == tree(root)
 
 
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root writes everywhere')
 def test_a_folder_that_cannot_be_written_is_named(pairs, tmp_path):
     (tmp_path / 'packed').mkdir(mode=0o500)
     with pytest.raises(
