@@ -11,11 +11,11 @@ from mmseg.registry import DATASETS
 
 from ..errors import InputError
 from .episodes import drives_of_split, parse_name
-from .labels import CARLA_CLASSES, CARLA_PALETTE, get_scheme
+from .labels import CARLA_CLASSES, CARLA_PALETTE, get_scheme, hood_spans
 from .listing import IMAGE_FOLDER, KAGGLE_URL, LABEL_FOLDER, Listing, camera_folders, png_names
 from .loading import read_png
 from .packed import IMAGE, LABEL, is_address, is_packed, open_packed
-from .statistics import hood_spans, load_stats
+from .statistics import load_stats
 from .stream import StreamIndex
 
 _SHOWN = 5
