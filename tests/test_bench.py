@@ -90,6 +90,23 @@ def test_frames_that_cannot_be_decoded_are_named(frames):
         measure(frames.root, rounds=1, workers=1, show=unseen)
 
 
-def test_a_benchmark_without_rounds_is_refused(frames, capsys):
-    assert benchmark.main(['inspect', '--data-root', str(frames.root), '--rounds', '0']) == 2
-    assert '--rounds 0: give 1 or more' in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['inspect', '--rounds', '0'], '--rounds 0: give 1 or more'),
+        (['inspect', '--workers', '-1'], '--workers -1: give 1 or more'),
+        (['input', '--samples', '0'], '--samples 0: give 1 or more'),
+        (['input', '--frames', '0'], '--frames 0: give 1 or more'),
+        (
+            ['inspect', '--json', 'no/such/f.json'],
+            '--json no/such/f.json: name a file in a folder that exists',
+        ),
+    ],
+)
+def test_options_that_would_fail_later_are_refused_before_measuring(
+    frames, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.setattr('mmseg_unet_lyft.bench.inspect.measure', None)
+    monkeypatch.setattr(bench_input, 'measure', None)
+    assert benchmark.main([*arguments, '--data-root', str(frames.root)]) == 2
+    assert message in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """`LyftCarlaDataset` on small Kaggle-like folders: what it finds, pairs, splits, refuses and loads."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 import mmseg_unet_lyft.register  # noqa: F401
 from mmseg_unet_lyft.datasets.episodes import SPLITS
 from mmseg_unet_lyft.datasets.labels import CARLA_CLASSES
+from mmseg_unet_lyft.datasets.listing import list_frames
 from mmseg_unet_lyft.datasets.lyft_carla import LyftCarlaDataset, find_frames, find_pairs
 from mmseg_unet_lyft.errors import InputError
 
@@ -168,6 +170,44 @@ def test_images_without_label_are_counted_and_named(kaggle):
         InputError, match=re.escape(f'7 images have no label in CameraSeg: {named} and 2 more. Rest')
     ):
         dataset(kaggle.root)
+
+
+def test_a_missing_image_folder_beside_labels_is_refused(kaggle):
+    kaggle.add('F1-0')
+    image, label = kaggle.add('F1-1', 'dataB')
+    shutil.rmtree(image.parent)
+    with pytest.raises(
+        InputError, match=re.escape(f'{label.parent}: no CameraRGB folder beside it; restore')
+    ):
+        dataset(kaggle.root)
+
+
+@pytest.mark.parametrize('folder', ['dataB', 'dataB/CameraRGB', 'dataB/CameraSeg'])
+def test_a_folder_that_cannot_be_read_is_refused(kaggle, monkeypatch, folder):
+    kaggle.add('F1-0')
+    kaggle.add('F1-1', 'dataB')
+    locked, scandir = kaggle.root / folder, os.scandir
+
+    def refuse(path):
+        if Path(path) == locked:
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+
+    # Root may read everything, so permissions alone would not do.
+    monkeypatch.setattr(os, 'scandir', refuse)
+    message = f'{locked}: folder cannot be read (Permission denied); check its permissions'
+    with pytest.raises(InputError, match=re.escape(message)):
+        dataset(kaggle.root)
+
+
+def test_a_suffix_in_capitals_is_taken_as_the_inspection_takes_it(kaggle):
+    for path in kaggle.add('F1-0'):
+        path.rename(path.with_suffix('.PNG'))
+    found = find_pairs(kaggle.root, 'train')
+    [listed] = list_frames(kaggle.root).frames
+    assert [(pair['img_path'], pair['seg_map_path']) for pair in found] == [
+        (str(kaggle.root / listed.image), str(kaggle.root / listed.label))
+    ]
 
 
 def test_a_missing_label_folder_names_its_images(kaggle):

@@ -142,9 +142,25 @@ def test_a_drive_that_a_split_file_divides_is_a_leak(frames, tmp_path, capsys):
     out = tmp_path / 'out'
     assert main([str(frames.root), '--out', str(out), '--split-file', str(split), '--workers', '1']) == 2
     assert 'drive F1 lies in test (1 frames), train (1 frames)' in capsys.readouterr().out
+    for train, test, counts in (
+        (['F1'], ['F1', 'F2'], 'test (2 frames), train (2 frames)'),
+        (['F1'], ['F1-1'], 'test (1 frames), train (2 frames)'),
+    ):
+        split.write_text(json.dumps(dict(train=train, test=test)))
+        assert main([str(frames.root), '--out', str(out), '--split-file', str(split), '--workers', '1']) == 2
+        assert f'drive F1 lies in {counts}' in capsys.readouterr().out
     split.write_text(json.dumps(dict(train='F1')))
     assert main([str(frames.root), '--out', str(out), '--split-file', str(split)]) == 2
     assert f'{split}: expected {{"train": ["F1", "F2-17"]' in capsys.readouterr().err
+
+
+def test_a_split_of_names_that_are_not_there_is_refused(frames):
+    (frames.root / FOLDER / 'CameraSeg/F3-0.png').unlink()
+    message = 'the split names F9, F1-7, which is no drive or frame there; the drives are: 02_00, F1, F2'
+    with pytest.raises(InputError, match=re.escape(f'{frames.root}: {message}')):
+        inspect(frames.root, workers=1, split=dict(train=['F1', 'F9'], test=['F1-7', 'F2-0']))
+    # Its label is missing, but it is there.
+    assert only(frames.root, split=dict(train=['F1', 'F3']))[0] == 'missing_label'
 
 
 # --- files -------------------------------------------------------------------------------------------------

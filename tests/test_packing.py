@@ -1,5 +1,6 @@
 """Packed frames: the same pixels as the PNGs, damage refused by name, killed runs finished byte for byte."""
 
+import errno
 import json
 import os
 import pickle
@@ -216,6 +217,50 @@ def test_a_file_whose_header_is_not_the_indexs_is_refused(root):
         open_packed(root).read(LABEL, 'F1-0')
 
 
+def test_an_index_without_permission_is_named(root, monkeypatch):
+    def refuse(path, **kwargs):
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    monkeypatch.setattr(Path, 'read_text', refuse)
+    message = f'{root}/packed.json: cannot be read (Permission denied); check its permissions'
+    with pytest.raises(InputError, match=re.escape(message)):
+        PackedFrames(root)
+
+
+def read_all(root):
+    frames = PackedFrames(root)
+    return [frames.read(kind, name) for name in frames.frames for kind in (IMAGE, LABEL)]
+
+
+def damage_version(root):
+    index = json.loads((root / 'packed.json').read_text()) | dict(version=2)
+    (root / 'packed.json').write_text(json.dumps(index | dict(sha256=index_hash(index))))
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        damage_version,
+        lambda root: (root / 'packed.json').write_text('{'),
+        lambda root: flip_bit(root / 'packed.json', 60),
+        lambda root: (root / 'image_24x32.npy').unlink(),
+        lambda root: (root / 'label_24x32.npy').write_bytes(b'\x93NUMPY'),
+        lambda root: flip_bit(root / 'image_24x32.npy', 0),
+        lambda root: flip_bit(root / 'image_24x32.npy', -1),
+    ],
+    ids=['version', 'no JSON', 'changed', 'gone', 'cut short', 'no array', 'pixels'],
+)
+def test_the_remedy_that_damage_names_mends_it(pairs, root, damage):
+    before = tree(root)
+    damage(root)
+    remedy = re.escape(f'delete {root}/packed.json and run tools/prepare_data.py again')
+    with pytest.raises(InputError, match=remedy):
+        read_all(root)
+    (root / 'packed.json').unlink()
+    pack(pairs, root)
+    assert tree(root) == before
+
+
 def test_a_folder_without_index_is_no_packed_folder(tmp_path):
     with pytest.raises(InputError, match=re.escape(f'{tmp_path}/packed.json: no such file')):
         PackedFrames(tmp_path)
@@ -230,7 +275,7 @@ def test_a_damaged_frame_is_refused_by_name_at_its_first_read_and_others_are_rea
     flip_bit(root / 'image_24x32.npy', header + 3 * 24 * 32 * 3 - 1)
     frames = dataset(root)
     assert frames[1]['inputs'].shape == (3, 18, 24)
-    message = f'{root}/image_24x32.npy: image of frame F1-2 is damaged; pack the frames again'
+    message = f'{root}/image_24x32.npy: image of frame F1-2 is damaged; {packed.remedy(root)}'
     with pytest.raises(InputError, match=re.escape(message)):
         frames[2]
 
@@ -453,6 +498,25 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(pairs, tmp_path,
     assert not (tmp_path / 'packed').exists()
     monkeypatch.setattr(files.shutil, 'disk_usage', lambda path: usage._replace(free=needed))
     pack(pairs, tmp_path / 'packed')
+
+
+@pytest.mark.skipif(not hasattr(os, 'posix_fallocate'), reason='this system reserves no space')
+def test_a_disk_that_fills_up_is_an_error_and_a_system_that_cannot_reserve_is_none(
+    pairs, root, tmp_path, monkeypatch
+):
+    def fail(number):
+        def fallocate(*args):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, 'posix_fallocate', fallocate)
+
+    fail(errno.ENOSPC)
+    out = tmp_path / 'full'
+    with pytest.raises(InputError, match=re.escape(f'{out}: cannot be written (No space left on device)')):
+        pack(pairs, out)
+    fail(errno.EOPNOTSUPP)
+    pack(pairs, out)
+    assert tree(out) == tree(root)
 
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root writes everywhere')

@@ -301,6 +301,34 @@ def test_too_small_a_disk_is_told_before_anything_is_written(frames, tmp_path, m
     prepare(frames.root, out, workers=1)
 
 
+@pytest.mark.parametrize('change', ['another frame', 'another content of the same size'])
+def test_a_root_packed_from_other_frames_stays_as_it_is(frames, tmp_path, change):
+    out, (image, _) = tmp_path / 'out', frames.add('F1-0')
+    pixels = np.array(Image.open(image))
+    # Uncompressed, so that the size of the file does not tell its pixels.
+    Image.fromarray(pixels).save(image, compress_level=0)
+    prepare(frames.root, out, workers=1)
+    before, size = tree(out), image.stat().st_size
+    if change == 'another frame':
+        frames.add('F5-0')
+    else:
+        Image.fromarray(255 - pixels).save(image, compress_level=0)
+        assert image.stat().st_size == size
+    with pytest.raises(InputError, match=f'{re.escape(str(out))}: holds other packed frames; name another'):
+        prepare(frames.root, out, workers=1)
+    assert tree(out) == before
+
+
+def test_a_file_in_place_of_the_root_is_refused_before_anything_is_read(frames, tmp_path):
+    out, shown = tmp_path / 'out', []
+    out.write_text('mine')
+    for source in (frames.root, zip_of(frames.root, tmp_path / 'a.zip')):
+        with pytest.raises(InputError, match=f'{re.escape(str(out))}: is a file; name a folder to prepare'):
+            prepare(source, out, workers=1, show=lambda items, total, what: shown.append(what) or items)
+    assert shown == []
+    assert out.read_text() == 'mine'
+
+
 def test_drawn_scenes_stay_marked_as_drawn(frames, tmp_path):
     (frames.root / 'DRAWN_SCENES.json').write_text('{}')
     prepare(frames.root, tmp_path / 'out', workers=1)

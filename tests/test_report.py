@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
@@ -24,6 +25,7 @@ from mmseg_unet_lyft.report.figures import (
     save_rgb,
     save_training_curves,
 )
+from mmseg_unet_lyft.report.sheets import write_sheets
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 PALETTE = ((0, 0, 0), (128, 64, 128), (0, 0, 250))
@@ -108,6 +110,11 @@ def test_an_id_png_holds_the_ids_and_shows_the_colours(tmp_path):
 def test_a_picture_is_written_in_rgb(tmp_path):
     save_rgb(tmp_path / 'new' / 'picture.png', IMAGE)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'new' / 'picture.png')), IMAGE)
+
+
+def test_a_config_without_training_data_gives_no_sheets(tmp_path):
+    with pytest.raises(InputError, match='has no train_dataloader to look into'):
+        write_sheets(Config(dict(model={})), tmp_path, sheets=1, rows=1, seed=0, show=None)
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):

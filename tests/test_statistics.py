@@ -12,11 +12,10 @@ from PIL import Image
 
 from mmseg_unet_lyft.datasets import leak, manifest
 from mmseg_unet_lyft.datasets.inspection import inspect
-from mmseg_unet_lyft.datasets.labels import get_scheme, hood_mask
+from mmseg_unet_lyft.datasets.labels import get_scheme, hood_mask, hood_of_spans, hood_spans
 from mmseg_unet_lyft.datasets.statistics import (
     STATS_NAME,
     class_weights,
-    hood_spans,
     load_stats,
     to_json,
     write_stats,
@@ -91,6 +90,7 @@ def test_the_hood_is_where_every_frame_has_a_vehicle(measured):
     expected[3, 1:3] = True
     np.testing.assert_array_equal(measured.hood, expected)
     assert hood_spans(measured.hood) == {'3': [[1, 3]]}
+    np.testing.assert_array_equal(hood_of_spans({'3': [[1, 3]]}, measured.size), measured.hood)
     # challenge3 moves the hood's pixels of F3's 8 vehicle pixels to the background: 2 of 16.
     assert measured.percent(get_scheme('challenge3'), ['F3']).tolist() == [62.5, 0, 37.5]
 

@@ -37,10 +37,19 @@ def _add_common(part: argparse.ArgumentParser, rounds: int) -> None:
     part.add_argument('--json', type=Path, metavar='F', help='also write the figures to F')
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Raise an InputError for what would fail once all has been measured, or on the way there."""
+    for name in ('rounds', 'frames', 'samples', 'workers'):
+        value = getattr(args, name, None)
+        if value is not None and value < 1:
+            raise InputError(f'--{name} {value}: give 1 or more')
+    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
+        raise InputError(f'--json {args.json}: name a file in a folder that exists')
+
+
 def _benchmark(argv: list[str] | None) -> None:
     args = parse_args(argv)
-    if args.rounds < 1:
-        raise InputError(f'--rounds {args.rounds}: give 1 or more')
+    _check(args)
     from ..compat import require_stack
 
     require_stack()

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from . import manifest, png
+from .episodes import parse_name
 from .judging import Judged, hash_file, judge_chunk
 from .listing import FrameFiles, Listing, Problem, list_frames, split_drive
 from .simulators import SIMULATORS
@@ -19,6 +20,8 @@ from .workers import cores, map_in_order
 
 # Frames a worker reads before it reports back.
 CHUNK_FRAMES = 16
+# Names in a message before it says how many more there are.
+_SHOWN = 5
 
 # What each kind of problem is called in tables, in the order they are shown.
 KINDS = {
@@ -132,12 +135,13 @@ def inspect(
         show: Wraps the chunks of frames while they are read, given them and how many frames there are.
 
     Raises:
-        InputError: If an option is not known, the root is missing or holds no camera folder, or a worker
-            process dies.
+        InputError: If an option is not known, the root is missing or holds no camera folder, the split
+            names what is not there, or a worker process dies.
     """
     check_options(simulator, accept)
     root = Path(root)
     listing = list_frames(root)
+    _check_split_names(root, listing, split or {})
     judged, hoods = _judge_all(root, listing.frames, simulator, accept, workers, show)
     files = _entries(root, listing, judged)
     size = _common_size(judged)
@@ -239,14 +243,47 @@ def _same_pixels(root: Path, first: str, second: str) -> bool:
     return np.array_equal(*images)
 
 
+def _parts_by_name(split: dict[str, list[str]]) -> dict[str, set[str]]:
+    """The parts that each frame or drive name of a split stands in."""
+    parts: dict[str, set[str]] = {}
+    for part, names in split.items():
+        for name in names:
+            parts.setdefault(name, set()).add(part)
+    return parts
+
+
+def _check_split_names(root: Path, listing: Listing, split: dict[str, list[str]]) -> None:
+    """Raise an InputError if a split names what is no frame or drive below the root."""
+    drives = {frame.drive for frame in listing.frames}
+    # Frames that have problems are there too.
+    names = {frame.name for frame in listing.frames} | {one.frame for one in listing.problems}
+    alone = {_drive_of(name) for name in names}
+    unknown = [name for name in _parts_by_name(split) if name not in names | drives | alone]
+    if unknown:
+        raise InputError(
+            f'{root}: the split names {", ".join(unknown[:_SHOWN])}'
+            f'{f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""}, which is no drive or '
+            f'frame there; the drives are: {", ".join(sorted(drives))}'
+        )
+
+
+def _drive_of(name: str) -> str:
+    """A frame's drive; '' if its name fits none."""
+    try:
+        return parse_name(name)[0]
+    except InputError:
+        return ''
+
+
 def _split_drives(frames: list[FrameFiles], split: dict[str, list[str]]) -> Iterator[Problem]:
     """Drives that a given split puts into several parts."""
-    parts = {name: part for part, names in split.items() for name in names}
+    parts = _parts_by_name(split)
     counts: dict[str, Counter] = {}
     for frame in frames:
-        part = parts.get(frame.name) or parts.get(frame.drive)
-        if part:
-            counts.setdefault(frame.drive, Counter())[part] += 1
+        # A frame counts in every part that names it or its drive.
+        counts.setdefault(frame.drive, Counter()).update(
+            parts.get(frame.name, set()) | parts.get(frame.drive, set())
+        )
     for drive, parts_of_drive in sorted(counts.items()):
         if len(parts_of_drive) > 1:
             yield split_drive(drive, parts_of_drive)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -174,6 +175,27 @@ def hood_mask(
     rows = (np.arange(height) * mask.shape[0]) // height
     columns = (np.arange(width) * mask.shape[1]) // width
     return mask[rows[:, None], columns[None, :]]
+
+
+def hood_spans(hood: np.ndarray | None) -> dict[str, list[list[int]]]:
+    """Columns of the hood by row, ``{'498': [[383, 417]]}``: first and one past the last."""
+    if hood is None:
+        return {}
+    edges = np.diff(np.pad(hood, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    spans = {}
+    for row in np.flatnonzero(hood.any(axis=1)):
+        ends = np.flatnonzero(edges[row]).reshape(-1, 2)
+        spans[str(row)] = ends.tolist()
+    return spans
+
+
+def hood_of_spans(spans: dict[str, list[list[int]]], size: Sequence[int]) -> np.ndarray:
+    """The hood, bool (H, W), from its columns by row."""
+    mask = np.zeros(tuple(size), dtype=bool)
+    for row, columns in spans.items():
+        for first, end in columns:
+            mask[int(row), first:end] = True
+    return mask
 
 
 def _kaggle_hood() -> np.ndarray:

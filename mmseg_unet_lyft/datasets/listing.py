@@ -96,7 +96,7 @@ def list_frames(root: Path) -> Listing:
             f'dataA/dataA/{IMAGE_FOLDER} and {LABEL_FOLDER} (or dataA/{IMAGE_FOLDER})'
         )
     for folder in folders:
-        for name in _png_names(root, folder, listing):
+        for name in png_names(root, folder, listing):
             place = PurePosixPath(folder)
             names[place.name].setdefault((str(place.parent), name), str(place / name))
     _pair(names[IMAGE_FOLDER], names[LABEL_FOLDER], listing)
@@ -139,7 +139,7 @@ def _relative(path: str | os.PathLike, root: Path) -> str:
     return Path(path).relative_to(root).as_posix()
 
 
-def _png_names(root: Path, folder: str, listing: Listing) -> Iterator[str]:
+def png_names(root: Path, folder: str, listing: Listing) -> Iterator[str]:
     """Names of the PNG files of a camera folder; whatever else lies there is a problem."""
     try:
         entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)

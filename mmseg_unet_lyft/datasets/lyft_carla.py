@@ -11,11 +11,11 @@ from mmseg.registry import DATASETS
 
 from ..errors import InputError
 from .episodes import drives_of_split, parse_name
-from .labels import CARLA_CLASSES, CARLA_PALETTE, get_scheme
-from .listing import IMAGE_FOLDER, KAGGLE_URL, LABEL_FOLDER, Listing, camera_folders
+from .labels import CARLA_CLASSES, CARLA_PALETTE, get_scheme, hood_spans
+from .listing import IMAGE_FOLDER, KAGGLE_URL, LABEL_FOLDER, Listing, camera_folders, png_names
 from .loading import read_png
 from .packed import IMAGE, LABEL, is_address, is_packed, open_packed
-from .statistics import hood_spans, load_stats
+from .statistics import load_stats
 from .stream import StreamIndex
 
 _SHOWN = 5
@@ -31,7 +31,7 @@ def find_image_folders(data_root: Path) -> list[Path]:
     """Every ``CameraRGB`` folder up to three levels below the root, sorted, lower-case duplicates once.
 
     Raises:
-        InputError: If the root is missing or holds none.
+        InputError: If the root is missing or holds none, a folder cannot be read, or labels lie beside none.
     """
     if not data_root.is_dir():
         raise InputError(
@@ -39,14 +39,38 @@ def find_image_folders(data_root: Path) -> list[Path]:
             '--data-root or LYFT_DATA_ROOT; or draw scenes with tools/draw_scenes.py '
             '(python -m mmseg_unet_lyft draw_scenes data/drawn) and name data/drawn'
         )
-    found = [data_root / path for path in camera_folders(data_root, Listing())]
-    found = [path for path in found if path.name == IMAGE_FOLDER]
+    listing = Listing()
+    folders = [data_root / path for path in camera_folders(data_root, listing)]
+    _require_readable(data_root, listing)
+    found = [path for path in folders if path.name == IMAGE_FOLDER]
+    alone = [path for path in folders if path.with_name(IMAGE_FOLDER) not in found]
+    # Without any, the data lie somewhere else.
+    if found and alone:
+        raise InputError(
+            f'{alone[0]}: no {IMAGE_FOLDER} folder beside it; restore the images from the archive, or remove '
+            'the labels'
+        )
     if not found:
         raise InputError(
             f'{data_root}: no {IMAGE_FOLDER} folder in it; expected dataA/dataA/{IMAGE_FOLDER} and '
             f'{LABEL_FOLDER} (or dataA/{IMAGE_FOLDER}), as in the Kaggle archive'
         )
     return found
+
+
+def _require_readable(data_root: Path, listing: Listing) -> None:
+    """Raise an InputError if a folder could not be read: training on what is left would go unnoticed."""
+    for problem in listing.problems:
+        if problem.kind == 'unreadable':
+            raise InputError(f'{data_root / problem.path}: {problem.message}')
+
+
+def _png_paths(data_root: Path, folder: Path) -> list[Path]:
+    """The frames' files in a camera folder, as the inspection takes them."""
+    listing = Listing()
+    names = list(png_names(data_root, folder.relative_to(data_root).as_posix(), listing))
+    _require_readable(data_root, listing)
+    return [folder / name for name in names]
 
 
 def find_frames(data_root: Path) -> dict[str, Path]:
@@ -57,10 +81,7 @@ def find_frames(data_root: Path) -> dict[str, Path]:
     """
     frames: dict[str, Path] = {}
     for folder in find_image_folders(data_root):
-        for path in sorted(folder.glob('*.png')):
-            # macOS archives carry a ._NAME.png beside each file.
-            if path.name.startswith('.'):
-                continue
+        for path in _png_paths(data_root, folder):
             if path.stem in frames:
                 raise InputError(f'{path}: {frames[path.stem]} has the same name; remove one of the two')
             frames[path.stem] = path
@@ -112,7 +133,10 @@ def find_pairs(data_root: Path, split: str | Sequence[str]) -> list[dict]:
         places = [(packed.address(IMAGE, path.name), packed.address(LABEL, path.name)) for *_, path in found]
     else:
         _check_complete(
-            [path for *_, path in found], {label_path_of(path).parent for path in frames.values()}, drives
+            data_root,
+            [path for *_, path in found],
+            {label_path_of(path).parent for path in frames.values()},
+            drives,
         )
         places = [(str(path), str(label_path_of(path))) for *_, path in found]
     return [
@@ -129,13 +153,13 @@ def _parse_path(path: Path) -> tuple[str, int]:
         raise InputError(f'{path}: {error}') from None
 
 
-def _check_complete(image_paths: list[Path], label_folders: set[Path], drives: tuple[str, ...]) -> None:
+def _check_complete(
+    data_root: Path, image_paths: list[Path], label_folders: set[Path], drives: tuple[str, ...]
+) -> None:
     """Raise an InputError where an image has no label, or a label of these drives no image."""
     images = set(image_paths)
-    # macOS archives again.
-    labels = {
-        path for folder in label_folders for path in folder.glob('*.png') if not path.name.startswith('.')
-    }
+    # An image whose label folder is missing has no label, which is said below.
+    labels = {path for folder in label_folders if folder.is_dir() for path in _png_paths(data_root, folder)}
     alone = sorted(path for path in images if label_path_of(path) not in labels)
     if alone:
         raise InputError(

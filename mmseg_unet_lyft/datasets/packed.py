@@ -54,6 +54,11 @@ def is_packed(root: str | Path) -> bool:
     return (Path(root) / INDEX_NAME).is_file()
 
 
+def remedy(root: str | Path) -> str:
+    """What to do about packed frames that cannot be used; with its index there, nothing is packed anew."""
+    return f'delete {Path(root) / INDEX_NAME} and run tools/prepare_data.py again, which packs them anew'
+
+
 def is_address(path: str | Path) -> bool:
     """Whether a path names a packed frame and not a file."""
     return str(path).startswith(f'{PREFIX}://')
@@ -76,6 +81,8 @@ class PackedFrames:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).resolve()
         index = self._read_index()
+        # Of the PNGs, as `packing` describes them.
+        self.sources: str | None = index.get('sources')
         # name: [height, width, row, checksum of the image, checksum of the label]
         self.frames = {
             name: PackedFrame((height, width), row, {IMAGE: image_crc32, LABEL: label_crc32})
@@ -95,22 +102,24 @@ class PackedFrames:
             kind, version, sha256 = index['format'], index['version'], index['sha256']
         except FileNotFoundError:
             raise InputError(f'{path}: no such file; {self.root} holds no packed frames') from None
+        except OSError as error:
+            raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from None
         except (ValueError, KeyError, TypeError):
-            raise InputError(f'{path}: damaged, not a readable index; pack the frames again') from None
+            raise InputError(f'{path}: damaged, not a readable index; {remedy(self.root)}') from None
         if (kind, version) != (FORMAT, VERSION):
             raise InputError(
                 f'{path}: is {kind} version {version}, but this program reads {FORMAT} version {VERSION}; '
-                'pack the frames again'
+                f'{remedy(self.root)}'
             )
         if sha256 != index_hash(index):
-            raise InputError(f'{path}: damaged, its hash does not match; pack the frames again')
+            raise InputError(f'{path}: damaged, its hash does not match; {remedy(self.root)}')
         return index
 
     def _check_size(self, path: Path, size: int) -> None:
         found = path.stat().st_size if path.is_file() else None
         if found != size:
             state = 'is missing' if found is None else f'has {found} bytes'
-            raise InputError(f'{path}: {state}, expected {size} bytes; pack the frames again')
+            raise InputError(f'{path}: {state}, expected {size} bytes; {remedy(self.root)}')
 
     def address(self, kind: str, name: str) -> str:
         """What stands in place of the path of a frame's image or label."""
@@ -133,7 +142,7 @@ class PackedFrames:
         if (kind, name) not in self._verified:
             if zlib.crc32(pixels) != frame.crc32[kind]:
                 path = self.root / array_name(kind, frame.size)
-                raise InputError(f'{path}: {kind} of frame {name} is damaged; pack the frames again')
+                raise InputError(f'{path}: {kind} of frame {name} is damaged; {remedy(self.root)}')
             self._verified.add((kind, name))
         return pixels
 
@@ -144,9 +153,9 @@ class PackedFrames:
             try:
                 array = np.load(path, mmap_mode='r')
             except (ValueError, OSError) as error:
-                raise InputError(f'{path}: cannot be mapped ({error}); pack the frames again') from None
+                raise InputError(f'{path}: cannot be mapped ({error}); {remedy(self.root)}') from None
             if array.dtype != np.uint8 or array.shape[1:] != (*size, *CHANNELS[kind]):
-                raise InputError(f'{path}: holds {array.dtype} {array.shape}; pack the frames again')
+                raise InputError(f'{path}: holds {array.dtype} {array.shape}; {remedy(self.root)}')
             # A plain array: every slice of a np.memmap costs microseconds more.
             self._arrays[kind, size] = np.asarray(array)
         return self._arrays[kind, size]

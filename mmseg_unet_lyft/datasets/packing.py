@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -27,6 +30,7 @@ from .packed import (
     array_name,
     index_hash,
     is_packed,
+    remedy,
 )
 from .png import read_header
 from .workers import cores
@@ -61,22 +65,44 @@ def check_space(pairs: Sequence[dict], out: Path) -> None:
         )
 
 
+def check_sources(
+    pairs: Sequence[dict], out: Path, hashes: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Raise an InputError if a folder holds packed frames of other files than these; nothing is written.
+
+    Args:
+        pairs: As in `pack`.
+        out: As in `pack`.
+        hashes: As in `pack`.
+    """
+    if is_packed(out):
+        _require_same(out, _Plan(pairs, hashes).sources)
+
+
+def _require_same(out: Path, sources: str) -> None:
+    """Raise an InputError if a packed folder is damaged, or was made from other files."""
+    if PackedFrames(out).sources != sources:
+        raise InputError(f'{out}: holds other packed frames; name another folder, or delete them')
+
+
 class _Plan:
     """Which frame goes where; the same pairs give the same plan.
 
     Args:
         pairs: As from `lyft_carla.find_pairs`.
+        hashes: As in `pack`.
 
     Raises:
         InputError: If there is no frame, or two have the same name.
     """
 
-    def __init__(self, pairs: Sequence[dict]) -> None:
+    def __init__(self, pairs: Sequence[dict], hashes: Mapping[str, Sequence[str]] | None = None) -> None:
         if not pairs:
             raise InputError('no frames to pack')
         self.pairs = {Path(pair['img_path']).stem: pair for pair in pairs}
         if len(self.pairs) != len(pairs):
             raise InputError(f'{len(pairs)} frames have only {len(self.pairs)} names; each needs its own')
+        self.hashes = hashes
         self.sizes = {name: read_header(pair['img_path']).size for name, pair in self.pairs.items()}
         counts: dict[tuple[int, int], int] = {}
         self.rows: dict[str, int] = {}
@@ -91,12 +117,16 @@ class _Plan:
 
     @property
     def sources(self) -> str:
-        """SHA-256 of names, order, sizes and file sizes: another set of PNGs has another."""
+        """SHA-256 of names, order, sizes, file sizes and hashes: another set of PNGs has another.
+
+        Without hashes, files that were changed and kept their size go unnoticed.
+        """
         described = [
             [
                 name,
                 *self.sizes[name],
                 *(Path(pair[key]).stat().st_size for key in _PATH_KEYS.values()),
+                *(self.hashes[name] if self.hashes else ()),
             ]
             for name, pair in self.pairs.items()
         ]
@@ -112,7 +142,12 @@ def _header(shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def pack(pairs: Sequence[dict], out: Path, show: Show | None = None) -> None:
+def pack(
+    pairs: Sequence[dict],
+    out: Path,
+    show: Show | None = None,
+    hashes: Mapping[str, Sequence[str]] | None = None,
+) -> None:
     """Pack frames into a folder; of frames of several sizes, each size has its own arrays.
 
     Labels are stored as raw CARLA tags, so that every label scheme reads them. A run that was killed is
@@ -123,17 +158,16 @@ def pack(pairs: Sequence[dict], out: Path, show: Show | None = None) -> None:
         pairs: Frames as from `lyft_carla.find_pairs`; their order is kept.
         out: Folder to write into; made if missing, other files in it stay.
         show: Wraps the frames while they are packed, given them and how many there are.
+        hashes: SHA-256 of image and label file by the frame's name, to tell these frames from others.
 
     Raises:
         InputError: If a frame is unsound, the folder holds other packed frames, or the disk is too small.
     """
     out = Path(out)
-    plan = _Plan(pairs)
+    plan = _Plan(pairs, hashes)
     sources = plan.sources
     if is_packed(out):
-        if json.loads((out / INDEX_NAME).read_text(encoding='utf-8')).get('sources') != sources:
-            raise InputError(f'{out}: holds other packed frames; name another folder, or delete them')
-        PackedFrames(out)
+        _require_same(out, sources)
         # A run killed in its very last step left it.
         (out / _JOURNAL).unlink(missing_ok=True)
         return
@@ -176,11 +210,26 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> None:
     renamed = path.with_name(path.name.removesuffix(UNFINISHED))
     if renamed.is_file():
         renamed.replace(path)
-    if path.is_file() and path.stat().st_size == len(head) + size:
-        return
-    with path.open('wb') as file:
+    whole = path.is_file() and path.stat().st_size == len(head) + size
+    with path.open('r+b' if whole else 'wb') as file:
+        # Also where the pixels are kept: no checksum looks at the header.
         file.write(head)
-        file.truncate(len(head) + size)
+        _reserve(file, len(head) + size)
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Give a file its size and its place on the disk; what is in it stays."""
+    if hasattr(os, 'posix_fallocate'):
+        file.flush()
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        else:
+            return
+    # A file with holes: if the disk fills up, writing to its map kills the process.
+    file.truncate(size)
 
 
 def _map_parts(plan: _Plan, out: Path) -> dict[str, np.memmap]:
@@ -280,6 +329,6 @@ def verify(root: Path, show: Show | None = None) -> int:
     if bad:
         raise InputError(
             f'{root}: {len(bad)} of {2 * len(packed.frames)} arrays are damaged: {", ".join(bad)}; '
-            f'delete {Path(root) / INDEX_NAME} and run tools/prepare_data.py again, which packs them anew'
+            f'{remedy(root)}'
         )
     return len(packed.frames)

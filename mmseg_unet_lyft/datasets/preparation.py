@@ -13,7 +13,7 @@ from .files import UNFINISHED, write_json, write_whole
 from .inspection import Inspection, inspect
 from .judging import Judged
 from .listing import KAGGLE_NAME, KAGGLE_URL
-from .packing import check_space, pack
+from .packing import check_sources, check_space, pack
 from .scenes import MARKER_NAME
 from .statistics import STATS_NAME, write_stats
 from .unzip import unzip
@@ -62,10 +62,13 @@ def prepare(
         report: Writes the inspection's reports into a folder.
 
     Raises:
-        InputError: If the source cannot be used, the data have problems and ``skip_bad`` is not given, or
-            the disk is too small. Nothing of the prepared data has been written then.
+        InputError: If the source cannot be used, the data have problems and ``skip_bad`` is not given, the
+            disk is too small, or the root was packed from other files. Nothing of the prepared data has
+            been written then.
     """
     source, out = Path(source), Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f'{out}: is a file; name a folder to prepare')
     raw = _raw_folder(source, out, show)
     inspection = inspect(
         raw, simulator, accept, workers=workers, show=lambda frames, total: show(frames, total, 'reading')
@@ -78,6 +81,8 @@ def prepare(
     kept = {frame.files.name for frame in frames}
     problems = [one for one in inspection.problems if one.frame not in kept]
     left_out = sorted({one.frame for one in problems if one.frame})
+    hashes = {frame.files.name: frame.hashes for frame in frames}
+    check_sources(pairs, out, hashes)
     check_space(pairs, out)
     _clear_unfinished(out)
     report(out / REPORT_FOLDER, inspection)
@@ -90,7 +95,7 @@ def prepare(
     if (raw / MARKER_NAME).is_file():
         # Scores must go on saying that these are drawn scenes.
         write_whole(out / MARKER_NAME, (raw / MARKER_NAME).read_bytes())
-    pack(pairs, out, lambda frames, total: show(frames, total, 'packing'))
+    pack(pairs, out, lambda frames, total: show(frames, total, 'packing'), hashes)
     return Prepared(inspection, pairs, left_out)
 
 

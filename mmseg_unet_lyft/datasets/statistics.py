@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InputError
 from .episodes import SPLITS, drives_of_split
 from .files import write_json
-from .labels import VEHICLES, Scheme, get_scheme, median_frequency_weights
+from .labels import VEHICLES, Scheme, get_scheme, hood_of_spans, hood_spans, median_frequency_weights
 from .simulators import SIMULATORS
 
 if TYPE_CHECKING:
@@ -171,27 +171,6 @@ def class_weights(percent: np.ndarray) -> dict[str, np.ndarray]:
     weights['median_frequency'][present] = median_frequency_weights(percent[present])
     weights['inverse_log'][present] = 1 / np.log(LOG_OFFSET + percent[present] / 100)
     return weights
-
-
-def hood_spans(hood: np.ndarray | None) -> dict[str, list[list[int]]]:
-    """Columns of the hood by row, ``{'498': [[383, 417]]}``: first and one past the last."""
-    if hood is None:
-        return {}
-    edges = np.diff(np.pad(hood, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    spans = {}
-    for row in np.flatnonzero(hood.any(axis=1)):
-        ends = np.flatnonzero(edges[row]).reshape(-1, 2)
-        spans[str(row)] = ends.tolist()
-    return spans
-
-
-def hood_of_spans(spans: dict[str, list[list[int]]], size: Sequence[int]) -> np.ndarray:
-    """The hood, bool (H, W), from its columns by row."""
-    mask = np.zeros(tuple(size), dtype=bool)
-    for row, columns in spans.items():
-        for first, end in columns:
-            mask[int(row), first:end] = True
-    return mask
 
 
 def write_stats(path: Path, stats: Stats) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from ..errors import InputError
 from . import png
 from .files import UNFINISHED, free_bytes, taken_bytes
+from .listing import IMAGE_FOLDER
 from .packed import BYTES_PER_PIXEL
 
 # The Kaggle archive expands 1.0 times: PNGs are compressed already.
@@ -131,7 +132,7 @@ def _check_room(
     """Raise an InputError if the disk is too small for the files, and for packing them."""
     unpacked = sum(member.file_size for member in missing)
     # Of each pair the image alone: its pixels are what packing stores.
-    images = [member for member in to_pack if '/CameraRGB/' in f'/{member.filename}']
+    images = [member for member in to_pack if f'/{IMAGE_FOLDER}/' in f'/{member.filename}']
     packed = BYTES_PER_PIXEL * sum(_pixels(opened, member) for member in images)
     # What an earlier run has packed already, whole or in part.
     packed = max(packed - taken_bytes(out.parent.glob('*.npy*')), 0)

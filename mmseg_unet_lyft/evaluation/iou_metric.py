@@ -12,8 +12,7 @@ from mmengine.logging import MMLogger
 from mmseg.registry import METRICS
 from prettytable import PrettyTable
 
-from ..datasets.labels import hood_mask
-from ..datasets.statistics import hood_of_spans
+from ..datasets.labels import hood_mask, hood_of_spans
 from .counts import class_scores, confusion_matrix, f_beta, mean_iou, pixel_accuracy
 
 CHALLENGE_BETA = {'Road': 0.5, 'Roads': 0.5, 'Vehicle': 2.0, 'Vehicles': 2.0}

@@ -244,8 +244,8 @@ def _rarest(inspection: Inspection) -> str:
         figures = ''.join(
             _figure(
                 inspection,
-                inspection.sound[place],
-                f'{inspection.sound[place].files.name}: {pixels[place]} pixels',
+                sound[place],
+                f'{sound[place].files.name}: {pixels[place]} pixels',
             )
             for place in order
             if pixels[place]

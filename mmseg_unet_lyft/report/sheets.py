@@ -19,6 +19,12 @@ from .figures import captioned, legend, overlay, save_rgb
 Show = Callable[[Iterable, int, str], Iterable]
 
 
+def _require_loader(config: Config) -> None:
+    """Raise an InputError if there is nothing to draw samples from."""
+    if not config.get('train_dataloader'):
+        raise InputError(f'{config.filename}: has no train_dataloader to look into')
+
+
 def seen_samples(config: Config, count: int, seed: int) -> Iterable[tuple[np.ndarray, np.ndarray, str]]:
     """Training samples as they reach the network: image RGB uint8 (H, W, 3), label (H, W), frame's name.
 
@@ -32,8 +38,7 @@ def seen_samples(config: Config, count: int, seed: int) -> Iterable[tuple[np.nda
     Raises:
         InputError: If the config has no training loader.
     """
-    if not config.get('train_dataloader'):
-        raise InputError(f'{config.filename}: has no train_dataloader to look into')
+    _require_loader(config)
     init_default_scope(config.get('default_scope', 'mmseg'))
     settings = dict(config.train_dataloader, num_workers=0, persistent_workers=False)
     loader = Runner.build_dataloader(settings, seed=seed)
@@ -78,6 +83,7 @@ def sheet(
 
 def write_sheets(config: Config, out: Path, sheets: int, rows: int, seed: int, show: Show) -> list[Path]:
     """Write ``sheet_NN.png`` files into a folder, each with some samples; returns their paths."""
+    _require_loader(config)
     from mmseg.registry import DATASETS
 
     init_default_scope(config.get('default_scope', 'mmseg'))
