@@ -80,7 +80,10 @@ def test_a_damaged_packed_frame_ends_training_with_its_name(packed_root, tmp_pat
     options = ('max_iters=2', 'num_workers=1', f'train_drives=[{last.split("-")[0]}]')
     assert train_tiny(root, tmp_path / 'run', options=options) == 2
     said = capsys.readouterr().err
-    assert f'image of frame {last} is damaged; pack the frames again' in said
+    assert (
+        f'image of frame {last} is damaged; delete {root / "packed.json"} and run tools/prepare_data.py again'
+        in said
+    )
     assert 'Traceback' not in said
 
 
