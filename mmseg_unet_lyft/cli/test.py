@@ -41,6 +41,10 @@ def _test(argv: list[str] | None) -> None:
     from ..engine.runner import build_runner
 
     config = read_config(args)
+    # Beside the training run: mmengine would write this run's config over the one saved there.
+    folder = Path(args.work_dir or Path(args.checkpoint).parent)
+    is_training_run = not args.work_dir or (folder / 'last_checkpoint').is_file()
+    config.work_dir = str(folder / 'test' if is_training_run else folder)
     device.choose_device(args.device)
     checkpoint.read_checkpoint(args.checkpoint)
     check_data(config, 'test_dataloader', *(['train_dataloader'] if args.baselines else []))

@@ -17,6 +17,8 @@ from torch import nn
 from ..compat import plain_types_only
 from ..errors import InputError
 
+_TRAINED_WITH = 'Name the config it was trained with: its work dir holds it, the --cfg-options included'
+
 
 def use_resume(config: Config, resume: str | None) -> None:
     """Set what to resume from: a checkpoint path, ``auto`` for the newest in the work dir, or None.
@@ -90,7 +92,7 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(wrapped): weight for name, weight in weights.items()}
 
 
-def check_weights(model: nn.Module, path: str) -> None:
+def check_weights(model: nn.Module, path: str, remedy: str = _TRAINED_WITH) -> None:
     """Raise an InputError unless a checkpoint's weights are the model's, name by name and in shape.
 
     mmengine loads what fits and only logs the rest.
@@ -98,19 +100,17 @@ def check_weights(model: nn.Module, path: str) -> None:
     problems = _misfits(_bare(model).state_dict(), read_weights(path))
     found = [f'{len(names)} {what} ({min(names)}, ...)' for what, names in problems.items() if names]
     if found:
-        raise InputError(
-            f'{path}: its weights are not of this config: {"; ".join(found)}. '
-            'Name the config it was trained with'
-        )
+        raise InputError(f'{path}: its weights are not of this config: {"; ".join(found)}. {remedy}')
 
 
-def load_weights(model: nn.Module, path: str, strict: bool = False) -> str:
+def load_weights(model: nn.Module, path: str, strict: bool = False, remedy: str | None = None) -> str:
     """Start a model from the weights of a checkpoint: all that fit by name and shape.
 
     Args:
         model: The model to load into, wrapped for several processes or not.
         path: A checkpoint of a model with other classes or input channels, say.
         strict: Refuse a checkpoint of which anything does not fit.
+        remedy: What to do about it, for the message.
 
     Returns:
         What was loaded and, name by name with both shapes, what was left out.
@@ -121,7 +121,7 @@ def load_weights(model: nn.Module, path: str, strict: bool = False) -> str:
     bare = _bare(model)
     wanted, weights = bare.state_dict(), read_weights(path)
     if strict:
-        check_weights(model, path)
+        check_weights(model, path, _TRAINED_WITH if remedy is None else remedy)
     misfits = _misfits(wanted, weights)
     fitting = {name: weights[name] for name in (wanted.keys() & weights.keys()) - misfits['reshaped']}
     if all(_is_statistic(name) for name in fitting):

@@ -54,7 +54,9 @@ class StartWeightsHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Load them."""
-        runner.logger.info(load_weights(runner.model, self.path, self.strict))
+        runner.logger.info(
+            load_weights(runner.model, self.path, self.strict, 'Without --strict, what fits is loaded')
+        )
 
 
 class AverageBuffersHook(Hook):

@@ -297,3 +297,13 @@ def test_another_number_of_classes_starts_from_the_weights_that_fit(trained, dra
 def test_strict_without_weights_to_start_from_is_refused(capsys):
     assert train.main(['configs/unet_lyft_demo.py', '--strict']) == 2
     assert '--strict: says how to take the weights of --load-from; give that too' in capsys.readouterr().err
+
+
+def test_scoring_leaves_the_config_that_training_saved(trained, drawn_root, tmp_path):
+    run = Path(shutil.copytree(trained, tmp_path / 'run'))
+    saved = (run / 'unet_lyft_demo.py').read_text()
+    for places in ([], ['--work-dir', str(run)]):
+        arguments = [str(run / 'unet_lyft_demo.py'), str(run / 'iter_4.pth'), '--data-root', str(drawn_root)]
+        assert test.main([*arguments, *places]) == 0
+        assert (run / 'unet_lyft_demo.py').read_text() == saved
+        (run / 'test/scores.json').unlink()
