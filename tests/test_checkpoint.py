@@ -84,7 +84,7 @@ def test_other_classes_and_channels_load_what_fits_and_list_the_rest(saved):
     path, source = saved
     model = unet(in_channels=4, num_classes=3)
     first = model.backbone.levels[0][0].conv.weight.clone()
-    report = checkpoint.load_weights(model, path)
+    report = checkpoint.load_weights(model, checkpoint.read_weights(path), path)
     total = len(source.state_dict())
     assert report == (
         f'{path}: loaded {total - 3} of the {total} weights of this model\n'
@@ -102,8 +102,9 @@ def test_other_classes_and_channels_load_what_fits_and_list_the_rest(saved):
 def test_names_that_are_only_on_one_side_are_listed(tmp_path):
     weights = unet().state_dict()
     weights['head.old'] = weights.pop('decode_head.conv_seg.bias')
-    torch.save(weights, tmp_path / 'other.pth')
-    report = checkpoint.load_weights(unet(), str(tmp_path / 'other.pth'))
+    path = str(tmp_path / 'other.pth')
+    torch.save(weights, path)
+    report = checkpoint.load_weights(unet(), checkpoint.read_weights(path), path)
     assert '  1 not in the file, kept as initialised:\n    decode_head.conv_seg.bias\n' in report
     assert report.endswith('  1 only in the file, left out:\n    head.old')
 
@@ -115,14 +116,22 @@ def test_strict_refuses_what_does_not_fit(saved):
     with pytest.raises(
         InputError, match=r'not of this config: 2 reshaped \(decode_head.conv_seg.bias, ...\)'
     ):
-        checkpoint.load_weights(model, path, strict=True)
+        checkpoint.check_weights(model, checkpoint.read_weights(path), path)
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('content', [{}, {1: 2}, {'state_dict': [1]}, {'meta': {'iter': 3}}])
+def test_a_file_without_weights_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / 'none.pth')
+    with pytest.raises(InputError, match=r'none\.pth: holds no weights of a model; name a checkpoint of a'):
+        checkpoint.read_weights(str(tmp_path / 'none.pth'))
+
+
 def test_nothing_that_fits_is_an_error(tmp_path):
-    torch.save({'conv.weight': torch.zeros(3)}, tmp_path / 'other.pth')
+    path = str(tmp_path / 'other.pth')
+    torch.save({'conv.weight': torch.zeros(3)}, path)
     with pytest.raises(InputError, match=r'other\.pth: none of its 1 weights has a name and shape of this'):
-        checkpoint.load_weights(unet(), str(tmp_path / 'other.pth'))
+        checkpoint.load_weights(unet(), checkpoint.read_weights(path), path)
 
 
 def test_resume_wants_a_checkpoint(tmp_path):

@@ -14,7 +14,7 @@ from mmseg_unet_lyft.datasets.inspection import inspect
 from mmseg_unet_lyft.datasets.loading import read_label
 from mmseg_unet_lyft.datasets.lyft_carla import LyftCarlaDataset
 from mmseg_unet_lyft.datasets.statistics import STATS_NAME, write_stats
-from mmseg_unet_lyft.engine.checkpoint import check_weights, load_weights
+from mmseg_unet_lyft.engine.checkpoint import check_weights, load_weights, read_weights
 from mmseg_unet_lyft.engine.config import load_config, parse_options
 from mmseg_unet_lyft.engine.data_stats import apply_stats
 from mmseg_unet_lyft.errors import InputError
@@ -150,11 +150,12 @@ def build(config):
 def test_statistics_travel_in_the_weights(prepared, tmp_path):
     trained, _ = configured(prepared)
     model = build(trained)
-    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'weights.pth')
+    path = str(tmp_path / 'weights.pth')
+    torch.save(dict(state_dict=model.state_dict(), meta={}), path)
     # Built from the package's config, as test and predict do.
     other = build(load_config('unet_lyft_bn.py'))
-    check_weights(other, str(tmp_path / 'weights.pth'))
-    load_checkpoint(other, str(tmp_path / 'weights.pth'), map_location='cpu')
+    check_weights(other, read_weights(path), path)
+    load_checkpoint(other, path, map_location='cpu')
     np.testing.assert_allclose(
         other.data_preprocessor.mean.ravel(), trained.model.data_preprocessor.mean, rtol=1e-6
     )
@@ -169,15 +170,17 @@ def test_weights_without_statistics_keep_the_configs(tmp_path):
     model = build(load_config('unet_lyft_bn.py'))
     weights = {name: value for name, value in model.state_dict().items() if 'data_preprocessor' not in name}
     assert len(weights) == len(model.state_dict()) - 2
-    torch.save(dict(state_dict=weights, meta={}), tmp_path / 'weights.pth')
-    check_weights(model, str(tmp_path / 'weights.pth'))
+    path = str(tmp_path / 'weights.pth')
+    torch.save(dict(state_dict=weights, meta={}), path)
+    check_weights(model, read_weights(path), path)
     assert model.load_state_dict(weights) == ([], [])
     # Starting from them says nothing of statistics, and those alone are no weights to start from.
-    assert 'not in the file' not in load_weights(model, str(tmp_path / 'weights.pth'))
+    assert 'not in the file' not in load_weights(model, read_weights(path), path)
     alone = {name: value for name, value in model.state_dict().items() if 'data_preprocessor' in name}
-    torch.save(dict(state_dict=alone, meta={}), tmp_path / 'alone.pth')
+    path = str(tmp_path / 'alone.pth')
+    torch.save(dict(state_dict=alone, meta={}), path)
     with pytest.raises(InputError, match='none of its 2 weights has a name and shape of this model'):
-        load_weights(model, str(tmp_path / 'alone.pth'))
+        load_weights(model, read_weights(path), path)
     np.testing.assert_allclose(model.data_preprocessor.mean.ravel(), [123.675, 116.28, 103.53], rtol=1e-6)
 
 

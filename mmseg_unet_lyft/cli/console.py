@@ -5,40 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
-from ..engine.ranks import place_of
+from ..engine.ranks import is_first, take_place, this_process
 from ..errors import InputError
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
-class _Place:
-    """Where this process stands among those of its run; alone, until a command says otherwise."""
-
-    rank = 0
-    local_rank = 0
-
-
-def take_place(launcher: str) -> None:
-    """Speak from now on as the rank that the launcher made of this process; ``'none'`` is alone.
-
-    Raises:
-        InputError: If that launcher did not start this process.
-    """
-    _Place.rank = _Place.local_rank = 0
-    if launcher != 'none':
-        place = place_of(launcher)
-        _Place.rank, _Place.local_rank = int(place['RANK']), int(place['LOCAL_RANK'])
-
-
-def first_rank() -> bool:
-    """Whether this process is the only one of its run, or the one that writes and speaks for all."""
-    return _Place.rank == 0
-
-
 def say(text: str) -> None:
     """Write a line to stdout at once, also through a pipe; of several ranks only the first speaks."""
-    if not first_rank():
+    if not is_first():
         return
     sys.stdout.write(f'{text}\n')
     sys.stdout.flush()
@@ -62,12 +38,6 @@ def _input_error(error: BaseException | None) -> InputError | None:
     return found
 
 
-def _has_joined() -> bool:
-    """Whether this process is a rank that works with others already."""
-    torch = sys.modules.get('torch')
-    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def guarded(command: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
     """A command's ``main(argv=None)`` that returns an exit code and prints a user's mistake plainly.
 
@@ -82,10 +52,10 @@ def guarded(command: Callable[[list[str] | None], int | None]) -> Callable[[list
             mistake = _input_error(error)
             if mistake is None:
                 raise
-            if _Place.local_rank and not _has_joined():
+            if this_process.local_rank and not this_process.has_joined():
                 return EXIT_INPUT_ERROR
             # A worker's error arrives as text: the message is what follows its last "InputError: ".
-            who = '' if first_rank() else f'rank {_Place.rank}: '
+            who = '' if is_first() else f'rank {this_process.rank}: '
             sys.stderr.write(f'{who}error: {str(mistake).rpartition("InputError: ")[2].strip()}\n')
             return EXIT_INPUT_ERROR
         except KeyboardInterrupt:

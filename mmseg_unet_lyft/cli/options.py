@@ -31,7 +31,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def read_config(args: argparse.Namespace) -> Config:
     """The config with ``--cfg-options``, ``--data-root``, ``--work-dir`` and ``--launcher`` applied."""
     from ..engine.config import load_config, parse_options
-    from .console import take_place
+    from ..engine.ranks import take_place
 
     take_place(args.launcher)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

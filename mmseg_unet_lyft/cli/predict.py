@@ -40,7 +40,7 @@ def _predict(argv: list[str] | None) -> None:
     from ..compat import require_stack
 
     require_stack()
-    from ..engine import checkpoint, device
+    from ..engine import device
     from ..engine.config import load_config, parse_options
     from ..inference.folder import find_images, predict_images
     from ..inference.segmenter import Segmenter
@@ -49,7 +49,6 @@ def _predict(argv: list[str] | None) -> None:
         raise InputError(f'--opacity {args.opacity}: give a number from 0 to 1')
     images = find_images([Path(path) for path in args.inputs])
     device.choose_device(args.device)
-    checkpoint.read_checkpoint(args.checkpoint)
     config = load_config(args.config, parse_options(args.cfg_options))
     segmenter = Segmenter(config, args.checkpoint, device.device_name(args.device))
     predict_images(segmenter, progress(images, len(images), 'predicting'), Path(args.out), args.opacity)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .console import first_rank, guarded, progress, say
+from .console import guarded, progress, say
 from .options import add_run_arguments, read_config
 
 
@@ -38,6 +38,7 @@ def _test(argv: list[str] | None) -> None:
     require_stack()
     from ..engine import checkpoint, device, launch, scoring
     from ..engine.preflight import check_data
+    from ..engine.ranks import is_first
     from ..engine.runner import build_runner
 
     config = read_config(args)
@@ -46,7 +47,7 @@ def _test(argv: list[str] | None) -> None:
     is_training_run = not args.work_dir or (folder / 'last_checkpoint').is_file()
     config.work_dir = str(folder / 'test' if is_training_run else folder)
     device.choose_device(args.device)
-    checkpoint.read_checkpoint(args.checkpoint)
+    weights = checkpoint.read_weights(args.checkpoint)
     check_data(config, 'test_dataloader', *(['train_dataloader'] if args.baselines else []))
     config.load_from = args.checkpoint
     config.custom_hooks = [
@@ -54,11 +55,11 @@ def _test(argv: list[str] | None) -> None:
         dict(type='LyftOutputHook', out_dir=args.out, show_dir=args.show_dir, show_limit=args.show_limit),
     ]
     runner = build_runner(config)
-    checkpoint.check_weights(runner.model, args.checkpoint)
+    checkpoint.check_weights(runner.model, weights, args.checkpoint)
     metric = scoring.find_metric(runner)
     metrics = runner.test()
     launch.leave_group()
-    if first_rank():
+    if is_first():
         floors = scoring.score_floors(config, progress) if args.baselines else {}
         summary = scoring.summarise(config, metrics, metric.confusion, floors)
         say(scoring.score_table(summary))

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
-from .console import first_rank, guarded, say
+from .console import guarded, say
 from .options import add_run_arguments, read_config
 
 
@@ -48,6 +48,7 @@ def _train(argv: list[str] | None) -> None:
     from ..engine import checkpoint, device, launch
     from ..engine.data_stats import apply_stats
     from ..engine.preflight import check_data
+    from ..engine.ranks import is_first
     from ..engine.runner import StartWeightsHook, build_runner, check_deterministic
     from ..report.figures import save_training_curves
 
@@ -55,7 +56,7 @@ def _train(argv: list[str] | None) -> None:
     device.choose_device(args.device)
     device.set_randomness(config, args.seed, args.deterministic)
     if args.load_from:
-        checkpoint.read_checkpoint(args.load_from)
+        checkpoint.read_weights(args.load_from)
     checkpoint.use_resume(config, args.resume)
     check_data(config, 'train_dataloader', 'val_dataloader')
     for line in apply_stats(config, args.cfg_options, bool(args.load_from)):
@@ -71,7 +72,7 @@ def _train(argv: list[str] | None) -> None:
         runner.register_hook(StartWeightsHook(args.load_from, args.strict))
     runner.train()
     launch.leave_group()
-    if first_rank():
+    if is_first():
         say(f'curves: {save_training_curves(Path(config.work_dir))}')
         say(checkpoint.describe_best(config.work_dir))
         say(f'wrote {config.work_dir}')

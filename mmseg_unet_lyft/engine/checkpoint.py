@@ -18,6 +18,7 @@ from ..compat import plain_types_only
 from ..errors import InputError
 
 _TRAINED_WITH = 'Name the config it was trained with: its work dir holds it, the --cfg-options included'
+_WRAPPED = 'module.'  # before each name, from a model wrapped for several processes
 
 
 def use_resume(config: Config, resume: str | None) -> None:
@@ -86,42 +87,58 @@ def read_checkpoint(path: str, map_location: str | torch.device = 'cpu') -> dict
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint file by name, on the CPU; errors as in `read_checkpoint`."""
-    checkpoint = read_checkpoint(path)
-    weights = checkpoint.get('state_dict', checkpoint)
-    wrapped = 'module.'
-    return {name.removeprefix(wrapped): weight for name, weight in weights.items()}
+    return weights_of(read_checkpoint(path), path)
 
 
-def check_weights(model: nn.Module, path: str, remedy: str = _TRAINED_WITH) -> None:
-    """Raise an InputError unless a checkpoint's weights are the model's, name by name and in shape.
+def weights_of(content: dict[str, Any], path: str) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint's content by name, as of a model that is not wrapped.
+
+    Raises:
+        InputError: If it holds none; the message names the path.
+    """
+    found = content.get('state_dict', content)
+    weights = found.items() if isinstance(found, dict) else ()
+    weights = {str(name): weight for name, weight in weights if isinstance(weight, torch.Tensor)}
+    if not weights:
+        raise InputError(f'{path}: holds no weights of a model; name a checkpoint of a training run')
+    return {name.removeprefix(_WRAPPED): weight for name, weight in weights.items()}
+
+
+def check_weights(
+    model: nn.Module, weights: dict[str, torch.Tensor], path: str, remedy: str = _TRAINED_WITH
+) -> None:
+    """Raise an InputError unless weights are the model's, name by name and in shape.
 
     mmengine loads what fits and only logs the rest.
+
+    Args:
+        model: The model, wrapped for several processes or not.
+        weights: As from `read_weights`.
+        path: Where they are from, for the message.
+        remedy: What to do about it, for the message.
     """
-    problems = _misfits(_bare(model).state_dict(), read_weights(path))
+    problems = _misfits(_bare(model).state_dict(), weights)
     found = [f'{len(names)} {what} ({min(names)}, ...)' for what, names in problems.items() if names]
     if found:
         raise InputError(f'{path}: its weights are not of this config: {"; ".join(found)}. {remedy}')
 
 
-def load_weights(model: nn.Module, path: str, strict: bool = False, remedy: str | None = None) -> str:
-    """Start a model from the weights of a checkpoint: all that fit by name and shape.
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: str) -> str:
+    """Start a model from weights: all that fit by name and shape.
 
     Args:
         model: The model to load into, wrapped for several processes or not.
-        path: A checkpoint of a model with other classes or input channels, say.
-        strict: Refuse a checkpoint of which anything does not fit.
-        remedy: What to do about it, for the message.
+        weights: As from `read_weights`; of a model with other classes or input channels, say.
+        path: Where they are from, for the message.
 
     Returns:
         What was loaded and, name by name with both shapes, what was left out.
 
     Raises:
-        InputError: If nothing fits or, when strict, not everything.
+        InputError: If nothing fits.
     """
     bare = _bare(model)
-    wanted, weights = bare.state_dict(), read_weights(path)
-    if strict:
-        check_weights(model, path, _TRAINED_WITH if remedy is None else remedy)
+    wanted = bare.state_dict()
     misfits = _misfits(wanted, weights)
     fitting = {name: weights[name] for name in (wanted.keys() & weights.keys()) - misfits['reshaped']}
     if all(_is_statistic(name) for name in fitting):

@@ -1,8 +1,10 @@
-"""What a launcher tells the processes it starts, in the environment; the standard library only."""
+"""Which rank this process is, by what its launcher put into the environment; the standard library only."""
 
 from __future__ import annotations
 
 import os
+import sys
+from dataclasses import dataclass
 
 from ..errors import InputError
 
@@ -43,3 +45,41 @@ def place_of(launcher: str) -> dict[str, str]:
         LOCAL_RANK=os.environ.get(local_rank, os.environ[rank]),
         LOCAL_WORLD_SIZE=os.environ.get(local_size, '1'),
     )
+
+
+@dataclass
+class Place:
+    """Where a process stands among those of its run.
+
+    Attributes:
+        rank: Among all; 0 speaks and writes for all.
+        local_rank: Among those on this machine.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+
+    @staticmethod
+    def has_joined() -> bool:
+        """Whether this process works with others already."""
+        torch = sys.modules.get('torch')
+        return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+# Alone, until a command says what started it.
+this_process = Place()
+
+
+def take_place(launcher: str) -> None:
+    """Set `this_process` to the rank that a launcher made of it; ``'none'`` is alone.
+
+    Raises:
+        InputError: If that launcher did not start this process.
+    """
+    place = dict(RANK=0, LOCAL_RANK=0) if launcher == 'none' else place_of(launcher)
+    this_process.rank, this_process.local_rank = int(place['RANK']), int(place['LOCAL_RANK'])
+
+
+def is_first() -> bool:
+    """Whether this process is the only one of its run, or the one that writes and speaks for all."""
+    return this_process.rank == 0

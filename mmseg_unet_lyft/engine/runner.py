@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import register  # noqa: F401  (a config whose custom_imports name the bare package finds it imported)
 from ..errors import InputError
-from .checkpoint import load_safely, load_weights
+from .checkpoint import check_weights, load_safely, load_weights, read_weights
 from .launch import join_group
 
 # Large enough for five levels, and quick.
@@ -54,9 +54,10 @@ class StartWeightsHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Load them."""
-        runner.logger.info(
-            load_weights(runner.model, self.path, self.strict, 'Without --strict, what fits is loaded')
-        )
+        weights = read_weights(self.path)
+        if self.strict:
+            check_weights(runner.model, weights, self.path, 'Without --strict, what fits is loaded')
+        runner.logger.info(load_weights(runner.model, weights, self.path))
 
 
 class AverageBuffersHook(Hook):

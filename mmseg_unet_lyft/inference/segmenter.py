@@ -36,7 +36,7 @@ class Segmenter:
         from mmengine.dataset import Compose
         from mmseg.apis import init_model
 
-        from ..engine.checkpoint import load_weights, read_checkpoint
+        from ..engine.checkpoint import check_weights, load_weights, read_checkpoint, weights_of
         from ..engine.config import load_config
 
         # mmseg's init_model writes into the config it is given.
@@ -48,7 +48,9 @@ class Segmenter:
         content = read_checkpoint(checkpoint)
         # Not with the checkpoint: mmseg would load it unsafely.
         self.model = init_model(config, None, device)
-        load_weights(self.model, checkpoint, strict=True)
+        weights = weights_of(content, checkpoint)
+        check_weights(self.model, weights, checkpoint)
+        load_weights(self.model, weights, checkpoint)
         self.model.dataset_meta = content.get('meta', {}).get('dataset_meta') or _config_meta(config)
         steps = self.model.cfg.test_pipeline
         # The frame is given and has no label.

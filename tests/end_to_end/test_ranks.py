@@ -14,7 +14,7 @@ import torch
 from mmengine.config import Config
 
 from mmseg_unet_lyft.cli import console
-from mmseg_unet_lyft.engine import launch
+from mmseg_unet_lyft.engine import launch, ranks
 from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, read_weights
 from mmseg_unet_lyft.errors import InputError
 
@@ -26,12 +26,17 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 120
 
 
-def wait_for(condition, what):
-    """Return when the condition holds; fail after a while."""
+def comes_true(condition):
+    """Whether a condition holds within our patience."""
     end = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < end, f'no {what} within {PATIENCE_SECONDS} s'
+    while not condition() and time.monotonic() < end:
         time.sleep(0.05)
+    return condition()
+
+
+def all_end(pids):
+    """Whether all of these processes end within our patience."""
+    return comes_true(lambda: not any(map(is_running, pids)))
 
 
 def is_running(pid: int) -> bool:
@@ -152,9 +157,7 @@ def test_a_mistake_is_told_once_and_its_exit_code_comes_back(drawn_root, tmp_pat
 
 def ranks_of(launcher: subprocess.Popen, work_dir: Path) -> list[int]:
     """Process ids of the two ranks, once they train."""
-    wait_for(
-        lambda: any(work_dir.glob('*/vis_data/scalars.json')) or launcher.poll() is not None, 'first step'
-    )
+    assert comes_true(lambda: any(work_dir.glob('*/vis_data/scalars.json')) or launcher.poll() is not None)
     children = Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text().split()
     assert len(children) == 2, launcher.communicate()
     return [int(pid) for pid in children]
@@ -175,7 +178,7 @@ def test_a_signal_reaches_the_ranks_and_nothing_survives(drawn_root, tmp_path, n
     _, stderr = launcher.communicate(timeout=PATIENCE_SECONDS)
     assert launcher.returncode == code, stderr
     assert re.search(f'rank [01] was ended by {name}', stderr)
-    wait_for(lambda: not any(map(is_running, ranks + workers)), 'end of all processes')
+    assert all_end(ranks + workers)
 
 
 def all_children(pid: int) -> list[int]:
@@ -192,7 +195,7 @@ def test_a_killed_rank_takes_the_other_with_it(drawn_root, tmp_path):
     _, stderr = launcher.communicate(timeout=PATIENCE_SECONDS)
     assert launcher.returncode == 137, stderr
     assert 'rank 1 was ended by SIGKILL (the machine may be out of memory)' in stderr
-    wait_for(lambda: not any(map(is_running, ranks)), 'end of the other rank')
+    assert all_end(ranks)
 
 
 @pytest.mark.slow
@@ -200,7 +203,7 @@ def test_ranks_do_not_outlive_a_killed_launcher(drawn_root, tmp_path):
     launcher = dist_train(drawn_root, tmp_path, options=ENDLESS)
     ranks = ranks_of(launcher, tmp_path)
     launcher.kill()
-    wait_for(lambda: not any(map(is_running, ranks)), 'end of the ranks')
+    assert all_end(ranks)
 
 
 def test_more_processes_than_gpus_names_the_cpu_way(monkeypatch):
@@ -248,12 +251,12 @@ def test_nodes_are_numbered(monkeypatch):
 
 def test_a_variable_of_slurm_mutes_no_process_that_runs_alone(monkeypatch, capsys):
     monkeypatch.setenv('SLURM_PROCID', '3')
-    console.take_place('none')
+    ranks.take_place('none')
     console.say('heard')
     monkeypatch.setenv('SLURM_NTASKS', '4')
-    console.take_place('slurm')
+    ranks.take_place('slurm')
     console.say('not heard')
-    console.take_place('none')
+    ranks.take_place('none')
     assert capsys.readouterr().out == 'heard\n'
 
 
