@@ -81,7 +81,7 @@ def passes_by_hand(model: nn.Module, passes: int, seed: int) -> np.ndarray:
 
     def drop(layer, inputs, output):
         kept = 1 - layer.p
-        return inputs[0] * torch.empty_like(inputs[0]).bernoulli_(kept, generator=generator) / kept
+        return inputs[0] * (torch.rand(inputs[0].shape, generator=generator) < kept) / kept
 
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Dropout) and layer.p]
     handles = [layer.register_forward_hook(drop) for layer in layers]
@@ -219,7 +219,16 @@ def test_a_ratio_of_one_drops_everything():
 
 
 def test_a_heads_dropout_of_channels_is_active_too():
-    head = dict(type='FCNHead', in_channels=16, in_index=2, channels=4, num_classes=3, num_convs=1)
+    head = dict(
+        type='FCNHead',
+        in_channels=16,
+        in_index=2,
+        channels=16,
+        num_classes=3,
+        num_convs=1,
+        dropout_ratio=0.5,
+        loss_decode=dict(type='LyftCrossEntropyLoss'),
+    )
     backbone = dict(type='LyftUNet', base_channels=4, num_stages=3, dropout=0.0)
     model = MODELS.build(
         dict(type='LyftSegmentor', backbone=backbone, decode_head=head, train_cfg=dict())
