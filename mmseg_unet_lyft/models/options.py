@@ -20,6 +20,7 @@ _DEFAULTS = dict(
     thresholds=None,
     passes=None,
 )
+TEST_KEYS = frozenset(_DEFAULTS)
 _MODES = ('whole', 'slide')
 _WINDOWS = ('gaussian', 'uniform')
 
