@@ -99,6 +99,15 @@ def test_the_mean_of_three_passes_equals_a_loop_over_them(ratios):
     np.testing.assert_allclose(mean.numpy(), passes_by_hand(model, 3, 4), atol=1e-6)
 
 
+@pytest.mark.parametrize(('encoder', 'runs'), [(0.3, 3), (0.0, 1)])
+def test_an_encoder_without_dropout_runs_once_for_all_passes(encoder, runs):
+    model = segmentor(encoder)
+    seen = []
+    model.backbone.levels[0].register_forward_hook(lambda *_: seen.append(1))
+    monte_carlo(model, IMAGES, metas(IMAGES), passes=3)
+    assert len(seen) == runs
+
+
 def test_the_same_seed_gives_the_same_map_and_another_seed_another():
     model = segmentor()
     first, again, other = (monte_carlo(model, IMAGES, metas(IMAGES), 3, seed) for seed in (1, 1, 2))
