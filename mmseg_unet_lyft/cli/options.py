@@ -7,8 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
+
 if TYPE_CHECKING:
     from mmengine.config import Config
+
+    from ..inference.segmenter import Segmenter
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +30,81 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch.distributed.launch passes --local-rank, older ones --local_rank.
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+MODEL_VARIABLE = 'LYFT_MODEL'
+_MODEL_SUFFIXES = ('.pth', '.pt', '.onnx', '.xml')
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, inputs: str) -> None:
+    """Add what every command takes that labels frames with a model.
+
+    Args:
+        parser: The command's.
+        inputs: What it labels, for the help.
+    """
+    parser.add_argument(
+        'words',
+        nargs='+',
+        metavar='[CONFIG] MODEL INPUT',
+        help=f'a checkpoint or exported file ({", ".join(_MODEL_SUFFIXES)}), or {MODEL_VARIABLE} names it; '
+        f'before it the config of a checkpoint that does not describe its model; then {inputs}',
+    )
+    parser.add_argument('--device', help='cpu, cuda or cuda:N; a GPU by default if there is one')
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override the config'
+    )
+
+
+def split_words(words: list[str]) -> tuple[str | None, str, list[str]]:
+    """Config (if any), model and inputs among the words of a command line.
+
+    Raises:
+        InputError: If no word is a model and the environment names none, or nothing is left to label.
+    """
+    config, model, inputs = None, None, list(words)
+    at = next((index for index, word in enumerate(words[:2]) if word.endswith(_MODEL_SUFFIXES)), None)
+    if at is not None:
+        config, model, inputs = words[0] if at else None, words[at], words[at + 1 :]
+    elif words[0].endswith('.py') and os.environ.get(MODEL_VARIABLE):
+        config, inputs = words[0], words[1:]
+    model = model or os.environ.get(MODEL_VARIABLE)
+    if not model:
+        raise InputError(
+            f'{words[0]}: is no model ({", ".join(_MODEL_SUFFIXES)}); name one before what is to be '
+            f'labelled, or in the environment variable {MODEL_VARIABLE}'
+        )
+    if not inputs:
+        raise InputError(f'{model}: nothing to label; name it behind the model')
+    return config, model, inputs
+
+
+def open_segmenter(args: argparse.Namespace, config: str | None, model: str) -> Segmenter:
+    """The model of a command line on the device it asks for.
+
+    Raises:
+        InputError: If it cannot be had, or ``--cfg-options`` are given without a config.
+    """
+    from ..inference.exported import SUFFIXES
+    from ..inference.segmenter import Segmenter
+
+    options = getattr(args, 'cfg_options', [])
+    if config is None and options:
+        raise InputError('--cfg-options: change a config; name it before the model')
+    threads = getattr(args, 'threads', None)
+    if config is None and model.endswith(SUFFIXES):
+        return Segmenter(model, device=args.device or 'cpu', threads=threads)
+    from ..compat import require_stack
+
+    require_stack()
+    from ..engine import device
+    from ..engine.config import load_config, parse_options
+
+    device.choose_device(args.device)
+    name = device.device_name(args.device)
+    if config is None:
+        return Segmenter(model, device=name, threads=threads)
+    return Segmenter(load_config(config, parse_options(options)), model, name, threads)
 
 
 def read_config(args: argparse.Namespace) -> Config:

@@ -12,6 +12,7 @@ from mmseg.structures import SegDataSample
 
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.runner import build_runner
+from mmseg_unet_lyft.engine.uncertainty import ask_for_uncertainty
 
 SMALL = dict(image_scale_wh=(128, 96), crop_size=(64, 96), base_channels=4, num_workers=0, warmup_iters=1)
 EMPTY_ROWS = 40
@@ -74,6 +75,7 @@ def evaluation(out: Path, data_root: Path, launcher: str, checkpoint: Path) -> d
     # Of the six that `drawn_root` has: an odd number for two processes.
     config.test_dataloader.dataset.indices = 5
     config.load_from = str(checkpoint)
+    ask_for_uncertainty(config, 1)
     runner = build_runner(config)
     metrics = runner.test()
     return dict(metrics=metrics, confusion=torch.from_numpy(runner.test_evaluator.metrics[0].confusion))
