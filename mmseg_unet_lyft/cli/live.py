@@ -84,6 +84,7 @@ def only_data_on_stdout() -> Iterator[TextIO]:
     """Standard output for data; what anything else, libraries too, writes there goes to stderr meanwhile."""
     sys.stdout.flush()
     data = os.fdopen(os.dup(1), 'w', encoding='utf-8')
+    data.buffer.raw.name = 'standard output'
     os.dup2(2, 1)
     try:
         with redirect_stdout(sys.stderr):

@@ -24,7 +24,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add_model_arguments(parser, 'a video file, a folder of frames, or the number of a camera')
     add_video_arguments(parser)
-    return parser.parse_args(argv)
+    # Options may stand between the model and the input.
+    return parser.parse_intermixed_args(argv)
 
 
 def _run(args: argparse.Namespace, data: TextIO | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from importlib.util import find_spec
@@ -132,7 +133,7 @@ class OverlayVideo(Sink):
             self._container.mux(self._stream.encode(frame))
         except OSError as error:
             self._whole = False
-            raise self._unwritable(error) from error
+            raise self._unwritable(error, self._file.cut_to_whole_fragments()) from error
 
     def close(self) -> None:
         """Write what the encoder holds back, and the file's end."""
@@ -151,8 +152,8 @@ class OverlayVideo(Sink):
             finally:
                 self._file.close()
 
-    def _unwritable(self, error: OSError) -> InputError:
-        kept = f'; the first {self._frames} frames or so play' if getattr(self, '_frames', 0) else ''
+    def _unwritable(self, error: OSError, is_playable: bool = False) -> InputError:
+        kept = '; what was written before plays' if is_playable else ''
         return InputError(
             f'{self.path}: cannot be written ({error.strerror}); make room, or name another --out{kept}'
         )
@@ -166,6 +167,7 @@ class _WholeWrites:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file: BinaryIO = path.open('wb', buffering=0)
         self.refuses = False
 
@@ -175,6 +177,28 @@ class _WholeWrites:
         while rest and not self.refuses:
             rest = rest[self._file.write(rest) :]
         return len(content)
+
+    def cut_to_whole_fragments(self) -> bool:
+        """Cut off a fragment that could only be written in part, at which players stop with an error.
+
+        Returns:
+            Whether there are whole ones; else nothing is cut off.
+        """
+        if not self._path.is_file():
+            return False  # A device, or a pipe.
+        end, fragment, size = 0, 0, self._path.stat().st_size
+        with self._path.open('rb') as file:
+            while len(header := file.read(8)) == 8:
+                length, kind = struct.unpack('>I4s', header)
+                end += length
+                if end > size or length < len(header):
+                    break
+                if kind == b'mdat':
+                    fragment = end
+                file.seek(end)
+        if fragment:
+            self._file.truncate(fragment)
+        return fragment > 0
 
     @property
     def closed(self) -> bool:
