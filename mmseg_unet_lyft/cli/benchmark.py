@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .console import guarded, progress, say
+from .options import check_file_option
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -43,8 +44,7 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise InputError(f'--{name} {value}: give 1 or more')
-    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise InputError(f'--json {args.json}: name a file in a folder that exists')
+    check_file_option('--json', args.json)
 
 
 def _benchmark(argv: list[str] | None) -> None:

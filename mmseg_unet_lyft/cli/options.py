@@ -32,6 +32,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
+def check_file_option(option: str, path: Path | None) -> None:
+    """Raise an InputError unless a file can be made where an option says, as far as folders tell."""
+    if path and (path.is_dir() or not path.parent.is_dir()):
+        raise InputError(f'{option} {path}: name a file in a folder that exists')
+
+
 MODEL_VARIABLE = 'LYFT_MODEL'
 _MODEL_SUFFIXES = ('.pth', '.pt', '.onnx', '.xml')
 
@@ -79,6 +85,17 @@ def split_words(words: list[str]) -> tuple[str | None, str, list[str]]:
     return config, model, inputs
 
 
+def require_runtime(config: str | None, model: str) -> None:
+    """Raise an InputError unless what a model runs in is installed; imports neither torch nor an mm stack."""
+    from ..compat import require_opencv, require_stack
+    from ..inference.exported import SUFFIXES
+
+    if config is None and model.endswith(SUFFIXES):
+        require_opencv()
+    else:
+        require_stack()
+
+
 def open_segmenter(args: argparse.Namespace, config: str | None, model: str) -> Segmenter:
     """The model of a command line on the device it asks for.
 
@@ -91,9 +108,9 @@ def open_segmenter(args: argparse.Namespace, config: str | None, model: str) -> 
     options = getattr(args, 'cfg_options', [])
     if config is None and options:
         raise InputError('--cfg-options: change a config; name it before the model')
-    threads = getattr(args, 'threads', None)
+    given = dict(threads=getattr(args, 'threads', None), thresholds=getattr(args, 'thresholds', None))
     if config is None and model.endswith(SUFFIXES):
-        return Segmenter(model, device=args.device or 'cpu', threads=threads)
+        return Segmenter(model, device=args.device or 'cpu', **given)
     from ..compat import require_stack
 
     require_stack()
@@ -103,8 +120,8 @@ def open_segmenter(args: argparse.Namespace, config: str | None, model: str) -> 
     device.choose_device(args.device)
     name = device.device_name(args.device)
     if config is None:
-        return Segmenter(model, device=name, threads=threads)
-    return Segmenter(load_config(config, parse_options(options)), model, name, threads)
+        return Segmenter(model, device=name, **given)
+    return Segmenter(load_config(config, parse_options(options)), model, name, **given)
 
 
 def read_config(args: argparse.Namespace) -> Config:
