@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..inference import formats
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -39,7 +40,6 @@ def check_file_option(option: str, path: Path | None) -> None:
 
 
 MODEL_VARIABLE = 'LYFT_MODEL'
-_MODEL_SUFFIXES = ('.pth', '.pt', '.onnx', '.xml')
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, inputs: str) -> None:
@@ -53,7 +53,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, inputs: str) -> None:
         'words',
         nargs='+',
         metavar='[CONFIG] MODEL INPUT',
-        help=f'a checkpoint or exported file ({", ".join(_MODEL_SUFFIXES)}), or {MODEL_VARIABLE} names it; '
+        help=f'a checkpoint or exported file ({", ".join(formats.MODELS)}), or {MODEL_VARIABLE} names it; '
         f'before it the config of a checkpoint that does not describe its model; then {inputs}',
     )
     parser.add_argument('--device', help='cpu, cuda or cuda:N; a GPU by default if there is one')
@@ -69,7 +69,7 @@ def split_words(words: list[str]) -> tuple[str | None, str, list[str]]:
         InputError: If no word is a model and the environment names none, or nothing is left to label.
     """
     config, model, inputs = None, None, list(words)
-    at = next((index for index, word in enumerate(words[:2]) if word.endswith(_MODEL_SUFFIXES)), None)
+    at = next((index for index, word in enumerate(words[:2]) if word.endswith(formats.MODELS)), None)
     if at is not None:
         config, model, inputs = words[0] if at else None, words[at], words[at + 1 :]
     elif words[0].endswith('.py') and os.environ.get(MODEL_VARIABLE):
@@ -77,7 +77,7 @@ def split_words(words: list[str]) -> tuple[str | None, str, list[str]]:
     model = model or os.environ.get(MODEL_VARIABLE)
     if not model:
         raise InputError(
-            f'{words[0]}: is no model ({", ".join(_MODEL_SUFFIXES)}); name one before what is to be '
+            f'{words[0]}: is no model ({", ".join(formats.MODELS)}); name one before what is to be '
             f'labelled, or in the environment variable {MODEL_VARIABLE}'
         )
     if not inputs:
@@ -88,9 +88,8 @@ def split_words(words: list[str]) -> tuple[str | None, str, list[str]]:
 def require_runtime(config: str | None, model: str) -> None:
     """Raise an InputError unless what a model runs in is installed; imports neither torch nor an mm stack."""
     from ..compat import require_opencv, require_stack
-    from ..inference.exported import SUFFIXES
 
-    if config is None and model.endswith(SUFFIXES):
+    if config is None and model.endswith(formats.EXPORTED):
         require_opencv()
     else:
         require_stack()
@@ -102,14 +101,13 @@ def open_segmenter(args: argparse.Namespace, config: str | None, model: str) -> 
     Raises:
         InputError: If it cannot be had, or ``--cfg-options`` are given without a config.
     """
-    from ..inference.exported import SUFFIXES
     from ..inference.segmenter import Segmenter
 
     options = getattr(args, 'cfg_options', [])
     if config is None and options:
         raise InputError('--cfg-options: change a config; name it before the model')
     given = dict(threads=getattr(args, 'threads', None), thresholds=getattr(args, 'thresholds', None))
-    if config is None and model.endswith(SUFFIXES):
+    if config is None and model.endswith(formats.EXPORTED):
         return Segmenter(model, device=args.device or 'cpu', **given)
     from ..compat import require_stack
 

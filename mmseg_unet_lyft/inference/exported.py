@@ -21,7 +21,6 @@ from ..errors import InputError
 METADATA_KEY = 'mmseg_unet_lyft'
 FORMAT = 1
 FRAMES, LABEL_MAP, MASKS = 'frames', 'label_map', 'masks'
-SUFFIXES = ('.onnx', '.xml')
 
 
 class _ExportedNetwork:

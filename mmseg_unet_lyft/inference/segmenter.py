@@ -10,7 +10,8 @@ import numpy as np
 from ..errors import InputError
 from ..evaluation.challenge import VEHICLE, challenge_masks, hood_region
 from ..evaluation.thresholds import Thresholds, load_thresholds, mask_probabilities, threshold_masks
-from .exported import MASKS, SUFFIXES, open_exported
+from .exported import MASKS, open_exported
+from .formats import EXPORTED
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -52,7 +53,7 @@ class Segmenter:
         threads: int | None = None,
         thresholds: Thresholds | str | Path | None = None,
     ) -> None:
-        self.is_exported = checkpoint is None and Path(model).suffix in SUFFIXES
+        self.is_exported = checkpoint is None and Path(model).suffix in EXPORTED
         if self.is_exported:
             self.network = open_exported(str(model), device, threads)
         else:
