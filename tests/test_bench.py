@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from mmseg_unet_lyft.bench import input as bench_input
+from mmseg_unet_lyft.bench import latency
 from mmseg_unet_lyft.bench.contenders import STOCK
 from mmseg_unet_lyft.bench.inspect import decode_all, measure
 from mmseg_unet_lyft.bench.rounds import Seconds, alternate
@@ -88,6 +89,47 @@ def test_frames_that_cannot_be_decoded_are_named(frames):
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(InputError, match=re.escape(f'{path}: cannot be decoded; see tools/inspect_data.py')):
         measure(frames.root, rounds=1, workers=1, show=unseen)
+
+
+# --- latency -----------------------------------------------------------------------------------------------
+
+
+def test_percentiles_are_those_of_all_turns_in_milliseconds():
+    # Of 0, 1, ..., 100 the p-th percentile is p.
+    found = latency.percentiles([index / 1000 for index in range(101)])
+    assert found == pytest.approx(dict(p50=50, p95=95, p99=99))
+
+
+def test_the_card_tells_stages_batches_start_and_how_mmseg_does(tmp_path, capsys):
+    out = tmp_path / 'latency.json'
+    options = ['--height', '64', '--width', '96', '--rounds', '2', '--starts', '1', '--device', 'cpu']
+    knobs = ['base_channels=4', 'image_scale_wh=(96,64)']
+    assert benchmark.main(['latency', *options, '--json', str(out), '--cfg-options', *knobs]) == 0
+    printed, found = capsys.readouterr().out, json.loads(out.read_text())
+    stages = ['decode', 'preprocess', 'network', 'postprocess', 'overlay', 'encode challenge masks']
+    assert list(found['stages']) == [*stages, 'frame to label map']
+    assert all(0 < stage['p50'] <= stage['p95'] <= stage['p99'] for stage in found['stages'].values())
+    assert list(found['batches']) == ['1', '2', '4', '8']
+    assert found['beside_mmseg']['agreeing_pixels'] == 1
+    assert set(found['beside_mmseg']['times_as_fast']) == {'mmseg inference_model', 'mmseg MMSegInferencer'}
+    start = {name: seconds['median'] for name, seconds in found['start'].items()}
+    assert start['beyond'] == pytest.approx(start['first_label_map'] - start['imports'] - start['second'])
+    assert start['second'] < start['imports']
+    assert re.search(r'(holds|does not hold) 10 FPS at batch 1: ', printed)
+    assert 'unet_lyft_bn.py (random weights), frames of 64x96, device cpu' in printed
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['a.py', 'b.py'], 'a.py b.py: name a model, a config and its checkpoint, or a config alone'),
+        (['no.onnx'], 'no.onnx: no such file'),
+        (['x.pth', '--cfg-options', 'a=1'], '--cfg-options: change a config; name it before the model'),
+    ],
+)
+def test_words_that_are_no_model_are_refused(words, message, capsys):
+    assert benchmark.main(['latency', *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

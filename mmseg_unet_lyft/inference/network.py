@@ -73,12 +73,14 @@ class TorchNetwork:
     def label_maps(self, frames: np.ndarray, colours: str) -> np.ndarray:
         """Class ids, uint8 (N, H, W), of frames uint8 (N, H, W, 3)."""
         with torch.inference_mode():
-            return self._ids(self._logits(frames, colours)).cpu().numpy()
+            return self.ids(self.logits(self.inputs(frames, colours), frames.shape[1:3])).cpu().numpy()
 
     def probabilities(self, frames: np.ndarray, colours: str) -> np.ndarray:
         """Class probabilities, float32 (N, C, H, W), of frames uint8 (N, H, W, 3)."""
         with torch.inference_mode():
-            return to_probabilities(self._logits(frames, colours)).cpu().numpy()
+            return (
+                to_probabilities(self.logits(self.inputs(frames, colours), frames.shape[1:3])).cpu().numpy()
+            )
 
     def uncertainty(
         self, frames: np.ndarray, colours: str, passes: int, seed: int
@@ -91,8 +93,8 @@ class TorchNetwork:
             InputError: If more passes are asked for and the network has no dropout.
         """
         with torch.inference_mode():
-            logits = self._logits(frames, colours, passes, seed)
-            return self._ids(logits).cpu().numpy(), entropy(to_probabilities(logits)).cpu().numpy()
+            logits = self.logits(self.inputs(frames, colours), frames.shape[1:3], passes, seed)
+            return self.ids(logits).cpu().numpy(), entropy(to_probabilities(logits)).cpu().numpy()
 
     def inputs(self, frames: np.ndarray, colours: str) -> Tensor:
         """What the network takes: floats (N, 3, H, W) on the device, at its own size, normalised."""
@@ -116,13 +118,21 @@ class TorchNetwork:
             results = step(results)
         return results['img']
 
-    def _logits(self, frames: np.ndarray, colours: str, passes: int | None = None, seed: int = 0) -> Tensor:
-        """Logits, float (N, out_channels, H, W), at the frames' size; of the mean over dropout's passes."""
-        images = self.inputs(frames, colours)
-        size, network_size = tuple(frames.shape[1:3]), tuple(images.shape[2:])
+    def logits(
+        self, images: Tensor, size: tuple[int, int], passes: int | None = None, seed: int = 0
+    ) -> Tensor:
+        """Logits, float (N, out_channels, H, W), of `inputs` at the frames' (height, width).
+
+        Args:
+            images: As from `inputs`.
+            size: Of the frames.
+            passes: With dropout, whose mean is taken; the config's number by default.
+            seed: Of the dropped elements.
+        """
+        size, network_size = tuple(size), tuple(images.shape[2:])
         padded = self._pad(images)
         meta = dict(ori_shape=size, img_shape=network_size, pad_shape=tuple(padded.shape[2:]))
-        metas = [dict(meta) for _ in frames]
+        metas = [dict(meta) for _ in images]
         passes = self.passes if passes is None else passes
         if passes > 1:
             shares = monte_carlo(self.model, padded, metas, passes, seed)
@@ -146,7 +156,7 @@ class TorchNetwork:
         value = self.model.data_preprocessor.pad_val
         return nn.functional.pad(images, (0, columns - width, 0, rows - height), value=value)
 
-    def _ids(self, logits: Tensor) -> Tensor:
+    def ids(self, logits: Tensor) -> Tensor:
         """Class ids, uint8 (N, H, W), of logits (N, out_channels, H, W)."""
         if logits.shape[1] == 1:
             return (logits[:, 0].sigmoid() > self.model.decode_head.threshold).to(torch.uint8)
