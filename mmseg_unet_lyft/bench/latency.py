@@ -43,7 +43,7 @@ def measure(
         device: Where it computes, None for the best there is.
         size: (height, width) of the drawn frames.
         rounds: Turns of each measurement.
-        starts: Fresh processes that are started.
+        starts: Fresh processes that are started; on the CPU, whatever the device.
         show: Wraps the rounds, given how many there are and what is done.
 
     Raises:
@@ -62,7 +62,7 @@ def measure(
         )
         if subject.config is not None:
             figures['beside_mmseg'] = compare_with_mmseg(subject, segmenter, frames, rounds, show)
-        if subject.device == 'cpu':
+        if starts:
             figures['start'] = measure_start(subject.path, frames[0], starts, show)
     return figures
 

@@ -25,7 +25,7 @@ def add_parts(parser: argparse.ArgumentParser) -> None:
     _add_model(part)
     part.add_argument('--height', type=int, default=600, help='of the drawn frames (default: 600)')
     part.add_argument('--width', type=int, default=800, help='of the drawn frames (default: 800)')
-    part.add_argument('--starts', type=int, default=3, help='cold starts in fresh processes (default: 3)')
+    part.add_argument('--starts', type=int, default=3, help='cold starts in fresh processes, 0 for none (3)')
     _add_common(part, rounds=20)
 
 
@@ -49,8 +49,10 @@ def _add_common(part: argparse.ArgumentParser, rounds: int) -> None:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise an InputError for what would fail once all has been measured, or on the way there."""
-    for name in ('rounds', 'frames', 'samples', 'workers', 'starts'):
+    for name in ('rounds', 'frames', 'samples', 'workers'):
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise InputError(f'--{name} {value}: give 1 or more')
+    if getattr(args, 'starts', 0) < 0:
+        raise InputError(f'--starts {args.starts}: give 0 or more')
     check_file_option('--json', args.json)
