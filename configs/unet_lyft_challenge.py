@@ -9,3 +9,7 @@ model = dict(decode_head=dict(num_classes=num_classes, loss_decode=dict(class_we
 train_dataloader = dict(dataset=dict(scheme=scheme))
 val_dataloader = dict(dataset=dict(scheme=scheme))
 test_dataloader = dict(dataset=dict(scheme=scheme))
+# Beside the IoU, the challenge's own score; the checkpoint that scores best is kept.
+val_evaluator = [dict(type='LyftIoUMetric'), dict(type='LyftScoreMetric', hood='exact')]
+test_evaluator = val_evaluator
+default_hooks = dict(checkpoint=dict(save_best='challenge/F_avg', rule='greater'))

@@ -5,7 +5,7 @@ from .errors import InputError
 try:
     from .datasets import augment, loading, lyft_carla, stream
     from .engine import device
-    from .evaluation import calibration_metric, iou_metric
+    from .evaluation import calibration_metric, iou_metric, lyft_score
     from .models import losses, preprocessor, segmentor, unet, unet_head
     from .report import output_hook
 except ModuleNotFoundError as error:
@@ -25,6 +25,7 @@ __all__ = [
     'loading',
     'losses',
     'lyft_carla',
+    'lyft_score',
     'output_hook',
     'preprocessor',
     'segmentor',

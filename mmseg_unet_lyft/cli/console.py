@@ -29,12 +29,15 @@ def progress(items: Iterable, total: int, what: str) -> Iterator:
 
 
 def _input_error(error: BaseException | None) -> InputError | None:
-    """The innermost ``InputError`` behind an exception; registries and workers wrap it."""
+    """The innermost ``InputError`` behind an exception; registries and workers wrap it.
+
+    What was raised ``from None`` takes the place of what was caught: it says the same, and of which file.
+    """
     found = None
     while error is not None:
         if isinstance(error, InputError):
             found = error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .console import guarded, progress, say
-from .options import add_model_arguments, open_segmenter, split_words
+from .options import add_model_arguments, open_segmenter, require_runtime, split_words
 
 _SHOWN = 20  # Problems on the screen.
 
@@ -37,6 +37,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar='T',
         help='grey PNGs of the entropy over T passes of Monte-Carlo dropout (10)',
     )
+    parser.add_argument('--thresholds', metavar='F', help='of tools/tune_thresholds.py, for label maps')
     parser.add_argument('--opacity', type=float, default=0.5, help='of the colours in overlays, 0 to 1 (0.5)')
     parser.add_argument('--overwrite', action='store_true', help='make results of another model anew')
     parser.add_argument('--max-megapixels', type=float, default=64, help='largest image that is read (64)')
@@ -50,9 +51,7 @@ def _predict(argv: list[str] | None) -> None:
         raise InputError(f'--opacity {args.opacity}: give a number from 0 to 1')
     if args.uncertainty is not None and args.uncertainty < 1:
         raise InputError(f'--uncertainty {args.uncertainty}: give 1 pass or more')
-    from ..compat import require_opencv
-
-    require_opencv()
+    require_runtime(config, model)
     from ..inference.folder import KINDS, PROBLEMS_NAME, Outputs, find_images, predict_images, start_folder
 
     # Without a choice: what shows at a glance that a prediction is not black.
@@ -60,7 +59,7 @@ def _predict(argv: list[str] | None) -> None:
     outputs = Outputs(Path(args.out), kinds, args.opacity, args.uncertainty or Outputs.passes)
     images = find_images(inputs)
     segmenter = open_segmenter(args, config, model)
-    start_folder(outputs, [config, model], args.cfg_options, args.overwrite)
+    start_folder(outputs, [config, model, args.thresholds], args.cfg_options, args.overwrite)
     done = predict_images(
         segmenter, progress(images, len(images), 'predicting'), outputs, int(args.max_megapixels * 1e6)
     )

@@ -1,56 +1,20 @@
-"""From a PNG file or a packed frame to an image or a checked label: read, verify, decode, map to ids."""
+"""What pipelines load frames with: the label transform, and packed frames as files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import cv2
-import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.fileio import BaseStorageBackend, register_backend
 from mmseg.registry import TRANSFORMS
 
 from ..errors import InputError
-from .labels import tags_to_ids
-from .packed import PREFIX, is_address, read_packed
-from .png import decode, decode_tags, header_of, read_png
-from .statistics import scheme_of_root
+from .packed import PREFIX, read_packed
+from .png import read_png
+from .reading import read_image, read_label, read_raw_label
 
 __all__ = ['LoadLyftLabel', 'LyftPackedBackend', 'read_image', 'read_label', 'read_png', 'read_raw_label']
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """An image, BGR, uint8 (H, W, 3); read-only where it is a packed frame's.
-
-    Raises:
-        InputError: If the file is no sound PNG, or the packed frame is damaged.
-    """
-    if is_address(path):
-        return read_packed(str(path))
-    image = decode(read_png(path))
-    if image is None:
-        raise InputError(f'{path}: damaged image data; restore it from the archive')
-    return image
-
-
-def read_raw_label(path: str | Path) -> np.ndarray:
-    """CARLA tags of a label: of a PNG the red channel of RGB or RGBA, the value of L, the index of P.
-
-    Returns:
-        Tags as stored, uint8 (H, W); not yet checked against a scheme; read-only where packed.
-
-    Raises:
-        InputError: If the file is no sound 8-bit PNG, or the packed frame is damaged.
-    """
-    if is_address(path):
-        return read_packed(str(path))
-    content = read_png(path)
-    if header_of(content).bit_depth == 16:
-        raise InputError(f'{path}: 16 bits a channel; labels have 8. Save it again as an 8-bit PNG')
-    raw_label = decode_tags(content)
-    if raw_label is None:
-        raise InputError(f'{path}: damaged image data; restore it from the archive')
-    return raw_label
 
 
 def require_same_size(
@@ -63,19 +27,6 @@ def require_same_size(
             f'{path}: {kind} of {height}x{width} (height x width), but its image {image_path} is '
             f'{image_height}x{image_width}; they are not of the same frame'
         )
-
-
-def read_label(path: str | Path, scheme_name: str, stats_root: str | None = None) -> np.ndarray:
-    """Train ids of a label, uint8 (H, W), without the hood of the prepared root ``stats_root``.
-
-    Raises:
-        InputError: If the file is no sound label, or holds a tag outside 0..12.
-    """
-    raw_label = read_raw_label(path)
-    try:
-        return tags_to_ids(raw_label, scheme_of_root(scheme_name, stats_root))
-    except InputError as error:
-        raise InputError(f'{path}: {error}') from None
 
 
 class LyftPackedBackend(BaseStorageBackend):

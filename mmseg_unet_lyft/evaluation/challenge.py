@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -188,6 +188,23 @@ def score_table(counts: np.ndarray, hood: str, fps: float | None = None) -> str:
     lines.append(f'hood: {hood}')
     lines += [f'n/a: {one.undefined}' for one in scores if one.undefined]
     return '\n'.join(lines)
+
+
+def score_dict(counts: np.ndarray, hood: str, fps: float | None = None) -> dict:
+    """What `score_table` shows, for JSON; scores in [0, 1], None where they are 0/0."""
+    scores, average = mask_scores(counts), average_f(mask_scores(counts))
+    has_final = fps is not None and average is not None
+    return dict(
+        hood=hood,
+        masks={
+            one.name: asdict(one) | dict(f=one.f, precision=one.precision, recall=one.recall)
+            for one in scores
+        },
+        average=average,
+        fps=fps,
+        final_score=final_score(average, fps) if has_final else None,
+        undefined=[one.undefined for one in scores if one.undefined],
+    )
 
 
 def _cell(value: float | None) -> str:

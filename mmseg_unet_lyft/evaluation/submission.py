@@ -142,11 +142,11 @@ class Submission:
     def __init__(self, path: str | Path, entries: list[list[str]], max_pixels: int = MAX_PIXELS) -> None:
         self.path = path
         self.max_pixels = max_pixels
-        self._entries = entries
+        self.entries = entries
 
     def __len__(self) -> int:
         """Frames."""
-        return len(self._entries)
+        return len(self.entries)
 
     def masks(self, frame: int, size: tuple[int, int] | None = None) -> np.ndarray:
         """Vehicle and road of a frame, uint8 {0, 1} (2, H, W).
@@ -163,7 +163,7 @@ class Submission:
         if not 1 <= frame <= len(self):
             raise IndexError(f'frame {frame}; {self.path} has 1 to {len(self)}')
         masks = []
-        for name, text in zip(MASKS, self._entries[frame - 1], strict=True):
+        for name, text in zip(MASKS, self.entries[frame - 1], strict=True):
             where = f'{self.path}: frame {frame}, {name} mask'
             masks.append(_decode_mask(text, where, size, self.max_pixels))
             size = masks[0].shape

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..errors import InputError
+from ..evaluation.challenge import challenge_ids
+from ..models.averaging import to_probabilities
 from .exported import FORMAT, FRAMES, LABEL_MAP, MASKS, METADATA_KEY
 from .network import TorchNetwork
 
@@ -33,8 +35,6 @@ class FrameNetwork(nn.Module):
         self.network = network
         self.mask_thresholds = mask_thresholds
         if mask_thresholds is not None:
-            from ..evaluation.challenge import challenge_ids
-
             self.mask_ids = challenge_ids(network.classes)
 
     def forward(self, frames: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ class FrameNetwork(nn.Module):
             label_map = logits.argmax(1).to(torch.uint8)
         if self.mask_thresholds is None:
             return label_map
-        shares = self.network.shares(logits)
+        shares = to_probabilities(logits)
         masks = [
             shares[:, list(ids)].sum(1) >= threshold
             for ids, threshold in zip(self.mask_ids, self.mask_thresholds, strict=True)
@@ -126,4 +126,5 @@ def _metadata(network: TorchNetwork) -> dict:
         classes=network.classes,
         palette=network.palette,
         colours='BGR',
+        hood=network.model.dataset_meta.get('hood'),
     )

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from ..datasets.labels import hood_of_spans
 from ..errors import InputError
 
 METADATA_KEY = 'mmseg_unet_lyft'
 FORMAT = 1
 FRAMES, LABEL_MAP, MASKS = 'frames', 'label_map', 'masks'
-SUFFIXES = ('.onnx', '.xml')
 
 
 class _ExportedNetwork:
@@ -32,7 +32,8 @@ class _ExportedNetwork:
         self.classes: list[str] = fields['classes']
         self.palette: list[list[int]] = fields['palette']
         self.colours: str = fields['colours']
-        self.hood_rule: str | None = fields.get('hood_rule')
+        hood = fields.get('hood')
+        self.hood = None if hood is None else hood_of_spans(hood['spans'], hood['size'])
         if LABEL_MAP not in outputs:
             raise InputError(f'{path}: gives {", ".join(outputs)} and no {LABEL_MAP}; {_REMEDY}')
 
@@ -44,10 +45,12 @@ class _ExportedNetwork:
         """Nothing: raises an InputError, since the file gives label maps."""
         raise InputError(f'{self.path}: gives no probabilities; use the checkpoint it was exported from')
 
+    def uncertainty(self, frames: np.ndarray, colours: str, passes: int, seed: int) -> None:
+        """Nothing: raises an InputError, since the file has no dropout to keep active."""
+        raise InputError(f'{self.path}: gives no uncertainty; use the checkpoint it was exported from')
+
     def masks(self, frames: np.ndarray, colours: str) -> np.ndarray:
-        """Vehicle and road, uint8 {0, 1} (N, 2, H, W); raises InputError if the file gives none."""
-        if MASKS not in self.outputs:
-            raise InputError(f'{self.path}: was exported without challenge masks; export it with them')
+        """Vehicle and road, uint8 {0, 1} (N, 2, H, W), hood pixels with them; of a file with `MASKS`."""
         return self._run(self._in_order(frames, colours), MASKS)
 
     def _in_order(self, frames: np.ndarray, colours: str) -> np.ndarray:

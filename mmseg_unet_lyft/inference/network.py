@@ -20,6 +20,8 @@ from ..datasets.labels import get_scheme, hood_of_spans
 from ..engine.checkpoint import check_weights, load_weights, read_checkpoint, weights_of
 from ..engine.config import load_config
 from ..engine.description import KEY, checked, image_steps, inference_part
+from ..models.averaging import to_logits, to_probabilities
+from ..models.monte_carlo import entropy, monte_carlo
 
 if TYPE_CHECKING:
     from mmseg.models.segmentors import BaseSegmentor
@@ -63,18 +65,36 @@ class TorchNetwork:
         self.palette: list[list[int]] = [list(colour) for colour in self.model.dataset_meta['palette']]
         hood = self.model.dataset_meta.get('hood')
         self.hood = None if hood is None else hood_of_spans(hood['spans'], hood['size'])
+        applied = self.model.test_cfg or {}
+        self.thresholds, self.passes = applied.get('thresholds'), applied.get('passes') or 1
         self.is_rgb = bool(model.get('data_preprocessor', {}).get('bgr_to_rgb'))
         self._local = threading.local()
 
     def label_maps(self, frames: np.ndarray, colours: str) -> np.ndarray:
         """Class ids, uint8 (N, H, W), of frames uint8 (N, H, W, 3)."""
         with torch.inference_mode():
-            return self._ids(self._logits(frames, colours)).cpu().numpy()
+            return self.ids(self.logits(self.inputs(frames, colours), frames.shape[1:3])).cpu().numpy()
 
     def probabilities(self, frames: np.ndarray, colours: str) -> np.ndarray:
         """Class probabilities, float32 (N, C, H, W), of frames uint8 (N, H, W, 3)."""
         with torch.inference_mode():
-            return self.shares(self._logits(frames, colours)).float().cpu().numpy()
+            return (
+                to_probabilities(self.logits(self.inputs(frames, colours), frames.shape[1:3])).cpu().numpy()
+            )
+
+    def uncertainty(
+        self, frames: np.ndarray, colours: str, passes: int, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Class ids, uint8 (N, H, W), and entropy, nats, float32 (N, H, W), of Monte-Carlo dropout.
+
+        With one pass, of the plain softmax.
+
+        Raises:
+            InputError: If more passes are asked for and the network has no dropout.
+        """
+        with torch.inference_mode():
+            logits = self.logits(self.inputs(frames, colours), frames.shape[1:3], passes, seed)
+            return self.ids(logits).cpu().numpy(), entropy(to_probabilities(logits)).cpu().numpy()
 
     def inputs(self, frames: np.ndarray, colours: str) -> Tensor:
         """What the network takes: floats (N, 3, H, W) on the device, at its own size, normalised."""
@@ -98,13 +118,27 @@ class TorchNetwork:
             results = step(results)
         return results['img']
 
-    def _logits(self, frames: np.ndarray, colours: str) -> Tensor:
-        """Logits, float (N, out_channels, H, W), at the frames' size."""
-        images = self.inputs(frames, colours)
-        size, network_size = tuple(frames.shape[1:3]), tuple(images.shape[2:])
+    def logits(
+        self, images: Tensor, size: tuple[int, int], passes: int | None = None, seed: int = 0
+    ) -> Tensor:
+        """Logits, float (N, out_channels, H, W), of `inputs` at the frames' (height, width).
+
+        Args:
+            images: As from `inputs`.
+            size: Of the frames.
+            passes: With dropout, whose mean is taken; the config's number by default.
+            seed: Of the dropped elements.
+        """
+        size, network_size = tuple(size), tuple(images.shape[2:])
         padded = self._pad(images)
         meta = dict(ori_shape=size, img_shape=network_size, pad_shape=tuple(padded.shape[2:]))
-        logits = self.model.inference(padded, [dict(meta) for _ in frames])
+        metas = [dict(meta) for _ in images]
+        passes = self.passes if passes is None else passes
+        if passes > 1:
+            shares = monte_carlo(self.model, padded, metas, passes, seed)
+            logits = to_logits(shares, self.model.out_channels)
+        else:
+            logits = self.model.inference(padded, metas)
         logits = logits[:, :, : network_size[0], : network_size[1]]
         if network_size == size:
             return logits
@@ -122,17 +156,12 @@ class TorchNetwork:
         value = self.model.data_preprocessor.pad_val
         return nn.functional.pad(images, (0, columns - width, 0, rows - height), value=value)
 
-    def _ids(self, logits: Tensor) -> Tensor:
+    def ids(self, logits: Tensor) -> Tensor:
         """Class ids, uint8 (N, H, W), of logits (N, out_channels, H, W)."""
         if logits.shape[1] == 1:
             return (logits[:, 0].sigmoid() > self.model.decode_head.threshold).to(torch.uint8)
+        if self.thresholds is not None:
+            # The class of the largest p_c / t_c.
+            logits = logits - logits.new_tensor(self.thresholds).log()[:, None, None]
         # `max` finds the same index as `argmax`, on a CPU four times as fast.
         return logits.max(1).indices.to(torch.uint8)
-
-    @staticmethod
-    def shares(logits: Tensor) -> Tensor:
-        """Class probabilities (N, C, H, W); a single logit is the second of two classes."""
-        if logits.shape[1] > 1:
-            return logits.softmax(1)
-        positive = logits.sigmoid()
-        return torch.cat([1 - positive, positive], dim=1)

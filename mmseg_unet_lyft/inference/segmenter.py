@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
-from .exported import SUFFIXES, open_exported
+from ..evaluation.challenge import VEHICLE, challenge_masks, hood_region
+from ..evaluation.thresholds import Thresholds, load_thresholds, mask_probabilities, threshold_masks
+from .exported import MASKS, open_exported
+from .formats import EXPORTED
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -31,6 +34,8 @@ class Segmenter:
         device: ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
         threads: Computing threads of a call on a CPU; one a core by default. With 1, a call computes in the
             calling thread alone.
+        thresholds: Of label maps and masks, or a file of them from ``tools/tune_thresholds.py``. Exported
+            files have theirs inside.
 
     Attributes:
         classes: Class names by id.
@@ -46,8 +51,10 @@ class Segmenter:
         checkpoint: str | Path | None = None,
         device: str = 'cpu',
         threads: int | None = None,
+        thresholds: Thresholds | str | Path | None = None,
     ) -> None:
-        if checkpoint is None and Path(model).suffix in SUFFIXES:
+        self.is_exported = checkpoint is None and Path(model).suffix in EXPORTED
+        if self.is_exported:
             self.network = open_exported(str(model), device, threads)
         else:
             from ..compat import require_stack
@@ -60,6 +67,13 @@ class Segmenter:
             self.network = TorchNetwork(config, str(path), device, threads)
         self.classes: list[str] = self.network.classes
         self.palette: list[list[int]] = self.network.palette
+        self.thresholds = thresholds
+        if isinstance(thresholds, (str, Path)):
+            self.thresholds = load_thresholds(thresholds, self.classes)
+        if self.thresholds is not None:
+            if self.is_exported:
+                raise InputError(f'{model}: its thresholds are inside; give none beside an exported file')
+            self.network.thresholds = self.thresholds.labels
 
     def __call__(self, frames: np.ndarray, *, colours: str) -> np.ndarray:
         """Class ids of a frame, or of a batch of them.
@@ -85,6 +99,63 @@ class Segmenter:
         """
         batch = _batch(frames, colours)
         return _like(frames, self.network.probabilities(batch, colours))
+
+    def masks(self, frames: np.ndarray, *, colours: str, hood: str = 'exact') -> np.ndarray:
+        """The Lyft challenge's masks of a frame or a batch: vehicle and road.
+
+        With thresholds each mask is where its probability reaches its own, so that they may overlap; else
+        they are cut out of the label map.
+
+        Args:
+            frames: As in a call.
+            colours: As in a call.
+            hood: Rule by which the ego car's hood is left out of the vehicles, as in
+                `evaluation.challenge.hood_region`.
+
+        Returns:
+            uint8 {0, 1} (2, H, W) or (N, 2, H, W).
+
+        Raises:
+            InputError: As in a call, or if the classes have no vehicle or no road.
+        """
+        batch = _batch(frames, colours)
+        region = hood_region(hood, *batch.shape[1:3], self.network.hood)
+        if self.is_exported and MASKS in self.network.outputs:
+            masks = self.network.masks(batch, colours)
+            masks[:, VEHICLE, region] = 0
+        elif self.thresholds is not None:
+            masks = np.stack(
+                [
+                    threshold_masks(mask_probabilities(one, self.classes), self.thresholds, region)
+                    for one in self.network.probabilities(batch, colours)
+                ]
+            )
+        else:
+            labels = self.network.label_maps(batch, colours)
+            masks = np.stack([challenge_masks(one, self.classes, hood, self.network.hood) for one in labels])
+        return _like(frames, masks)
+
+    def uncertainty(
+        self, frames: np.ndarray, *, colours: str, passes: int = 10, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Class ids and how unsure they are, by Monte-Carlo dropout.
+
+        Args:
+            frames: As in a call.
+            colours: As in a call.
+            passes: With only dropout active; 1 is the plain softmax, which any network has.
+            seed: Of the dropped elements; the same gives the same.
+
+        Returns:
+            Ids of the mean probability, uint8 (H, W) or (N, H, W), and its entropy, float32 of the same
+            shape, in nats: from 0 to the logarithm of the number of classes.
+
+        Raises:
+            InputError: As in a call, if the network has no dropout, or the file is an exported one.
+        """
+        batch = _batch(frames, colours)
+        labels, entropy = self.network.uncertainty(batch, colours, passes, seed)
+        return _like(frames, labels), _like(frames, entropy)
 
 
 def _batch(frames: np.ndarray, colours: str) -> np.ndarray:

@@ -185,6 +185,28 @@ def test_every_leaf_trains_and_scores(leaf, scalar, drawn_root, tmp_path):
     assert 0 <= scalars[scalar] <= 100
 
 
+def test_the_challenge_config_keeps_and_scores_what_the_challenge_scores_best(drawn_root, tmp_path, capsys):
+    places = ['--data-root', str(drawn_root), '--work-dir', str(tmp_path / 'run')]
+    options = ['--cfg-options', *TINY, 'max_iters=3', 'val_interval=1']
+    assert train.main(['configs/unet_lyft_challenge.py', *places, '--seed', '0', *options]) == 0
+    validations = [entry for entry in read_scalars(tmp_path / 'run') if 'mIoU' in entry]
+    scores = [entry['challenge/F_avg'] for entry in validations]
+    assert len(scores) == 3
+    best = best_checkpoint(str(tmp_path / 'run'))
+    assert best.name == f'best_challenge_F_avg_iter_{1 + scores.index(max(scores))}.pth'
+    assert (tmp_path / 'run/curves.png').is_file()
+    places = ['--data-root', str(drawn_root), '--work-dir', str(tmp_path / 'test')]
+    options = ['--cfg-options', *TINY, 'test_drives=val']
+    assert test.main(['configs/unet_lyft_challenge.py', str(best), *places, *options]) == 0
+    metrics = json.loads((tmp_path / 'test/scores.json').read_text())['metrics']
+    assert metrics['challenge/F_avg'] == pytest.approx(max(scores), abs=1e-4)
+    # Frames of challenge3 have no hood among the vehicles of the truth, but an answer may.
+    vehicle, road = metrics['challenge/F2_vehicle'], metrics['challenge/F0.5_road']
+    assert metrics['challenge/F_avg'] == pytest.approx((vehicle + road) / 2, abs=1e-3)
+    (log,) = (tmp_path / 'test').glob('*/*.log')
+    assert 'hood: exact' in log.read_text()
+
+
 def test_no_leaf_is_left_untrained():
     (mark,) = [mark for mark in test_every_leaf_trains_and_scores.pytestmark if mark.name == 'parametrize']
     trained_here = {leaf for leaf, _ in mark.args[1]} | {'unet_lyft_demo'}

@@ -74,6 +74,7 @@ def evaluation(out: Path, data_root: Path, launcher: str, checkpoint: Path) -> d
     config = config_of('unet_lyft_demo.py', out, data_root, launcher, test_drives='val', val_batch_size=2)
     # Of the six that `drawn_root` has: an odd number for two processes.
     config.test_dataloader.dataset.indices = 5
+    config.test_evaluator = [dict(type='LyftIoUMetric'), dict(type='LyftScoreMetric')]
     config.load_from = str(checkpoint)
     ask_for_uncertainty(config, 1)
     runner = build_runner(config)
