@@ -174,7 +174,7 @@ def test_options_that_would_fail_later_are_refused_before_measuring(
 ):
     monkeypatch.setattr('mmseg_unet_lyft.bench.inspect.measure', None)
     monkeypatch.setattr(bench_input, 'measure', None)
-    root = [] if arguments[0] == 'latency' else ['--data-root', str(frames.root)]
+    root = [] if arguments[0] in ('latency', 'video') else ['--data-root', str(frames.root)]
     assert benchmark.main([*arguments, *root]) == 2
     assert message in capsys.readouterr().err
 
