@@ -193,7 +193,7 @@ def _label_paths(root: Path) -> list[Path | str]:
                 raise InputError(f'{path}: {paths[name]} has the same name; remove one of the two')
     for problem in listing.problems:
         # Anything else, such as a note beside the labels, is no frame that would be missed.
-        if problem.kind in ('unreadable', 'jpeg') or Path(problem.path).suffix.lower() in ('.jpg', '.jpeg'):
+        if problem.kind == 'unreadable' or Path(problem.path).suffix.lower() in ('.jpg', '.jpeg'):
             raise InputError(
                 f'{root / problem.path}: {problem.message}; without it, the frames behind would move up'
             )

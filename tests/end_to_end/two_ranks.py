@@ -77,7 +77,10 @@ def evaluation(out: Path, data_root: Path, launcher: str, checkpoint: Path) -> d
     config.load_from = str(checkpoint)
     runner = build_runner(config)
     metrics = runner.test()
-    return dict(metrics=metrics, confusion=torch.from_numpy(runner.test_evaluator.metrics[0].confusion))
+    iou, score = runner.test_evaluator.metrics
+    return dict(
+        metrics=metrics, confusion=torch.from_numpy(iou.confusion), counts=torch.from_numpy(score.counts)
+    )
 
 
 def early_stop(out: Path, data_root: Path, launcher: str) -> dict:
