@@ -458,7 +458,10 @@ def test_frames_beyond_the_truth_are_ignored_and_noted(tmp_path, capsys):
     assert graded(answer, truth, '--hood', 'rows') == 0
     printed = capsys.readouterr().out
     assert 'average F     1.000000' in printed
-    assert 'note: 1 frames of the answer are beyond the 2 of the truth and ignored' in printed
+    assert (
+        'note: beyond the 2 frames of the truth the answer has 1 more, ignored as by the official scorer;'
+        in printed
+    )
     assert '--drop-repeated VIDEO' in printed
     assert 'note: --hood rows has no effect on a challenge JSON' in printed
 
@@ -550,7 +553,7 @@ def test_a_perfect_answer_shifted_by_a_repeated_frame_scores_badly(drive, tmp_pa
     assert (scores['masks']['vehicle']['f'], scores['masks']['road']['f']) == (vehicle, road)
     assert scores['average'] == average
     assert vehicle < 0.9
-    assert 'note: 1 frames of the answer are beyond the 30 of the truth' in capsys.readouterr().out
+    assert 'note: beyond the 30 frames of the truth the answer has 1 more, ignored' in capsys.readouterr().out
 
 
 def test_without_the_repeated_frame_it_scores_exactly_one(drive, tmp_path, capsys):

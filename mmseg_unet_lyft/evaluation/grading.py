@@ -173,8 +173,8 @@ def notes_on(
     if surplus > 0:
         hint = '; if the video repeats a frame, --drop-repeated VIDEO leaves its answer out'
         notes.append(
-            f'{surplus} frames of the answer are beyond the {len(truth)} of the truth and ignored, as the '
-            f'official scorer does{"" if repeats else hint}'
+            f'beyond the {len(truth)} frames of the truth the answer has {surplus} more, ignored as by the '
+            f'official scorer{"" if repeats else hint}'
         )
     return notes
 
