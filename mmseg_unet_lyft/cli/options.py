@@ -107,19 +107,30 @@ def open_segmenter(args: argparse.Namespace, config: str | None, model: str) -> 
     if config is None and options:
         raise InputError('--cfg-options: change a config; name it before the model')
     given = dict(threads=getattr(args, 'threads', None), thresholds=getattr(args, 'thresholds', None))
+    name = _device(args, config, model)
+    if config is None:
+        return Segmenter(model, device=name, **given)
+    from ..engine.config import load_config, parse_options
+
+    return Segmenter(load_config(config, parse_options(options)), model, name, **given)
+
+
+def computes_on_cpu(args: argparse.Namespace, config: str | None, model: str) -> bool:
+    """Whether a command line's model will compute on a CPU; errors as in `open_segmenter`."""
+    return _device(args, config, model).startswith('cpu')
+
+
+def _device(args: argparse.Namespace, config: str | None, model: str) -> str:
+    """The device of a command line's model; of an exported file nothing is imported to find it."""
     if config is None and model.endswith(formats.EXPORTED):
-        return Segmenter(model, device=args.device or 'cpu', **given)
+        return args.device or 'cpu'
     from ..compat import require_stack
 
     require_stack()
     from ..engine import device
-    from ..engine.config import load_config, parse_options
 
     device.choose_device(args.device)
-    name = device.device_name(args.device)
-    if config is None:
-        return Segmenter(model, device=name, **given)
-    return Segmenter(load_config(config, parse_options(options)), model, name, **given)
+    return device.device_name(args.device)
 
 
 def read_config(args: argparse.Namespace) -> Config:
