@@ -17,7 +17,18 @@ def read_version() -> str:
 
 
 # Used by our code whichever stack is there. From 2.6 on torch loads a training checkpoint safely.
-TORCH = ['torch>=2.6', 'opencv-python>=4.8', 'matplotlib>=3.7', 'packaging>=22', 'prettytable>=3']
+TORCH = [
+    'torch>=2.6',
+    'opencv-python>=4.8',
+    'av>=14,<19',
+    'matplotlib>=3.7',
+    'packaging>=22',
+    'prettytable>=3',
+]
+# To run an exported file: neither torch nor an mm stack.
+DEPLOY = ['onnxruntime>=1.18,<2', 'opencv-python>=4.8', 'av>=14,<19']
+OPENVINO = ['openvino>=2024.4', 'opencv-python>=4.8', 'av>=14,<19']
+EXPORT = ['onnx>=1.16,<2']
 ONEDL = [
     'onedl-mmsegmentation>=1.4.2,<1.5',
     'onedl-mmcv>=2.3.6,<2.4',
@@ -33,7 +44,7 @@ OPENMMLAB = [
     'regex',
     'setuptools<81',
 ]
-TEST = ['pytest>=8', 'build>=1.2', 'setuptools>=70.1']
+TEST = ['pytest>=8', 'build>=1.2', 'setuptools>=70.1', *DEPLOY, *OPENVINO, *EXPORT]
 LINT = ['ruff>=0.12']
 
 setup(
@@ -60,6 +71,9 @@ setup(
     extras_require={
         'onedl': ONEDL + TORCH,
         'openmmlab': OPENMMLAB + TORCH,
+        'deploy': DEPLOY,
+        'openvino': OPENVINO,
+        'export': EXPORT,
         'test': TEST,
         'dev': TEST + LINT,
     },

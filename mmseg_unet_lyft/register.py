@@ -5,7 +5,7 @@ from .errors import InputError
 try:
     from .datasets import augment, loading, lyft_carla, stream
     from .engine import device
-    from .evaluation import iou_metric, lyft_score
+    from .evaluation import calibration_metric, iou_metric, lyft_score
     from .models import losses, preprocessor, segmentor, unet, unet_head
     from .report import output_hook
 except ModuleNotFoundError as error:
@@ -19,6 +19,7 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     'augment',
+    'calibration_metric',
     'device',
     'iou_metric',
     'loading',

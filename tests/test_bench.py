@@ -7,11 +7,16 @@ from functools import partial
 import pytest
 
 from mmseg_unet_lyft.bench import input as bench_input
+from mmseg_unet_lyft.bench import latency
 from mmseg_unet_lyft.bench.contenders import STOCK
 from mmseg_unet_lyft.bench.inspect import decode_all, measure
 from mmseg_unet_lyft.bench.rounds import Seconds, alternate
+from mmseg_unet_lyft.bench.subject import save_random_weights
 from mmseg_unet_lyft.cli import benchmark
+from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.errors import InputError
+from mmseg_unet_lyft.inference.export import export_onnx
+from mmseg_unet_lyft.inference.segmenter import Segmenter
 
 
 @pytest.fixture
@@ -90,6 +95,63 @@ def test_frames_that_cannot_be_decoded_are_named(frames):
         measure(frames.root, rounds=1, workers=1, show=unseen)
 
 
+# --- latency -----------------------------------------------------------------------------------------------
+
+
+def test_percentiles_are_those_of_all_turns_in_milliseconds():
+    # Of 0, 1, ..., 100 the p-th percentile is p.
+    found = latency.percentiles([index / 1000 for index in range(101)])
+    assert found == pytest.approx(dict(p50=50, p95=95, p99=99))
+
+
+def test_the_card_tells_stages_batches_start_and_how_mmseg_does(tmp_path, capsys):
+    out = tmp_path / 'latency.json'
+    options = ['--height', '64', '--width', '96', '--rounds', '2', '--starts', '0', '--device', 'cpu']
+    knobs = ['base_channels=4', 'image_scale_wh=(96,64)']
+    assert benchmark.main(['latency', *options, '--json', str(out), '--cfg-options', *knobs]) == 0
+    printed, found = capsys.readouterr().out, json.loads(out.read_text())
+    stages = ['decode', 'preprocess', 'network', 'postprocess', 'overlay', 'encode challenge masks']
+    assert list(found['stages']) == [*stages, 'frame to label map']
+    assert all(0 < stage['p50'] <= stage['p95'] <= stage['p99'] for stage in found['stages'].values())
+    assert list(found['batches']) == ['1', '2', '4', '8']
+    assert found['beside_mmseg']['agreeing_pixels'] == 1
+    assert set(found['beside_mmseg']['times_as_fast']) == {'mmseg inference_model', 'mmseg MMSegInferencer'}
+    assert 'start' not in found
+    assert re.search(r'(holds|does not hold) 10 FPS at batch 1: ', printed)
+    assert 'unet_lyft_bn.py (random weights), frames of 64x96, device cpu' in printed
+
+
+def test_an_exported_file_is_timed_from_the_start_of_a_process(tmp_path, capsys):
+    config = load_config('unet_lyft_bn.py', dict(base_channels=4))
+    checkpoint = save_random_weights(config, tmp_path / 'random.pth')
+    path = export_onnx(Segmenter(checkpoint).network, tmp_path / 'unet.onnx')
+    options = ['--height', '64', '--width', '96', '--rounds', '1', '--starts', '2', '--json']
+    assert benchmark.main(['latency', str(path), *options, str(tmp_path / 'found.json')]) == 0
+    found = json.loads((tmp_path / 'found.json').read_text())
+    # All that the file does is one stage.
+    assert 'preprocess' not in found['stages']
+    assert 'beside_mmseg' not in found
+    start = {name: seconds['median'] for name, seconds in found['start'].items()}
+    assert start['beyond'] == pytest.approx(
+        start['first_label_map'] - start['imports'] - start['second'], abs=1e-6
+    )
+    assert 0 < start['second'] < start['imports'] < start['first_label_map']
+    assert 'cold start, beyond: ' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['a.py', 'b.py'], 'a.py b.py: name a model, a config and its checkpoint, or a config alone'),
+        (['no.onnx'], 'no.onnx: no such file'),
+        (['x.pth', '--cfg-options', 'a=1'], '--cfg-options: change a config; name it before the model'),
+    ],
+)
+def test_words_that_are_no_model_are_refused(words, message, capsys):
+    assert benchmark.main(['latency', *words]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -97,6 +159,7 @@ def test_frames_that_cannot_be_decoded_are_named(frames):
         (['inspect', '--workers', '-1'], '--workers -1: give 1 or more'),
         (['input', '--samples', '0'], '--samples 0: give 1 or more'),
         (['input', '--frames', '0'], '--frames 0: give 1 or more'),
+        (['latency', '--starts', '-1'], '--starts -1: give 0 or more'),
         (
             ['inspect', '--json', 'no/such/f.json'],
             '--json no/such/f.json: name a file in a folder that exists',
@@ -108,5 +171,6 @@ def test_options_that_would_fail_later_are_refused_before_measuring(
 ):
     monkeypatch.setattr('mmseg_unet_lyft.bench.inspect.measure', None)
     monkeypatch.setattr(bench_input, 'measure', None)
-    assert benchmark.main([*arguments, '--data-root', str(frames.root)]) == 2
+    root = [] if arguments[0] == 'latency' else ['--data-root', str(frames.root)]
+    assert benchmark.main([*arguments, *root]) == 2
     assert message in capsys.readouterr().err

@@ -99,6 +99,8 @@ def test_an_option_that_cannot_be_read_is_shown(option, message):
         ('model.backbone.base_channel', 'model.backbone.base_channels'),
         ('model.decode_head.loss_decode.los_weight', 'model.decode_head.loss_decode.loss_weight'),
         ('model.data_preprocessor.size_divsor', 'model.data_preprocessor.size_divisor'),
+        ('model.test_cfg.scale', 'model.test_cfg.scales'),
+        ('model.test_cfg.pass', 'model.test_cfg.passes'),
         ('train_pipeline.0.crop_siz', 'train_pipeline.0.crop_size'),
         ('train_dataloader.dataset.pipeline.0.crop_siz', 'train_dataloader.dataset.pipeline.0.crop_size'),
         ('train_dataloader.dataset.splt', 'train_dataloader.dataset.split'),
@@ -152,6 +154,19 @@ def test_keys_and_parameters_that_exist_are_set():
     assert (config.load_from, config.log_level) == ('a.pth', 'DEBUG')
     # A dict is merged: the other keys stay.
     assert config.randomness == dict(seed=3, deterministic=False, diff_rank_seed=False)
+
+
+def test_a_config_that_has_not_all_keys_of_test_cfg_takes_them(tmp_path):
+    # As runs of earlier versions saved them.
+    text = "model = dict(type={!r}, test_cfg=dict(mode='whole'))\n"
+    ours = write(tmp_path / 'ours.py', text.format('LyftSegmentor'))
+    config = load_config(str(ours), {'model.test_cfg.scales': [0.5, 1.0], 'model.test_cfg.flip': True})
+    assert config.model.test_cfg == dict(mode='whole', scales=[0.5, 1.0], flip=True)
+    theirs = write(tmp_path / 'theirs.py', text.format('EncoderDecoder'))
+    with pytest.raises(InputError, match=r'model\.test_cfg\.scales: no such key'):
+        load_config(str(theirs), {'model.test_cfg.scales': [0.5, 1.0]})
+    with pytest.raises(InputError, match=r'a\.b\.test_cfg: no such key'):
+        load_config(str(theirs), {'a.b.test_cfg': 1})
 
 
 @pytest.mark.parametrize('config_path', [REFERENCE, DEMO])

@@ -48,6 +48,15 @@ DERIVED: dict[str, Callable[[Any], dict[str, Any]]] = dict(
     channels_last=at('model.channels_last'),
     norm_cfg=at('model.backbone.norm_cfg', 'model.decode_head.norm_cfg'),
     pretrained=at('model.pretrained'),
+    test_scales=at('model.test_cfg.scales'),
+    test_flip=at('model.test_cfg.flip'),
+    window_size=lambda size: {
+        'model.test_cfg.crop_size': size,
+        'model.test_cfg.mode': 'whole' if size is None else 'slide',
+    },
+    window_stride=at('model.test_cfg.stride'),
+    window=at('model.test_cfg.window'),
+    class_thresholds=at('model.test_cfg.thresholds'),
     data_root=in_loaders('dataset.data_root'),
     scheme=in_loaders('dataset.scheme'),
     train_drives=at('train_dataloader.dataset.split'),
@@ -99,6 +108,12 @@ NEW_VALUES: dict[str, Any] = dict(
     channels_last=False,
     norm_cfg=dict(type='GN', num_groups=2),
     pretrained='resnet.pth',
+    test_scales=(1.0, 1.5),
+    test_flip=True,
+    window_size=(32, 24),
+    window_stride=(16, 12),
+    window='uniform',
+    class_thresholds=[0.5, 0.25, 0.125],
     data_root='frames',
     scheme='challenge3',
     train_drives=['F1'],
@@ -122,7 +137,12 @@ NEW_VALUES: dict[str, Any] = dict(
 )
 NEW_VALUES_IN = {
     # Its score wants vehicles and road, so not the scheme `road`.
-    'unet_lyft_challenge.py': dict(scheme='carla13', num_classes=13, class_weight=[1.0, 2.0] * 6 + [3.0]),
+    'unet_lyft_challenge.py': dict(
+        scheme='carla13',
+        num_classes=13,
+        class_weight=[1.0, 2.0] * 6 + [3.0],
+        class_thresholds=[0.5, 0.25] * 6 + [0.4],
+    ),
     'unet_lyft_road.py': dict(class_weight=[2.0]),
 }
 
@@ -247,6 +267,12 @@ RUNNER_HOLDS: dict[str, Callable[[Runner], list]] = dict(
     channels_last=lambda runner: [runner.model.memory_format is torch.channels_last],
     norm_cfg=first_norms,
     pretrained=lambda runner: [runner.model.backbone.init_cfg['checkpoint']],
+    test_scales=lambda runner: [runner.model.test_cfg.scales],
+    test_flip=lambda runner: [runner.model.test_cfg.flip],
+    window_size=lambda runner: [runner.model.test_cfg.crop_size],
+    window_stride=lambda runner: [runner.model.test_cfg.stride],
+    window=lambda runner: [runner.model.test_cfg.window],
+    class_thresholds=lambda runner: [runner.model.test_cfg.thresholds],
     data_root=lambda runner: [dataset.data_root for dataset in datasets(runner)],
     scheme=lambda runner: [dataset.scheme.name for dataset in datasets(runner)],
     train_drives=lambda runner: [runner.train_dataloader.dataset.split],
@@ -294,9 +320,9 @@ def tiny_options(kaggle, tmp_path, monkeypatch):
 @pytest.mark.parametrize('leaf', LEAVES)
 def test_a_run_of_each_config_holds_the_new_value_of_every_knob(tiny_options, tmp_path, leaf):
     values = new_values(leaf)
-    # One logit stands for two classes, so the road's scheme stays.
+    # One logit stands for two classes, so the road's scheme stays, and has the head's threshold alone.
     if leaf == 'unet_lyft_road.py':
-        del values['scheme'], values['num_classes']
+        del values['scheme'], values['num_classes'], values['class_thresholds']
     if 'pretrained' in values:
         init_default_scope('mmseg')
         encoder = MODELS.build(dict(type='ResNetV1c', depth=18, norm_cfg=values['norm_cfg']))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.errors import InputError
-from mmseg_unet_lyft.inference.folder import find_images, predict_images
+from mmseg_unet_lyft.inference.folder import Outputs, find_images, predict_images
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 from mmseg_unet_lyft.report.figures import (
     colour_label,
@@ -165,52 +165,6 @@ def test_curves_show_training_and_validation_also_where_a_class_comes_late(tmp_p
     assert pixels(two[2], orange) > pixels(one[2], orange) == 0
 
 
-# --- which images ------------------------------------------------------------------------------------------
-
-
-def touch(*paths: Path) -> None:
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-def test_images_of_a_folder_keep_their_places_below_it(tmp_path):
-    touch(*(tmp_path / name for name in ('b/c/2.JPG', 'b/1.png', '3.webp', 'notes.txt', 'b/4.npy')))
-    (tmp_path / 'folder.png').mkdir()
-    assert find_images([tmp_path]) == [
-        (tmp_path / '3.webp', Path('3.png')),
-        (tmp_path / 'b/1.png', Path('b/1.png')),
-        (tmp_path / 'b/c/2.JPG', Path('b/c/2.png')),
-    ]
-
-
-def test_files_given_by_themselves_take_their_names_whatever_their_suffix(tmp_path):
-    touch(tmp_path / 'a/1.png', tmp_path / 'b/2.raw')
-    assert find_images([tmp_path / 'b/2.raw', tmp_path / 'a']) == [
-        (tmp_path / 'a/1.png', Path('1.png')),
-        (tmp_path / 'b/2.raw', Path('2.png')),
-    ]
-
-
-def test_inputs_that_give_nothing_to_predict_are_named(tmp_path):
-    with pytest.raises(InputError, match=re.escape(f'{tmp_path}/no: no such file or folder')):
-        find_images([tmp_path / 'no'])
-    touch(tmp_path / 'notes.txt')
-    with pytest.raises(InputError, match=re.escape(f'{tmp_path}: holds no image (.bmp, .jpeg, .jpg, .png, ')):
-        find_images([tmp_path])
-
-
-@pytest.mark.parametrize('names', [('a/1.png', 'a/1.jpg'), ('a/1.png', 'b/1.png')])
-def test_two_images_with_one_result_are_refused(tmp_path, names):
-    paths = [tmp_path / name for name in names]
-    touch(*paths)
-    inputs = sorted({path.parent for path in paths})
-    message = re.escape(f'would both become {Path("1.png")}; predict them one by one')
-    with pytest.raises(InputError, match=message) as caught:
-        find_images(inputs)
-    assert all(str(path) in str(caught.value) for path in paths)
-
-
 # --- a test run and predictions of one model ---------------------------------------------------------------
 
 
@@ -247,14 +201,18 @@ def tested(kaggle, tmp_path):
 
 def test_a_test_run_and_a_prediction_write_the_same_ids_and_the_pictures_of_them(tested, tmp_path):
     segmenter, frames = tested
-    predict_images(segmenter, find_images([frames[0].parent]), tmp_path / 'predicted', opacity=0.25)
+    predict_images(
+        segmenter, find_images([str(frames[0].parent)]), Outputs(tmp_path / 'predicted', opacity=0.25)
+    )
     assert sorted(path.name for path in (tmp_path / 'show').iterdir()) == ['F2-0.png', 'F2-1.png']
     for frame in frames:
         ids = np.asarray(Image.open(tmp_path / 'out' / frame.name))
         image = np.asarray(Image.open(frame))
-        np.testing.assert_array_equal(ids, segmenter(np.ascontiguousarray(image[..., ::-1])))
+        np.testing.assert_array_equal(ids, segmenter(image, colours='RGB'))
         assert len(np.unique(ids)) > 1
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'predicted/ids' / frame.name)), ids)
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(tmp_path / 'predicted/palette' / frame.name)), ids
+        )
         np.testing.assert_array_equal(
             np.asarray(Image.open(tmp_path / 'predicted/overlay' / frame.name)),
             overlay(image, ids, segmenter.palette, 0.25),
@@ -268,16 +226,6 @@ def test_a_test_run_and_a_prediction_write_the_same_ids_and_the_pictures_of_them
         np.testing.assert_array_equal(shown[:, :48], image)
         np.testing.assert_array_equal(shown[:24, 48:96], overlay(image, truth, segmenter.palette, 0.7)[:24])
         np.testing.assert_array_equal(shown[:, 96:], overlay(image, ids, segmenter.palette, 0.7))
-
-
-def test_a_file_that_is_no_image_is_named(tested, tmp_path):
-    segmenter, _ = tested
-    path = tmp_path / 'broken.png'
-    path.write_bytes(b'no image')
-    with pytest.raises(
-        InputError, match=re.escape(f'{path}: cannot be read as an image; is it damaged, or not')
-    ):
-        predict_images(segmenter, [(path, Path('broken.png'))], tmp_path / 'predicted')
 
 
 def test_scalars_of_a_resumed_run_replace_the_steps_it_went_over_again(tmp_path):

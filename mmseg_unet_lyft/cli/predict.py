@@ -1,6 +1,6 @@
 """Label images: palette PNGs of the class ids and overlays, in the folder structure of the input.
 
-python tools/predict.py configs/unet_lyft_bn.py best.pth frames/ --out predictions
+python tools/predict.py work_dirs/unet_lyft_bn/best_mIoU_iter_20000.pth frames/ --out predictions
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from pathlib import Path
 
 from ..errors import InputError
 from .console import guarded, progress, say
+from .options import add_model_arguments, open_segmenter, require_runtime, split_words
+
+_SHOWN = 20  # Problems on the screen.
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -17,42 +20,57 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config file, or the name of one in the package')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('inputs', nargs='+', help='image files or folders')
+    add_model_arguments(parser, "image files, folders, patterns ('frames/**/*.png')")
     parser.add_argument(
-        '--out', default='predictions', metavar='DIR', help='folder for the results (predictions)'
+        '--out', default='predictions', metavar='DIR', help='folder for results (predictions)'
     )
     parser.add_argument(
-        '--opacity', type=float, default=0.5, help='weight of the colours in overlays, 0 to 1 (0.5)'
+        '--palette', action='store_true', help='palette PNGs: pixels are ids, shown in colour'
     )
+    parser.add_argument('--overlay', action='store_true', help='the images under their colours')
+    parser.add_argument('--ids', action='store_true', help='grey PNGs of the ids')
     parser.add_argument(
-        '--device', default=None, help='cpu, cuda or cuda:N; a GPU by default if there is one'
+        '--uncertainty',
+        nargs='?',
+        type=int,
+        const=10,
+        metavar='T',
+        help='grey PNGs of the entropy over T passes of Monte-Carlo dropout (10)',
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override the config'
-    )
+    parser.add_argument('--thresholds', metavar='F', help='of tools/tune_thresholds.py, for label maps')
+    parser.add_argument('--opacity', type=float, default=0.5, help='of the colours in overlays, 0 to 1 (0.5)')
+    parser.add_argument('--overwrite', action='store_true', help='make results of another model anew')
+    parser.add_argument('--max-megapixels', type=float, default=64, help='largest image that is read (64)')
     return parser.parse_args(argv)
 
 
 def _predict(argv: list[str] | None) -> None:
     args = parse_args(argv)
-    from ..compat import require_stack
-
-    require_stack()
-    from ..engine import device
-    from ..engine.config import load_config, parse_options
-    from ..inference.folder import find_images, predict_images
-    from ..inference.segmenter import Segmenter
-
+    config, model, inputs = split_words(args.words)
     if not 0 <= args.opacity <= 1:
         raise InputError(f'--opacity {args.opacity}: give a number from 0 to 1')
-    images = find_images([Path(path) for path in args.inputs])
-    device.choose_device(args.device)
-    config = load_config(args.config, parse_options(args.cfg_options))
-    segmenter = Segmenter(config, args.checkpoint, device.device_name(args.device))
-    predict_images(segmenter, progress(images, len(images), 'predicting'), Path(args.out), args.opacity)
-    say(f'wrote {len(images)} label maps to {args.out}/ids and overlays to {args.out}/overlay')
+    if args.uncertainty is not None and args.uncertainty < 1:
+        raise InputError(f'--uncertainty {args.uncertainty}: give 1 pass or more')
+    require_runtime(config, model)
+    from ..inference.folder import KINDS, PROBLEMS_NAME, Outputs, find_images, predict_images, start_folder
+
+    # Without a choice: what shows at a glance that a prediction is not black.
+    kinds = tuple(kind for kind in KINDS if getattr(args, kind) not in (False, None)) or Outputs.kinds
+    outputs = Outputs(Path(args.out), kinds, args.opacity, args.uncertainty or Outputs.passes)
+    images = find_images(inputs)
+    segmenter = open_segmenter(args, config, model)
+    start_folder(outputs, [config, model, args.thresholds], args.cfg_options, args.overwrite)
+    done = predict_images(
+        segmenter, progress(images, len(images), 'predicting'), outputs, int(args.max_megapixels * 1e6)
+    )
+    there = f', {done.present} were there' if done.present else ''
+    say(f'wrote {", ".join(kinds)} of {done.written} images{there} to {outputs.folder}')
+    if done.problems:
+        listed = '\n'.join(done.problems[:_SHOWN])
+        raise InputError(
+            f'{len(done.problems)} of {len(images)} images could not be labelled, all in '
+            f'{outputs.folder / PROBLEMS_NAME}:\n{listed}'
+        )
 
 
 main = guarded(_predict)

@@ -28,6 +28,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         action='store_true',
         help='also score the most frequent class per pixel and a colour look-up',
     )
+    parser.add_argument(
+        '--uncertainty',
+        nargs='?',
+        type=int,
+        const=10,
+        metavar='T',
+        help='measure calibration and entropy, over T passes with active dropout (10); 1: the plain softmax',
+    )
     return parser.parse_args(argv)
 
 
@@ -36,19 +44,17 @@ def _test(argv: list[str] | None) -> None:
     from ..compat import require_stack
 
     require_stack()
-    from ..engine import checkpoint, device, launch, scoring
+    from ..engine import checkpoint, device, launch, scoring, uncertainty
     from ..engine.preflight import check_data
     from ..engine.ranks import is_first
     from ..engine.runner import build_runner
 
     config = read_config(args)
-    # Beside the training run: mmengine would write this run's config over the one saved there.
-    folder = Path(args.work_dir or Path(args.checkpoint).parent)
-    is_training_run = not args.work_dir or (folder / 'last_checkpoint').is_file()
-    config.work_dir = str(folder / 'test' if is_training_run else folder)
+    config.work_dir = str(scoring.result_folder(args.work_dir, args.checkpoint))
     device.choose_device(args.device)
     weights = checkpoint.read_weights(args.checkpoint)
     check_data(config, 'test_dataloader', *(['train_dataloader'] if args.baselines else []))
+    uncertainty.ask_for_uncertainty(config, args.uncertainty)
     config.load_from = args.checkpoint
     config.custom_hooks = [
         *config.get('custom_hooks', []),
@@ -62,6 +68,7 @@ def _test(argv: list[str] | None) -> None:
     if is_first():
         floors = scoring.score_floors(config, progress) if args.baselines else {}
         summary = scoring.summarise(config, metrics, metric.confusion, floors)
+        summary |= uncertainty.report_uncertainty(runner, metrics)
         say(scoring.score_table(summary))
         path = scoring.save_summary(summary, Path(config.work_dir))
         for folder in filter(None, (args.out, args.show_dir)):

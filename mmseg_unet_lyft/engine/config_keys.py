@@ -14,6 +14,7 @@ from mmseg import registry as mmseg_registry
 from torch.utils.data import DataLoader
 
 from ..errors import InputError
+from ..models.options import TEST_KEYS
 
 # Keys that commands and hooks read beside the Runner's own parameters.
 _COMMAND_KEYS = {'default_scope', 'custom_imports', 'auto_scale_lr', 'tta_model', 'tta_pipeline', 'compile'}
@@ -32,6 +33,7 @@ def check_key(config: Mapping, key: str, knobs: set[str]) -> None:
         knobs: Names that may also have been meant.
     """
     container: Any = config
+    owner: Mapping | None = None
     parts = key.split('.')
     for position, part in enumerate(parts):
         if isinstance(container, Sequence) and not isinstance(container, str):
@@ -44,12 +46,14 @@ def check_key(config: Mapping, key: str, knobs: set[str]) -> None:
                 f'--cfg-options {key}: {".".join(parts[:position])} is {container!r} and has no keys'
             )
         known = set(container) | _parameters(container, parts[:position])
+        if parts[:position][-1:] == ['test_cfg'] and (owner or {}).get('type') == 'LyftSegmentor':
+            known |= TEST_KEYS
         if part not in known:
             raise _unknown(key, position, sorted(known | (knobs if position == 0 else set())))
         if part not in container:
             # A parameter left at its default: what lies below it is for its class to judge.
             return
-        container = container[part]
+        owner, container = container, container[part]
 
 
 def _unknown(key: str, position: int, known: list[str]) -> InputError:

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import register  # noqa: F401  (a config whose custom_imports name the bare package finds it imported)
 from ..errors import InputError
 from .checkpoint import check_weights, load_safely, load_weights, read_weights
+from .description import DescribeModelHook
 from .launch import join_group
 
 # Large enough for five levels, and quick.
@@ -102,6 +103,7 @@ def build_runner(config: Config) -> Runner:
     join_group(config)
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     runner.register_hook(DropStoredConfigHook())
+    runner.register_hook(DescribeModelHook())
     if runner.distributed and get_device() == 'cpu':
         runner.register_hook(AverageBuffersHook())
     return runner

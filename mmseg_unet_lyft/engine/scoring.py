@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..evaluation.baselines import baseline_confusions
 from ..evaluation.counts import class_scores, mean_iou
 from ..evaluation.iou_metric import LyftIoUMetric
+from .uncertainty import describe_uncertainty
 
 
 def _frames(pairs: Iterable[dict], scheme: str, data_root: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -37,6 +38,14 @@ def find_metric(runner: Runner) -> LyftIoUMetric:
         if isinstance(metric, LyftIoUMetric):
             return metric
     raise InputError("this command needs test_evaluator = dict(type='LyftIoUMetric') in the config")
+
+
+def result_folder(work_dir: str | None, checkpoint: str) -> Path:
+    """Where a test run writes: the work dir, or the checkpoint's; ``test`` below it if one trained there."""
+    folder = Path(work_dir or Path(checkpoint).parent)
+    # mmengine would write this run's config over the one saved there.
+    is_training_run = not work_dir or (folder / 'last_checkpoint').is_file()
+    return folder / 'test' if is_training_run else folder
 
 
 def score_floors(config: Config, progress: Callable[[list, int, str], Iterable]) -> dict[str, np.ndarray]:
@@ -112,7 +121,7 @@ def _percent_by_class(confusion: np.ndarray, classes: Iterable[str], score: str)
 
 
 def score_table(summary: dict) -> str:
-    """The model's IoU beside the floors', one row a class, and what the figures are of."""
+    """The model's IoU beside the floors', one row a class, what the figures are of, and how sure it was."""
     columns = {'this model': dict(mIoU=summary['metrics']['mIoU'], iou=summary['iou']), **summary['floors']}
     table = PrettyTable(['IoU, %', *columns], align='r')
     table.align['IoU, %'] = 'l'
@@ -123,7 +132,8 @@ def score_table(summary: dict) -> str:
     note = f'{summary["data"]}; scheme {summary["scheme"]}; tested on {summary["tested_on"]}'
     if summary['floors']:
         note += f'; floors fitted on {summary["floors_fitted_on"]}'
-    return f'{table.get_string()}\n{note}'
+    calibration = [describe_uncertainty(summary['calibration'])] if 'calibration' in summary else []
+    return '\n'.join([table.get_string(), note, *calibration])
 
 
 def save_summary(summary: dict, folder: Path) -> Path:

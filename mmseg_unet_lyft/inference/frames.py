@@ -22,14 +22,12 @@ class FrameSource:
 
     Attributes:
         name: What they come from, for messages.
-        stem: Its name without suffix, for the names of results.
         fps: Frames a second, None if they have no rate of their own.
         size: (height, width) of every frame.
         total: How many there are as far as the header says, None if it does not.
     """
 
     name: str
-    stem: str
     fps: float | None = None
     size: tuple[int, int]
     total: int | None = None
@@ -65,12 +63,23 @@ def open_frames(source: str, max_pixels: int = MAX_PIXELS) -> FrameSource:
         InputError: If there is no such thing, it holds no frame, or its frames are too large.
     """
     path = Path(source)
+    stem_of(source)
     if path.is_dir():
         return FolderFrames(path, max_pixels)
+    return VideoFrames(path, max_pixels) if path.exists() else CameraFrames(int(source))
+
+
+def stem_of(source: str) -> str:
+    """What the results of a source are named after.
+
+    Raises:
+        InputError: If there is no such file or folder, and it is no number of a camera.
+    """
+    path = Path(source)
     if path.exists():
-        return VideoFrames(path, max_pixels)
+        return path.resolve().name if path.is_dir() else path.stem
     if source.isdecimal():
-        return CameraFrames(int(source))
+        return f'camera{int(source)}'
     raise InputError(f'{source}: no such video, folder of frames or camera number')
 
 
@@ -101,7 +110,7 @@ class VideoFrames(FrameSource):
         import av
 
         self._av, self._path, self._max_pixels = av, path, max_pixels
-        self.name, self.stem = str(path), path.stem
+        self.name = str(path)
         try:
             # A text file may be a playlist; it must not make this process open the network.
             self._container = av.open(f'file:{path}', options=dict(protocol_whitelist='file'))
@@ -198,7 +207,7 @@ class FolderFrames(FrameSource):
         from .folder import IMAGE_SUFFIXES, read_frame
 
         self._read, self._max_pixels = read_frame, max_pixels
-        self.name, self.stem = str(path), path.resolve().name
+        self.name = str(path)
         images = (one for one in path.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file())
         self._paths = sorted(images, key=_natural)
         if not self._paths:
@@ -235,7 +244,7 @@ class CameraFrames(FrameSource):
     """
 
     def __init__(self, number: int) -> None:
-        self.name, self.stem = f'camera {number}', f'camera{number}'
+        self.name = f'camera {number}'
         self._capture = cv2.VideoCapture(number)
         there, self._first = self._capture.read()
         if not there:

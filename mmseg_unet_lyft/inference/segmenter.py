@@ -2,94 +2,178 @@
 
 from __future__ import annotations
 
-import copy
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..compat import require_stack
 from ..errors import InputError
+from ..evaluation.challenge import VEHICLE, challenge_masks, hood_region
+from ..evaluation.thresholds import Thresholds, load_thresholds, mask_probabilities, threshold_masks
+from .exported import MASKS, open_exported
+from .formats import EXPORTED
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+COLOURS = ('BGR', 'RGB')
+
 
 class Segmenter:
-    """A config and a checkpoint, ready to label frames.
+    """A trained model, ready to label frames; may be called from several threads at once.
 
     Example:
-        >>> segmenter = Segmenter('configs/unet_lyft_bn.py', 'best.pth')
-        >>> label_map = segmenter(cv2.imread('frame.png'))
+        >>> segmenter = Segmenter('best.pth')
+        >>> label_map = segmenter(cv2.imread('frame.png'), colours='BGR')
 
     Args:
-        config: Config, path of one, or the name of one in the package.
-        checkpoint: Path of a checkpoint trained with it.
+        model: A checkpoint, or an exported file (``.onnx``, or OpenVINO's ``.xml``). Or, with ``checkpoint``
+            behind it, the config that one was trained with: a Config, or path or name of one.
+        checkpoint: Path of the checkpoint. Alone it serves if it describes its model, as those written by
+            our training do; stored config text is never run.
         device: ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
+        threads: Computing threads of a call on a CPU; one a core by default. With 1, a call computes in the
+            calling thread alone.
+        thresholds: Of label maps and masks, or a file of them from ``tools/tune_thresholds.py``. Exported
+            files have theirs inside.
+
+    Attributes:
+        classes: Class names by id.
+        palette: RGB colour of each class, 0 to 255.
 
     Raises:
-        InputError: If config or checkpoint cannot be read, or do not belong together.
+        InputError: If a file cannot be read, files do not belong together, or a package is missing.
     """
 
-    def __init__(self, config: Config | str, checkpoint: str, device: str = 'cpu') -> None:
-        require_stack()
-        from mmengine.config import Config
-        from mmengine.dataset import Compose
-        from mmseg.apis import init_model
+    def __init__(
+        self,
+        model: Config | str | Path,
+        checkpoint: str | Path | None = None,
+        device: str = 'cpu',
+        threads: int | None = None,
+        thresholds: Thresholds | str | Path | None = None,
+    ) -> None:
+        self.is_exported = checkpoint is None and Path(model).suffix in EXPORTED
+        if self.is_exported:
+            self.network = open_exported(str(model), device, threads)
+        else:
+            from ..compat import require_stack
 
-        from ..engine.checkpoint import check_weights, load_weights, read_checkpoint, weights_of
-        from ..engine.config import load_config
+            require_stack()
+            from .network import TorchNetwork
 
-        # mmseg's init_model writes into the config it is given.
-        config = copy.deepcopy(config) if isinstance(config, Config) else load_config(config)
-        if 'test_pipeline' not in config:
-            raise InputError(
-                f'{config.filename}: has no test_pipeline; name a config that mmseg.apis could use'
-            )
-        content = read_checkpoint(checkpoint)
-        # Not with the checkpoint: mmseg would load it unsafely.
-        self.model = init_model(config, None, device)
-        weights = weights_of(content, checkpoint)
-        check_weights(self.model, weights, checkpoint)
-        load_weights(self.model, weights, checkpoint)
-        self.model.dataset_meta = content.get('meta', {}).get('dataset_meta') or _config_meta(config)
-        steps = self.model.cfg.test_pipeline
-        # The frame is given and has no label.
-        self._pipeline = Compose(
-            [
-                step
-                for step in steps
-                if step['type'] not in ('LoadImageFromFile', 'LoadLyftLabel', 'LoadAnnotations')
-            ]
-        )
-        self.classes: list[str] = list(self.model.dataset_meta['classes'])
-        self.palette: list[list[int]] = [list(colour) for colour in self.model.dataset_meta['palette']]
+            config, path = (None, model) if checkpoint is None else (model, checkpoint)
+            config = str(config) if isinstance(config, Path) else config
+            self.network = TorchNetwork(config, str(path), device, threads)
+        self.classes: list[str] = self.network.classes
+        self.palette: list[list[int]] = self.network.palette
+        self.thresholds = thresholds
+        if isinstance(thresholds, (str, Path)):
+            self.thresholds = load_thresholds(thresholds, self.classes)
+        if self.thresholds is not None:
+            if self.is_exported:
+                raise InputError(f'{model}: its thresholds are inside; give none beside an exported file')
+            self.network.thresholds = self.thresholds.labels
 
-    def __call__(self, frame: np.ndarray) -> np.ndarray:
-        """Class ids of a frame.
+    def __call__(self, frames: np.ndarray, *, colours: str) -> np.ndarray:
+        """Class ids of a frame, or of a batch of them.
 
         Args:
-            frame: BGR, uint8 (H, W, 3), any size from 16x16 up.
+            frames: uint8 (H, W, 3) or (N, H, W, 3), any size from 16x16 up.
+            colours: Order of the channels: ``'BGR'``, as OpenCV reads, or ``'RGB'``.
 
         Returns:
-            uint8 (H, W).
+            uint8 (H, W) or (N, H, W).
 
         Raises:
-            InputError: If the frame has another type or shape.
+            InputError: If the frames have another type or shape, or the order is not known.
         """
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            raise InputError(f'frame is {frame.dtype} {frame.shape}; expected uint8 (height, width, 3), BGR')
-        size = frame.shape[:2]
-        data = self._pipeline(dict(img=frame, img_shape=size, ori_shape=size))
-        batch = dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
-        import torch
+        batch = _batch(frames, colours)
+        return _like(frames, self.network.label_maps(batch, colours))
 
-        with torch.no_grad():
-            sample = self.model.test_step(batch)[0]
-        return sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8)
+    def probabilities(self, frames: np.ndarray, *, colours: str) -> np.ndarray:
+        """Class probabilities of a frame or a batch: float32 (C, H, W) or (N, C, H, W).
+
+        A network with a single output has two classes. Arguments and errors as in a call; exported files
+        give none.
+        """
+        batch = _batch(frames, colours)
+        return _like(frames, self.network.probabilities(batch, colours))
+
+    def masks(self, frames: np.ndarray, *, colours: str, hood: str = 'exact') -> np.ndarray:
+        """The Lyft challenge's masks of a frame or a batch: vehicle and road.
+
+        With thresholds each mask is where its probability reaches its own, so that they may overlap; else
+        they are cut out of the label map.
+
+        Args:
+            frames: As in a call.
+            colours: As in a call.
+            hood: Rule by which the ego car's hood is left out of the vehicles, as in
+                `evaluation.challenge.hood_region`.
+
+        Returns:
+            uint8 {0, 1} (2, H, W) or (N, 2, H, W).
+
+        Raises:
+            InputError: As in a call, or if the classes have no vehicle or no road.
+        """
+        batch = _batch(frames, colours)
+        region = hood_region(hood, *batch.shape[1:3], self.network.hood)
+        if self.is_exported and MASKS in self.network.outputs:
+            masks = self.network.masks(batch, colours)
+            masks[:, VEHICLE, region] = 0
+        elif self.thresholds is not None:
+            masks = np.stack(
+                [
+                    threshold_masks(mask_probabilities(one, self.classes), self.thresholds, region)
+                    for one in self.network.probabilities(batch, colours)
+                ]
+            )
+        else:
+            labels = self.network.label_maps(batch, colours)
+            masks = np.stack([challenge_masks(one, self.classes, hood, self.network.hood) for one in labels])
+        return _like(frames, masks)
+
+    def uncertainty(
+        self, frames: np.ndarray, *, colours: str, passes: int = 10, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Class ids and how unsure they are, by Monte-Carlo dropout.
+
+        Args:
+            frames: As in a call.
+            colours: As in a call.
+            passes: With only dropout active; 1 is the plain softmax, which any network has.
+            seed: Of the dropped elements; the same gives the same.
+
+        Returns:
+            Ids of the mean probability, uint8 (H, W) or (N, H, W), and its entropy, float32 of the same
+            shape, in nats: from 0 to the logarithm of the number of classes.
+
+        Raises:
+            InputError: As in a call, if the network has no dropout, or the file is an exported one.
+        """
+        batch = _batch(frames, colours)
+        labels, entropy = self.network.uncertainty(batch, colours, passes, seed)
+        return _like(frames, labels), _like(frames, entropy)
 
 
-def _config_meta(config: Config) -> dict:
-    """Class names and palette of the scheme that a config tests with, for weights saved without theirs."""
-    from ..datasets.labels import get_scheme
+def _batch(frames: np.ndarray, colours: str) -> np.ndarray:
+    """Frames as (N, H, W, 3).
 
-    return get_scheme(config.test_dataloader.dataset.get('scheme', 'carla13')).metainfo
+    Raises:
+        InputError: If they are not uint8 frames, or their colour order is not known.
+    """
+    if colours not in COLOURS:
+        raise InputError(f"colours={colours!r}: say 'BGR' (as OpenCV reads) or 'RGB'")
+    if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-1] != 3:
+        raise InputError(
+            f'frames are {frames.dtype} {frames.shape}; expected uint8 (height, width, 3) or '
+            f'(number, height, width, 3), {colours}'
+        )
+    return frames if frames.ndim == 4 else frames[None]
+
+
+def _like(frames: np.ndarray, results: np.ndarray) -> np.ndarray:
+    """Results of a batch, or of the one frame that was given without one."""
+    return results if frames.ndim == 4 else results[0]

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ..datasets.files import UNFINISHED
 from ..errors import InputError
 
 _LEGEND_ROW = 22
@@ -106,6 +107,11 @@ def save_rgb(path: Path, image: np.ndarray) -> None:
     _save(path, Image.fromarray(image))
 
 
+def save_grey(path: Path, levels: np.ndarray) -> None:
+    """Write a uint8 (H, W) array as a grey PNG: its pixels are the values; errors as in `save_rgb`."""
+    _save(path, Image.fromarray(levels))
+
+
 def save_palette_png(path: Path, label: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
     """Write a uint8 (H, W) label map as a palette PNG: its pixels are the ids, viewers show the colours.
 
@@ -119,9 +125,12 @@ def save_palette_png(path: Path, label: np.ndarray, palette: Sequence[Sequence[i
 
 
 def _save(path: Path, picture: Image.Image) -> None:
+    # A run that is killed leaves nothing that looks finished.
+    part = path.with_name(path.name + UNFINISHED)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        picture.save(part, format='PNG')
+        part.replace(path)
     except OSError as error:
         raise InputError(f'{path}: cannot be written ({error.strerror or error})') from None
 

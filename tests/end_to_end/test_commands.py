@@ -135,18 +135,32 @@ def test_prediction_keeps_folders_and_agrees_with_mmsegs_own(trained, drawn_root
     cv2.imwrite(str(tmp_path / 'frames' / 'b.jpg'), cv2.imread(str(image_path))[:77, :101])
     checkpoint = str(best_checkpoint(str(trained)))
     out = tmp_path / 'out'
-    arguments = [str(tmp_path / 'frames'), '--out', str(out), '--device', 'cpu', '--cfg-options', *TINY]
-    assert predict.main(['configs/unet_lyft_demo.py', checkpoint, *arguments]) == 0
-    assert f'wrote 2 label maps to {out}/ids and overlays to {out}/overlay' in capsys.readouterr().out
+    arguments = [str(tmp_path / 'frames'), '--out', str(out), '--device', 'cpu']
+    assert predict.main([checkpoint, *arguments]) == 0
+    assert capsys.readouterr().out.endswith(f'wrote palette, overlay of 2 images to {out}\n')
     config = load_config('configs/unet_lyft_demo.py', parse_options(list(TINY)))
     model = init_model(config, checkpoint, device='cpu')
     for source, result in ((frames / 'a.png', 'town/day/a.png'), (tmp_path / 'frames' / 'b.jpg', 'b.png')):
         expected = inference_model(model, str(source)).pred_sem_seg.data[0].numpy()
-        ids = Image.open(out / 'ids' / result)
+        ids = Image.open(out / 'palette' / result)
         assert ids.getpalette()[: 3 * 13] == [value for colour in CARLA_PALETTE for value in colour]
         np.testing.assert_array_equal(np.asarray(ids), expected)
-        np.testing.assert_array_equal(Segmenter(config, checkpoint)(cv2.imread(str(source))), expected)
+        frame = cv2.imread(str(source))
+        np.testing.assert_array_equal(Segmenter(config, checkpoint)(frame, colours='BGR'), expected)
         assert cv2.imread(str(out / 'overlay' / result)).shape[:2] == expected.shape
+    # With its config, and what is done already.
+    arguments += ['--cfg-options', *TINY]
+    assert predict.main(['configs/unet_lyft_demo.py', checkpoint, *arguments]) == 2
+    assert f'{out}: holds predictions made with {Path(checkpoint).name} or other' in capsys.readouterr().err
+    assert predict.main(['configs/unet_lyft_demo.py', checkpoint, *arguments, '--overwrite', '--ids']) == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(out / 'ids/b.png')), expected)
+    assert not list((out / 'overlay').rglob('*.png'))
+    (tmp_path / 'frames/c.png').write_bytes(b'no image')
+    assert predict.main(['configs/unet_lyft_demo.py', checkpoint, *arguments, '--ids']) == 2
+    captured = capsys.readouterr()
+    assert f'wrote ids of 0 images, 2 were there to {out}' in captured.out
+    assert f'1 of 3 images could not be labelled, all in {out}/not_labelled.txt:\n' in captured.err
+    assert f'{tmp_path}/frames/c.png: cannot be read as an image' in captured.err
     assert model.dataset_meta['classes'] == list(CARLA_CLASSES)
 
 
@@ -277,6 +291,34 @@ def test_a_named_drive_that_is_not_there_is_refused(drawn_root, tmp_path, capsys
 def test_opacity_beyond_one_is_refused(tmp_path, capsys):
     assert predict.main(['unet_lyft.py', 'x.pth', str(tmp_path), '--opacity', '5']) == 2
     assert '--opacity 5.0: give a number from 0 to 1' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (
+            ['frames'],
+            'frames: is no model (.pth, .pt, .onnx, .xml); name one before what is to be labelled, or in',
+        ),
+        (['unet_lyft.py', 'frames'], 'unet_lyft.py: is no model'),
+        (['x.pth'], 'x.pth: nothing to label; name it behind the model'),
+        (['no.pth', 'configs'], 'configs: holds no image ('),
+        (['x.pth', 'frames', '--uncertainty', '0'], '--uncertainty 0: give 1 pass or more'),
+    ],
+)
+def test_words_that_name_no_model_or_nothing_to_label_are_refused(words, message, capsys, monkeypatch):
+    monkeypatch.delenv('LYFT_MODEL', raising=False)
+    assert predict.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_environment_names_the_model(trained, drawn_root, tmp_path, capsys, monkeypatch):
+    (image,) = drawn_root.glob('*/*/CameraRGB/F3-0.png')
+    monkeypatch.setenv('LYFT_MODEL', str(best_checkpoint(str(trained))))
+    assert predict.main([str(image), '--out', str(tmp_path / 'out'), '--device', 'cpu']) == 0
+    assert (tmp_path / 'out/overlay/F3-0.png').exists()
+    assert predict.main([str(image), '--out', str(tmp_path / 'out'), '--cfg-options', 'a=1']) == 2
+    assert '--cfg-options: change a config; name it before the model' in capsys.readouterr().err
 
 
 @pytest.mark.stack

@@ -115,7 +115,8 @@ def test_evaluation_counts_the_same_on_one_and_two_processes(proofs):
         assert alone['evaluation'][counts].any()
     assert first['evaluation']['confusion'].sum() == 5 * 96 * 128
     assert first['evaluation']['metrics'] == second['evaluation']['metrics'] == alone['evaluation']['metrics']
-    assert {'val_loss', 'challenge/F_avg'} <= set(alone['evaluation']['metrics'])
+    scalars = {'val_loss', 'challenge/F_avg', 'calibration/ECE', 'calibration/entropy_AUROC'}
+    assert scalars <= set(alone['evaluation']['metrics'])
 
 
 def test_early_stopping_stops_all_ranks_at_once(proofs):

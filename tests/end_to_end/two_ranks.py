@@ -12,6 +12,7 @@ from mmseg.structures import SegDataSample
 
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.runner import build_runner
+from mmseg_unet_lyft.engine.uncertainty import ask_for_uncertainty
 
 SMALL = dict(image_scale_wh=(128, 96), crop_size=(64, 96), base_channels=4, num_workers=0, warmup_iters=1)
 EMPTY_ROWS = 40
@@ -75,9 +76,10 @@ def evaluation(out: Path, data_root: Path, launcher: str, checkpoint: Path) -> d
     config.test_dataloader.dataset.indices = 5
     config.test_evaluator = [dict(type='LyftIoUMetric'), dict(type='LyftScoreMetric')]
     config.load_from = str(checkpoint)
+    ask_for_uncertainty(config, 1)
     runner = build_runner(config)
     metrics = runner.test()
-    iou, score = runner.test_evaluator.metrics
+    iou, score, *_ = runner.test_evaluator.metrics
     return dict(
         metrics=metrics, confusion=torch.from_numpy(iou.confusion), counts=torch.from_numpy(score.counts)
     )

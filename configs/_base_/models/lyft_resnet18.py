@@ -1,4 +1,6 @@
 # A ResNet-18 encoder under the U-Net's expansive path. Knobs first; everything below derives from them.
+_base_ = ['applying.py']
+
 pretrained = None  # 'open-mmlab://resnet18_v1c' downloads ImageNet weights
 decoder_channels = (32, 64, 128)  # of the decoder levels, finest (stride 4) first
 decoder_dropout = 0.0  # ratio behind each concatenation
@@ -32,5 +34,4 @@ model = dict(
         loss_decode=dict(type='LyftCrossEntropyLoss', class_weight=class_weight),
     ),
     train_cfg=dict(),
-    test_cfg=dict(mode='whole'),
 )

@@ -1,4 +1,6 @@
 # The tutorial U-Net. Knobs first; everything below derives from them.
+_base_ = ['applying.py']
+
 base_channels = 16  # channels of the finest level; 2.16 M parameters at 16, 8.63 M at 32
 encoder_dropout = None  # ratio behind each pool; None is the reference: 0.25, then 0.5
 decoder_dropout = 0.5  # ratio behind each concatenation
@@ -30,5 +32,4 @@ model = dict(
         loss_decode=dict(type='LyftCrossEntropyLoss', class_weight=class_weight),
     ),
     train_cfg=dict(),
-    test_cfg=dict(mode='whole'),
 )

@@ -1,0 +1,58 @@
+"""The parts of the benchmark command, their options, and what is wrong with them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import InputError
+from .options import check_file_option
+
+
+def add_parts(parser: argparse.ArgumentParser) -> None:
+    """Add every part with what it takes."""
+    parts = parser.add_subparsers(dest='part', required=True, metavar='PART')
+    part = parts.add_parser('input', help='loading and augmenting: stock, ours from PNGs, ours packed')
+    part.add_argument('--data-root', type=Path, help='frames in the Kaggle layout; drawn ones by default')
+    part.add_argument('--frames', type=int, default=40, help='how many of them (default: 40)')
+    part.add_argument('--samples', type=int, default=24, help='samples a turn (default: 24)')
+    _add_common(part, rounds=9)
+    part = parts.add_parser('inspect', help='inspecting a data root beside decoding the same files')
+    part.add_argument('--data-root', type=Path, required=True, help='frames in the Kaggle layout')
+    part.add_argument('--workers', type=int, help='processes (one a core)')
+    _add_common(part, rounds=5)
+    part = parts.add_parser('latency', help='a frame stage by stage, cold start, and mmseg beside it')
+    _add_model(part)
+    part.add_argument('--height', type=int, default=600, help='of the drawn frames (default: 600)')
+    part.add_argument('--width', type=int, default=800, help='of the drawn frames (default: 800)')
+    part.add_argument('--starts', type=int, default=3, help='cold starts in fresh processes, 0 for none (3)')
+    _add_common(part, rounds=20)
+
+
+def _add_model(part: argparse.ArgumentParser) -> None:
+    """Add the model that is measured."""
+    part.add_argument(
+        'words',
+        nargs='*',
+        metavar='[CONFIG] [MODEL]',
+        help='a checkpoint or exported file, a config and its checkpoint, or a config alone: random weights',
+    )
+    part.add_argument('--device', help='cpu, cuda or cuda:N; a GPU by default if there is one')
+    part.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override the config')
+
+
+def _add_common(part: argparse.ArgumentParser, rounds: int) -> None:
+    """Add what every part takes."""
+    part.add_argument('--rounds', type=int, default=rounds, help=f'turns of each (default: {rounds})')
+    part.add_argument('--json', type=Path, metavar='F', help='also write the figures to F')
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise an InputError for what would fail once all has been measured, or on the way there."""
+    for name in ('rounds', 'frames', 'samples', 'workers'):
+        value = getattr(args, name, None)
+        if value is not None and value < 1:
+            raise InputError(f'--{name} {value}: give 1 or more')
+    if getattr(args, 'starts', 0) < 0:
+        raise InputError(f'--starts {args.starts}: give 0 or more')
+    check_file_option('--json', args.json)

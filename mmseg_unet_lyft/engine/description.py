@@ -1,0 +1,126 @@
+"""A model told in plain data, so that a checkpoint serves without its config and no code is run for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ..errors import InputError
+
+KEY = 'lyft_model'  # In a checkpoint's ``meta``.
+FORMAT = 1
+# What a description may name: networks and layers, nothing that reads files or calls what it is given.
+KNOWN_TYPES = frozenset(
+    """
+    LyftSegmentor LyftUNet LyftUNetHead LyftDataPreProcessor LyftCrossEntropyLoss
+    EncoderDecoder SegDataPreProcessor FCNHead CrossEntropyLoss UNet ResNet ResNetV1c ResNetV1d MobileNetV2
+    BasicConvBlock DeconvModule InterpConv
+    BN BN2d SyncBN GN LN IN IN2d ReLU ReLU6 LeakyReLU PReLU ELU GELU SiLU HSwish Conv2d
+    Resize
+    """.split()
+)
+# Of training, of weights from elsewhere, or of a head that is not asked; the weights come with the file.
+_LEFT_OUT = frozenset({'pretrained', 'init_cfg', 'train_cfg', 'auxiliary_head', 'loss_decode', 'sampler'})
+# Steps of a test pipeline that read or pack; what is between them changes the image.
+READING, PACKING = ('LoadImageFromFile', 'LoadLyftLabel', 'LoadAnnotations'), ('PackSegInputs',)
+
+
+def inference_part(model: Mapping) -> dict:
+    """A model's config without what only training needs."""
+    return {
+        key: inference_part(value) if isinstance(value, Mapping) else value
+        for key, value in model.items()
+        if key not in _LEFT_OUT
+    }
+
+
+def image_steps(config: Config) -> list[dict]:
+    """The steps of a config's ``test_pipeline`` between reading the frame and packing it.
+
+    Raises:
+        InputError: If the config has no test pipeline.
+    """
+    if 'test_pipeline' not in config:
+        raise InputError(f'{config.filename}: has no test_pipeline; name a config that mmseg.apis could use')
+    return [dict(step) for step in config.test_pipeline if step['type'] not in (*READING, *PACKING)]
+
+
+def describe(config: Config) -> dict | str:
+    """What `build_described` needs to know of a config's model, as plain data.
+
+    Returns:
+        ``dict(format, model, steps, scheme)``; where a part is of no known type, why there is none.
+    """
+    try:
+        described = dict(
+            format=FORMAT,
+            model=_plain(inference_part(config.model)),
+            steps=_plain(image_steps(config)),
+            scheme=_scheme(config),
+        )
+    except InputError as error:
+        return str(error)
+    return described
+
+
+def checked(description: Any, path: str) -> dict:
+    """The description that a checkpoint carries, if it is one.
+
+    Args:
+        description: What stands under `KEY` in its ``meta``, or None.
+        path: The checkpoint, for the message.
+
+    Raises:
+        InputError: If there is none, or it holds anything but known types and plain values.
+    """
+    remedy = 'name the config it was trained with before it'
+    if description is None:
+        raise InputError(f'{path}: does not say what model its weights are of; {remedy}')
+    if isinstance(description, str):
+        raise InputError(f'{path}: does not describe its model, for {description}; {remedy}')
+    if not isinstance(description, dict) or description.get('format') != FORMAT:
+        raise InputError(f'{path}: describes its model in a way this version does not know; {remedy}')
+    model, steps = description.get('model'), description.get('steps')
+    if not isinstance(model, dict) or not isinstance(steps, list):
+        raise InputError(f'{path}: its description of the model is broken; {remedy}')
+    try:
+        plain = dict(model=_plain(inference_part(model)), steps=_plain(steps))
+    except InputError as error:
+        raise InputError(f'{path}: refused, {error}; {remedy}') from None
+    return dict(plain, scheme=description.get('scheme'))
+
+
+def _plain(value: Any, place: str = 'the model') -> Any:
+    """A copy in dicts, lists, tuples, text and numbers; every ``type`` a known one.
+
+    Raises:
+        InputError: If it holds anything else.
+    """
+    if isinstance(value, Mapping):
+        if 'type' in value and value['type'] not in KNOWN_TYPES:
+            raise InputError(f'{place} has the type {value["type"]!r}, which is not among the known ones')
+        return {str(key): _plain(item, f'{place}.{key}') for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        # mmcv's Resize wants its scale as a tuple.
+        return (tuple if isinstance(value, tuple) else list)(_plain(item, place) for item in value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise InputError(f'{place} is a {type(value).__name__} and no plain value')
+
+
+def _scheme(config: Config) -> str | None:
+    """Name of the label scheme that a config tests with; None for data sets of other kinds."""
+    dataset = (config.get('test_dataloader') or {}).get('dataset', {})
+    return dataset.get('scheme', 'carla13') if dataset.get('type') == 'LyftCarlaDataset' else None
+
+
+class DescribeModelHook(Hook):
+    """Write the model's description into every checkpoint."""
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Called on the rank that saves."""
+        checkpoint['meta'][KEY] = describe(runner.cfg)

@@ -1,0 +1,200 @@
+"""Exported files: ONNX through onnxruntime, OpenVINO's own; neither torch nor an mm stack is needed.
+
+An exported file takes ``frames`` uint8 (N, H, W, 3) and gives ``label_map`` uint8 (N, H, W), and may give
+``masks`` uint8 (N, 2, H, W): vehicle and road, as the Lyft challenge asks for. What they mean stands in its
+metadata under `METADATA_KEY`, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..datasets.labels import hood_of_spans
+from ..errors import InputError
+
+METADATA_KEY = 'mmseg_unet_lyft'
+FORMAT = 1
+FRAMES, LABEL_MAP, MASKS = 'frames', 'label_map', 'masks'
+
+
+class _ExportedNetwork:
+    """What both runtimes share: the metadata, and which output is asked for."""
+
+    def __init__(self, path: str, metadata: str | None, outputs: list[str]) -> None:
+        self.path, self.outputs = path, outputs
+        fields = _metadata(path, metadata)
+        self.classes: list[str] = fields['classes']
+        self.palette: list[list[int]] = fields['palette']
+        self.colours: str = fields['colours']
+        hood = fields.get('hood')
+        self.hood = None if hood is None else hood_of_spans(hood['spans'], hood['size'])
+        if LABEL_MAP not in outputs:
+            raise InputError(f'{path}: gives {", ".join(outputs)} and no {LABEL_MAP}; {_REMEDY}')
+
+    def label_maps(self, frames: np.ndarray, colours: str) -> np.ndarray:
+        """Class ids, uint8 (N, H, W), of frames uint8 (N, H, W, 3)."""
+        return self._run(self._in_order(frames, colours), LABEL_MAP)
+
+    def probabilities(self, frames: np.ndarray, colours: str) -> np.ndarray:
+        """Nothing: raises an InputError, since the file gives label maps."""
+        raise InputError(f'{self.path}: gives no probabilities; use the checkpoint it was exported from')
+
+    def uncertainty(self, frames: np.ndarray, colours: str, passes: int, seed: int) -> None:
+        """Nothing: raises an InputError, since the file has no dropout to keep active."""
+        raise InputError(f'{self.path}: gives no uncertainty; use the checkpoint it was exported from')
+
+    def masks(self, frames: np.ndarray, colours: str) -> np.ndarray:
+        """Vehicle and road, uint8 {0, 1} (N, 2, H, W), hood pixels with them; of a file with `MASKS`."""
+        return self._run(self._in_order(frames, colours), MASKS)
+
+    def _in_order(self, frames: np.ndarray, colours: str) -> np.ndarray:
+        """Frames in the file's colour order, contiguous."""
+        return np.ascontiguousarray(frames if colours == self.colours else frames[..., ::-1])
+
+    def _run(self, frames: np.ndarray, output: str) -> np.ndarray:
+        raise NotImplementedError
+
+
+_REMEDY = 'export the model with mmseg_unet_lyft.inference.export'
+
+
+def _metadata(path: str, text: str | None) -> dict[str, Any]:
+    """The fields of a file's metadata.
+
+    Raises:
+        InputError: If they are missing, of another format, or not what they must be.
+    """
+    if text is None:
+        raise InputError(f'{path}: was not exported by this project, it holds no {METADATA_KEY}; {_REMEDY}')
+    try:
+        fields = json.loads(text)
+        sound = (
+            fields['format'] == FORMAT
+            and all(isinstance(name, str) for name in fields['classes'])
+            and len(fields['palette']) == len(fields['classes'])
+            and all(len(colour) == 3 and max(colour) < 256 for colour in fields['palette'])
+            and fields['colours'] in ('BGR', 'RGB')
+        )
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise InputError(f'{path}: its {METADATA_KEY} metadata are broken or of a newer version; {_REMEDY}')
+    return fields
+
+
+def _require(module: str, package: str, path: str) -> None:
+    """Raise an InputError if a runtime is not installed."""
+    if find_spec(module) is None:
+        raise InputError(f'{path}: needs {module}; install with: pip install {package}')
+
+
+class OnnxNetwork(_ExportedNetwork):
+    """An ``.onnx`` file in ONNX Runtime; may be called from several threads.
+
+    Args:
+        path: The file.
+        device: ``'cpu'``, or ``'cuda'``/``'cuda:N'`` with onnxruntime-gpu.
+        threads: Computing threads of a call; one a core by default.
+
+    Raises:
+        InputError: If the file cannot be read or is not one of ours, or the device is not there.
+    """
+
+    def __init__(self, path: str, device: str = 'cpu', threads: int | None = None) -> None:
+        _require('onnxruntime', 'onnxruntime', path)
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        kind, _, index = device.partition(':')
+        providers: list = ['CPUExecutionProvider']
+        if kind != 'cpu':
+            if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
+                raise InputError(
+                    f'--device {device}: this onnxruntime knows no CUDA; install onnxruntime-gpu'
+                )
+            providers.insert(0, ('CUDAExecutionProvider', dict(device_id=int(index or 0))))
+        broken = (state.InvalidProtobuf, state.Fail, state.InvalidGraph, state.InvalidArgument, state.NoModel)
+        broken += (state.NotImplemented, state.RuntimeException, state.EPFail)
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        except broken as error:
+            raise InputError(f'{path}: cannot be read as an ONNX model ({_first_line(error)})') from error
+        (given,) = self._session.get_inputs() if len(self._session.get_inputs()) == 1 else (None,)
+        if given is None or given.type != 'tensor(uint8)' or len(given.shape) != 4:
+            raise InputError(f'{path}: does not take one batch of uint8 frames (N, H, W, 3); {_REMEDY}')
+        self._input = given.name
+        super().__init__(
+            path,
+            self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY),
+            [output.name for output in self._session.get_outputs()],
+        )
+
+    def _run(self, frames: np.ndarray, output: str) -> np.ndarray:
+        return self._session.run([output], {self._input: frames})[0]
+
+
+class OpenVinoNetwork(_ExportedNetwork):
+    """An ``.xml`` file with its ``.bin`` in OpenVINO; may be called from several threads.
+
+    Args:
+        path: The ``.xml`` file.
+        device: ``'cpu'``; OpenVINO has no CUDA.
+        threads: Computing threads of a call; one a core by default.
+
+    Raises:
+        InputError: If the files cannot be read or are not ours.
+    """
+
+    def __init__(self, path: str, device: str = 'cpu', threads: int | None = None) -> None:
+        _require('openvino', 'openvino', path)
+        import openvino
+
+        if device.partition(':')[0] != 'cpu':
+            raise InputError(f'--device {device}: OpenVINO files run on the cpu here; use --device cpu')
+        if not Path(path).with_suffix('.bin').is_file():
+            raise InputError(f'{path}: its weights {Path(path).with_suffix(".bin").name} are not beside it')
+        settings = dict(INFERENCE_PRECISION_HINT='f32')
+        if threads:
+            settings |= dict(INFERENCE_NUM_THREADS=threads, NUM_STREAMS=1)
+        core = openvino.Core()
+        try:
+            model = core.read_model(path)
+            self._compiled = core.compile_model(model, 'CPU', settings)
+        except RuntimeError as error:
+            raise InputError(f'{path}: cannot be read as an OpenVINO model ({_first_line(error)})') from error
+        # Requests hold a call's tensors, so each thread has its own.
+        self._local = threading.local()
+        has = model.has_rt_info([METADATA_KEY])
+        metadata = str(model.get_rt_info([METADATA_KEY]).value) if has else None
+        super().__init__(path, metadata, [output.any_name for output in model.outputs])
+
+    def _run(self, frames: np.ndarray, output: str) -> np.ndarray:
+        if not hasattr(self._local, 'request'):
+            self._local.request = self._compiled.create_infer_request()
+        return self._local.request.infer([frames])[output].copy()
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of a runtime's message that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def open_exported(path: str, device: str = 'cpu', threads: int | None = None) -> _ExportedNetwork:
+    """The network in an exported file, by its suffix.
+
+    Raises:
+        InputError: If there is no such file, or it cannot be used.
+    """
+    if not Path(path).is_file():
+        raise InputError(f'{path}: no such file')
+    kind = OnnxNetwork if Path(path).suffix == '.onnx' else OpenVinoNetwork
+    return kind(path, device, threads)

@@ -1,0 +1,149 @@
+"""Whole commands that apply a trained network in other ways: views, windows, thresholds, passes."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmseg.apis import inference_model, init_model
+
+from mmseg_unet_lyft.cli import test
+from mmseg_unet_lyft.datasets.labels import IGNORE_INDEX
+from mmseg_unet_lyft.datasets.loading import read_image, read_label
+from mmseg_unet_lyft.engine.checkpoint import best_checkpoint
+from mmseg_unet_lyft.engine.config import load_config, parse_options
+from mmseg_unet_lyft.inference.segmenter import Segmenter
+from mmseg_unet_lyft.models.monte_carlo import entropy, monte_carlo
+
+from .conftest import TINY, train_tiny
+
+
+@pytest.fixture(scope='module')
+def with_dropout(drawn_root, tmp_path_factory):
+    """Work dir of a model trained for four steps with dropout in its decoder."""
+    work_dir = tmp_path_factory.mktemp('with_dropout')
+    options = ('max_iters=4', 'val_interval=4', 'decoder_dropout=0.2', 'learning_rate=0.01')
+    assert train_tiny(drawn_root, work_dir, '--seed', '0', options=options) == 0
+    return work_dir
+
+
+def run_test(checkpoint, drawn_root, work_dir, *arguments, options=()):
+    """Exit code of the test command, with the folder of its results."""
+    places = ['--data-root', str(drawn_root), '--work-dir', str(work_dir)]
+    command = ['configs/unet_lyft_demo.py', str(checkpoint), *places, *arguments]
+    return test.main([*command, '--cfg-options', *TINY, *options])
+
+
+def scores(work_dir):
+    return json.loads((work_dir / 'scores.json').read_text())
+
+
+def frames(drawn_root):
+    """Frame (BGR) and truth of each of the test drives."""
+    for stem in ('F2-0', 'F2-1', 'F66-0', 'F66-1'):
+        (image,) = drawn_root.glob(f'*/*/CameraRGB/{stem}.png')
+        (label,) = drawn_root.glob(f'*/*/CameraSeg/{stem}.png')
+        yield read_image(str(image)), read_label(str(label), 'carla13', str(drawn_root))
+
+
+def test_views_and_windows_reach_the_score_mmsegs_own_inference_and_the_segmenter(
+    with_dropout, drawn_root, tmp_path
+):
+    checkpoint = str(best_checkpoint(str(with_dropout)))
+    options = ('test_flip=True', 'test_scales=[0.75,1.0]', 'window_size=(48,64)', 'window_stride=(32,32)')
+    assert run_test(checkpoint, drawn_root, tmp_path / 'plain') == 0
+    assert run_test(checkpoint, drawn_root, tmp_path / 'views', options=options) == 0
+    assert scores(tmp_path / 'views')['confusion'] != scores(tmp_path / 'plain')['confusion']
+    config = load_config('configs/unet_lyft_demo.py', parse_options([*TINY, *options]))
+    model = init_model(config, checkpoint, device='cpu')
+    segmenter = Segmenter(config, checkpoint)
+    right_pixels = 0
+    for image, label in frames(drawn_root):
+        pred = inference_model(model, image).pred_sem_seg.data[0].numpy()
+        np.testing.assert_array_equal(segmenter(image), pred)
+        right_pixels += int((pred == label).sum())
+    assert np.trace(scores(tmp_path / 'views')['confusion']) == right_pixels
+
+
+def test_thresholds_reach_the_score(with_dropout, drawn_root, tmp_path):
+    checkpoint = best_checkpoint(str(with_dropout))
+    # Nothing but roads, whatever the frame shows.
+    thresholds = f'class_thresholds=[{",".join(["1.0"] * 7 + ["1e-9"] + ["1.0"] * 5)}]'
+    assert run_test(checkpoint, drawn_root, tmp_path, options=(thresholds,)) == 0
+    confusion = np.array(scores(tmp_path)['confusion'])
+    assert confusion[:, 7].sum() == confusion.sum() == 4 * 96 * 128
+
+
+@pytest.mark.stack
+def test_uncertainty_is_measured_printed_drawn_and_written(with_dropout, drawn_root, tmp_path, capsys):
+    checkpoint = str(best_checkpoint(str(with_dropout)))
+    arguments = ('--uncertainty', '3')
+    options = ('decoder_dropout=0.2',)
+    assert run_test(checkpoint, drawn_root, tmp_path, *arguments, options=options) == 0
+    *_, line, last = capsys.readouterr().out.rstrip().splitlines()
+    calibration = scores(tmp_path)['calibration']
+    assert last == f'wrote {tmp_path / "scores.json"}'
+    assert line.startswith(
+        f'uncertainty (3 passes): ECE {100 * calibration["ECE"]:.2f} % over 15 bins; AUROC'
+    )
+    assert cv2.imread(str(tmp_path / 'reliability.png')).shape == (600, 500, 3)
+    # The same figures from the passes themselves, by plain means over all pixels.
+    config = load_config('configs/unet_lyft_demo.py', parse_options([*TINY, *options]))
+    model = init_model(config, checkpoint, device='cpu')
+    confidences, entropies, hits = [], [], []
+    for image, label in frames(drawn_root):
+        data = dict(inputs=[torch.from_numpy(image).permute(2, 0, 1)])
+        inputs = model.data_preprocessor(data)['inputs']
+        size = label.shape
+        mean = monte_carlo(model, inputs, [dict(img_shape=size, ori_shape=size, pad_shape=size)], passes=3)
+        confidence, pred = mean[0].max(dim=0)
+        valid = label != IGNORE_INDEX
+        confidences.append(confidence.numpy()[valid])
+        entropies.append(entropy(mean)[0].numpy()[valid])
+        hits.append((pred.numpy() == label)[valid])
+    confidence, right = np.concatenate(confidences), np.concatenate(hits)
+    uncertainty = np.concatenate(entropies)
+    assert scores(tmp_path)['metrics']['aAcc'] == pytest.approx(100 * right.mean(), abs=1e-3)
+    assert calibration['entropy_wrong'] == pytest.approx(uncertainty[~right].mean(), abs=1e-4)
+    assert calibration['entropy_right'] == pytest.approx(uncertainty[right].mean(), abs=1e-4)
+    pairs = uncertainty[~right][::7, None] - uncertainty[right][None, ::7]
+    assert calibration['entropy_AUROC'] == pytest.approx((pairs > 0).mean(), abs=0.02)
+    error = 0.0
+    for index, entry in enumerate(calibration['bins']):
+        chosen = (confidence > index / 15) & (confidence <= (index + 1) / 15)
+        assert entry['pixels'] == pytest.approx(chosen.sum(), abs=2)
+        if chosen.any():
+            assert entry['accuracy'] == pytest.approx(right[chosen].mean(), abs=0.01)
+            error += chosen.mean() * abs(right[chosen].mean() - confidence[chosen].mean())
+    assert calibration['ECE'] == pytest.approx(error, abs=1e-3)
+
+
+def test_one_pass_needs_no_dropout_and_changes_no_score(trained, drawn_root, tmp_path, capsys):
+    checkpoint = best_checkpoint(str(trained))
+    assert run_test(checkpoint, drawn_root, tmp_path / 'plain') == 0
+    assert run_test(checkpoint, drawn_root, tmp_path / 'one', '--uncertainty', '1') == 0
+    assert 'uncertainty (1 pass): ECE' in capsys.readouterr().out
+    plain, one = scores(tmp_path / 'plain'), scores(tmp_path / 'one')
+    assert 'calibration' not in plain
+    assert not (tmp_path / 'plain' / 'reliability.png').exists()
+    assert one['confusion'] == plain['confusion']
+    assert one['metrics'].items() >= plain['metrics'].items()
+    assert sum(entry['pixels'] for entry in one['calibration']['bins']) == 4 * 96 * 128
+
+
+def test_ten_passes_without_dropout_are_refused_with_the_knobs(trained, drawn_root, tmp_path, capsys):
+    checkpoint = best_checkpoint(str(trained))
+    assert run_test(checkpoint, drawn_root, tmp_path, '--uncertainty') == 2
+    assert 'knobs encoder_dropout or decoder_dropout above 0' in capsys.readouterr().err
+    assert run_test(checkpoint, drawn_root, tmp_path, '--uncertainty', '0') == 2
+    assert '--uncertainty 0: give the number of passes, 1 or more' in capsys.readouterr().err
+    assert not (tmp_path / 'scores.json').exists()
+
+
+def test_a_window_with_too_large_a_stride_is_refused(trained, drawn_root, tmp_path, capsys):
+    options = ('window_size=(48,64)', 'window_stride=(48,65)')
+    assert run_test(best_checkpoint(str(trained)), drawn_root, tmp_path, options=options) == 2
+    message = capsys.readouterr().err
+    assert 'test_cfg.stride=(48, 65) is larger than test_cfg.crop_size=(48, 64)' in message
+    assert 'Traceback' not in message
