@@ -30,6 +30,7 @@ from mmseg_unet_lyft.inference.export import export_onnx
 from mmseg_unet_lyft.inference.frames import open_frames
 from mmseg_unet_lyft.inference.pipeline import frames_in_flight, run_in_turn, run_overlapped
 from mmseg_unet_lyft.inference.segmenter import Segmenter
+from mmseg_unet_lyft.inference.sinks import OverlayVideo
 from mmseg_unet_lyft.inference.video import plan_work
 from mmseg_unet_lyft.report.figures import overlay
 
@@ -71,6 +72,12 @@ def read_all(source: str | Path, **options: int) -> list[np.ndarray]:
 def difference(one: np.ndarray, other: np.ndarray) -> float:
     """Mean over pixels and channels."""
     return float(np.abs(one.astype(int) - other).mean())
+
+
+def shown_as(frame: np.ndarray, label: np.ndarray, segmenter: Segmenter, opacity: float = 0.5) -> np.ndarray:
+    """The overlay, BGR, as any video shows it, with colours at half the resolution."""
+    rgb = overlay(frame[..., ::-1], label, segmenter.palette, opacity)
+    return cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420), cv2.COLOR_YUV2BGR_I420)
 
 
 def damaged(source: Path, path: Path) -> Path:
@@ -150,17 +157,19 @@ def test_a_video_that_is_broken_in_the_middle_gives_what_comes_before(drive, tmp
     with pytest.raises(InputError, match=r'broken\.mp4: broken or cut behind frame \d+ .*those before it'):
         read.extend(open_frames(str(path)))
     assert 2 <= len(read) < COUNT
-    np.testing.assert_array_equal(read, read_all(drive)[: len(read)])
+    # The decoder may mend what it can of the first damaged one.
+    np.testing.assert_array_equal(read[:-1], read_all(drive)[: len(read) - 1])
 
 
 def test_a_video_cut_in_the_middle_says_so(drive, drawn, tmp_path):
-    whole = encode(tmp_path / 'whole.mp4', drawn, movflags='faststart').read_bytes()
-    path = tmp_path / 'cut.mp4'
-    path.write_bytes(whole[: len(whole) // 2])
+    whole, path = encode(tmp_path / 'whole.mp4', drawn, movflags='faststart'), tmp_path / 'cut.mp4'
+    with av.open(str(whole)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    path.write_bytes(whole.read_bytes()[: places[7]])
     read = []
-    with pytest.raises(InputError, match=r'cut\.mp4: broken or cut behind frame \d+ \(its header prom'):
+    with pytest.raises(InputError, match=r'broken or cut behind frame 7 \(its header promises 12 frames\)'):
         read.extend(open_frames(str(path)))
-    assert 2 <= len(read) < COUNT
+    np.testing.assert_array_equal(read, read_all(drive)[:7])
 
 
 def test_what_is_no_video_is_said_to_be_none(drive, tmp_path):
@@ -220,7 +229,7 @@ def test_a_folder_of_several_sizes_names_the_file(drawn, tmp_path):
 
 
 def numbered(count: int):
-    return (np.array([number]) for number in range(count))
+    return (np.array(number) for number in range(count))
 
 
 def test_overlapped_work_is_written_in_order():
@@ -331,8 +340,7 @@ def test_results_are_those_of_labelling_frame_by_frame(drive, model, segmenter, 
     shown = decode(tmp_path / 'drive_overlay.mp4')
     assert len(shown) == COUNT
     for picture, frame, label in zip(shown, frames, labels, strict=True):
-        rgb = overlay(frame[..., ::-1], label, segmenter.palette, 0.4)
-        assert difference(picture[..., ::-1], rgb) < 6
+        assert difference(picture, shown_as(frame, label, segmenter, 0.4)) < 4
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith('done: 12 frames, ')
     assert str(tmp_path / 'drive_overlay.mp4') in last
@@ -362,6 +370,22 @@ def test_the_overlay_plays_in_a_browser(drive, model, tmp_path):
     assert [frame.time for frame in decoded] == pytest.approx([number / FPS for number in range(COUNT)])
 
 
+def test_an_overlay_keeps_its_colours(tmp_path, segmenter):
+    image, tags = draw_frame('F1', 3, height=96, width=128)
+    label = np.minimum(tags, 12)
+    with closing(OverlayVideo(tmp_path / 'overlay.mp4', SIZE, FPS, segmenter.palette, 0.5)) as sink:
+        for _ in range(3):
+            sink.write(sink.prepare(image[..., ::-1], label))
+    with av.open(str(tmp_path / 'overlay.mp4')) as container:
+        pictures = [frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)]
+    expected = overlay(image, label, segmenter.palette)
+    assert len(pictures) == 3
+    for picture in pictures:
+        # What the halved colours change lies along borders.
+        assert np.abs(picture.astype(int) - expected).mean(axis=(0, 1)).max() < 6
+        assert np.median(np.abs(picture.astype(int) - expected)) <= 3
+
+
 def test_odd_sizes_get_a_row_and_a_column_repeated(drawn, model, segmenter, tmp_path):
     folder = tmp_path / 'frames'
     folder.mkdir()
@@ -372,9 +396,9 @@ def test_odd_sizes_get_a_row_and_a_column_repeated(drawn, model, segmenter, tmp_
     shown = decode(tmp_path / 'frames_overlay.mp4')
     assert cv2.VideoCapture(str(tmp_path / 'frames_overlay.mp4')).get(cv2.CAP_PROP_FPS) == 7.5
     assert [picture.shape for picture in shown] == [(96, 128, 3)] * 3
-    expected = overlay(odd[2][..., ::-1], segmenter(odd[2], colours='BGR'), segmenter.palette)
-    assert difference(shown[2][:95, :127, ::-1], expected) < 6
-    assert difference(shown[2][95], shown[2][94]) < 6
+    label = segmenter(odd[2], colours='BGR')
+    padded, label = (np.pad(one, ((0, 1), (0, 1), (0, 0))[: one.ndim], 'edge') for one in (odd[2], label))
+    assert difference(shown[2], shown_as(padded, label, segmenter)) < 4
 
 
 def run_tool(*arguments: str | Path, **variables: str) -> subprocess.Popen:
@@ -424,8 +448,7 @@ def check_beginning(path: Path, drive: Path, segmenter: Segmenter) -> int:
     """Frames of an overlay video that was ended early, which are those of the video's beginning."""
     shown = decode(path)
     for picture, frame in zip(shown[:COUNT], decode(drive), strict=False):
-        expected = overlay(frame[..., ::-1], segmenter(frame, colours='BGR'), segmenter.palette)
-        assert difference(picture[..., ::-1], expected) < 6
+        assert difference(picture, shown_as(frame, segmenter(frame, colours='BGR'), segmenter)) < 4
     return len(shown)
 
 

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from .console import guarded, say
 from .live import FrameMeter, only_data_on_stdout, stop_on_signals
-from .options import add_model_arguments, computes_on_cpu, open_segmenter, split_words
+from .options import add_model_arguments, computes_on_cpu, open_segmenter, require_runtime, split_words
 from .video_options import add_video_arguments, check_video_arguments
 
 
@@ -32,6 +32,7 @@ def _run(args: argparse.Namespace, data: TextIO | None) -> int:
     """Label what the arguments name; the challenge's JSON goes to ``data``."""
     config, model, inputs = split_words(args.words)
     source = check_video_arguments(args, inputs)
+    require_runtime(config, model)
     from ..inference.frames import open_frames, stem_of
     from ..inference.video import KINDS, Outputs, check_classes, label_video, plan_work
 
@@ -60,9 +61,6 @@ def _run(args: argparse.Namespace, data: TextIO | None) -> int:
 
 def _video(argv: list[str] | None) -> int:
     args = parse_args(argv)
-    from ..compat import require_opencv
-
-    require_opencv()
     if not args.challenge:
         return _run(args, None)
     with only_data_on_stdout() as data:

@@ -22,6 +22,7 @@ def add_video_arguments(parser: argparse.ArgumentParser) -> None:
         default='exact',
         help="rule for the hood in the JSON: its own pixels, or the organisers' rows >= 496 (exact)",
     )
+    add('--thresholds', metavar='F', help='of tools/tune_thresholds.py, for label maps and the JSON')
     add('--opacity', type=float, default=0.5, help='of the colours in the overlay, 0 to 1 (0.5)')
     add('--fps', type=float, help="of the overlay; the input's by default, 10 where it has none")
     add('--workers', type=int, metavar='N', help='threads that label frames (one a core; two on a GPU)')
