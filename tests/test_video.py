@@ -404,7 +404,7 @@ def test_an_overlay_keeps_its_colours(tmp_path, segmenter):
         pictures = [frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)]
     assert len(pictures) == 3
     for picture in pictures:
-        # Another matrix, as of high definition, turns red by 30 levels and more.
+        # Another matrix, as of high definition, turns red by 15 levels and more.
         np.testing.assert_allclose(picture[32, 8::16].astype(int), segmenter.palette, atol=5)
 
 
