@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from ..datasets.labels import get_scheme
-from ..datasets.listing import LABEL_FOLDER, Listing, camera_folders, png_names
+from ..datasets.listing import LABEL_FOLDER, Listing, camera_folders, natural_order, png_names
 from ..datasets.packed import LABEL, is_packed, open_packed
 from ..datasets.reading import read_label
 from ..datasets.simulators import SIMULATORS
@@ -183,7 +182,7 @@ def _label_paths(root: Path) -> list[Path | str]:
     """Files, or packed frames' addresses, of all labels, in natural order of their names."""
     if is_packed(root):
         packed = open_packed(root)
-        return [packed.address(LABEL, name) for name in sorted(packed.frames, key=_natural)]
+        return [packed.address(LABEL, name) for name in sorted(packed.frames, key=natural_order)]
     listing, paths = Listing(), {}
     folders = [folder for folder in camera_folders(root, listing) if Path(folder).name == LABEL_FOLDER]
     for folder in folders or ['.']:
@@ -202,10 +201,4 @@ def _label_paths(root: Path) -> list[Path | str]:
             f'{root}: no label PNG in it, and no {LABEL_FOLDER} folder below; name a challenge JSON, a '
             'folder of CARLA label PNGs, or a data root'
         )
-    return [paths[name] for name in sorted(paths, key=_natural)]
-
-
-def _natural(name: str) -> tuple[list[str | int], str]:
-    """Sorts numbers in names by value: ``F1-2`` before ``F1-10``."""
-    parts = re.split(r'(\d+)', name)
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
+    return [paths[name] for name in sorted(paths, key=natural_order)]

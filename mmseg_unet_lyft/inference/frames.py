@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import chain
@@ -11,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..datasets.listing import natural_order
 from ..errors import InputError
 
 MAX_PIXELS = 64_000_000
@@ -223,7 +223,7 @@ class FolderFrames(FrameSource):
         self._read, self._max_pixels = read_frame, max_pixels
         self.name = str(path)
         images = (one for one in path.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file())
-        self._paths = sorted(images, key=_natural)
+        self._paths = sorted(images, key=lambda one: natural_order(one.name))
         if not self._paths:
             raise InputError(f'{path}: holds no image ({", ".join(sorted(IMAGE_SUFFIXES))})')
         self.size = read_frame(self._paths[0], max_pixels).shape[:2]
@@ -239,12 +239,6 @@ class FolderFrames(FrameSource):
                     'put frames of one size into a folder'
                 )
             yield frame
-
-
-def _natural(path: Path) -> tuple[list, str]:
-    """Sorts numbers in names by value."""
-    parts = re.split(r'(\d+)', path.name.lower())
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
 
 
 class CameraFrames(FrameSource):
