@@ -4,14 +4,16 @@ import json
 import re
 from functools import partial
 
+import cv2
 import pytest
 
 from mmseg_unet_lyft.bench import input as bench_input
 from mmseg_unet_lyft.bench import latency
+from mmseg_unet_lyft.bench import video as bench_video
 from mmseg_unet_lyft.bench.contenders import STOCK
 from mmseg_unet_lyft.bench.inspect import decode_all, measure
 from mmseg_unet_lyft.bench.rounds import Seconds, alternate
-from mmseg_unet_lyft.bench.subject import save_random_weights
+from mmseg_unet_lyft.bench.subject import find_subject, save_random_weights
 from mmseg_unet_lyft.cli import benchmark
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.errors import InputError
@@ -160,6 +162,7 @@ def test_words_that_are_no_model_are_refused(words, message, capsys):
         (['input', '--samples', '0'], '--samples 0: give 1 or more'),
         (['input', '--frames', '0'], '--frames 0: give 1 or more'),
         (['latency', '--starts', '-1'], '--starts -1: give 0 or more'),
+        (['video', '--memory-frames', '-1'], '--memory-frames -1: give 0 or more'),
         (
             ['inspect', '--json', 'no/such/f.json'],
             '--json no/such/f.json: name a file in a folder that exists',
@@ -171,6 +174,53 @@ def test_options_that_would_fail_later_are_refused_before_measuring(
 ):
     monkeypatch.setattr('mmseg_unet_lyft.bench.inspect.measure', None)
     monkeypatch.setattr(bench_input, 'measure', None)
-    root = [] if arguments[0] == 'latency' else ['--data-root', str(frames.root)]
+    root = [] if arguments[0] in ('latency', 'video') else ['--data-root', str(frames.root)]
     assert benchmark.main([*arguments, *root]) == 2
     assert message in capsys.readouterr().err
+
+
+# --- video -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def video_figures(tmp_path_factory):
+    out = tmp_path_factory.mktemp('video') / 'video.json'
+    small = ['--height', '64', '--width', '96', '--frames', '6', '--rounds', '2', '--memory-frames', '40']
+    options = ['--cfg-options', 'base_channels=4', 'image_scale_wh=(96, 64)']
+    assert benchmark.main(['video', *small, '--small', '2', '--json', str(out), *options]) == 0
+    return json.loads(out.read_text())
+
+
+def test_a_video_is_measured_beside_the_network_and_mmsegs_loop(video_figures):
+    assert list(video_figures['models']) == [
+        'unet_lyft_bn.py (random weights)',
+        'unet_lyft_bn.py (random weights), 2 channels',
+    ]
+    for found in video_figures['models'].values():
+        assert list(found['fps']) == [
+            'network, a frame at a time',
+            'network, a frame a core',
+            'end to end',
+            'end to end, in turn',
+            "mmseg's loop",
+        ]
+        ours = found['fps']['end to end']
+        best = [found['fps'][name] for name in list(found['fps'])[:2]]
+        share = found['share_of_network']
+        assert share['most'] <= 1.001 * ours['most'] / max(one['least'] for one in best)
+        assert share['least'] >= 0.999 * ours['least'] / max(one['most'] for one in best)
+        # What all cores could do if every stage cost what it costs alone.
+        needed = sum(ms['most'] for ms in found['core_ms'].values()) / 1000
+        cores = video_figures['settings']['cores']
+        assert found['share_of_cores']['most'] <= ours['most'] * needed / cores * 1.001
+        assert found["times mmseg's loop"]['median'] > 1
+    assert video_figures['memory']['frames'] == 40
+    assert all(10 < mib < 100_000 for mib in video_figures['memory']['mib'])
+
+
+def test_the_benchmarks_video_loop_paints_what_mmseg_paints(tmp_path):
+    source = bench_video.draw_video(tmp_path / 'drive.mp4', (64, 96), 3)
+    subject = find_subject([], ['base_channels=2', 'image_scale_wh=(96, 64)'], 'cpu', tmp_path)
+    bench_video.mmseg_loop(subject, source, tmp_path / 'mmseg.avi')()
+    capture = cv2.VideoCapture(str(tmp_path / 'mmseg.avi'))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3

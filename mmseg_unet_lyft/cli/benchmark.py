@@ -37,11 +37,16 @@ def _figures(args: argparse.Namespace) -> tuple[dict, str]:
         from ..bench.inspect import measure, table
 
         figures = measure(args.data_root, args.rounds, args.workers, progress)
-    else:
+    elif args.part == 'latency':
         from ..bench.latency import measure, table
 
         size = (args.height, args.width)
         figures = measure(args.words, args.cfg_options, args.device, size, args.rounds, args.starts, progress)
+    else:
+        from ..bench.video import measure, table
+
+        model = (args.words, args.cfg_options, args.device, (args.height, args.width))
+        figures = measure(*model, args.frames, args.small, args.memory_frames, args.rounds, progress)
     return figures, table(figures)
 
 

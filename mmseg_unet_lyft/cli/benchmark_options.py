@@ -27,6 +27,14 @@ def add_parts(parser: argparse.ArgumentParser) -> None:
     part.add_argument('--width', type=int, default=800, help='of the drawn frames (default: 800)')
     part.add_argument('--starts', type=int, default=3, help='cold starts in fresh processes, 0 for none (3)')
     _add_common(part, rounds=20)
+    part = parts.add_parser('video', help="a video from file to file, the network alone, mmseg's loop")
+    _add_model(part)
+    part.add_argument('--height', type=int, default=600, help='of the drawn frames (default: 600)')
+    part.add_argument('--width', type=int, default=800, help='of the drawn frames (default: 800)')
+    part.add_argument('--frames', type=int, default=48, help='of the video (default: 48)')
+    part.add_argument('--small', type=int, default=4, help='channels of a faster network, 0 for none (4)')
+    part.add_argument('--memory-frames', type=int, default=2000, help='to watch memory over, 0 for none')
+    _add_common(part, rounds=5)
 
 
 def _add_model(part: argparse.ArgumentParser) -> None:
@@ -53,6 +61,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise InputError(f'--{name} {value}: give 1 or more')
-    if getattr(args, 'starts', 0) < 0:
-        raise InputError(f'--starts {args.starts}: give 0 or more')
+    for name in ('starts', 'small', 'memory_frames'):
+        if getattr(args, name, 0) < 0:
+            raise InputError(f'--{name.replace("_", "-")} {getattr(args, name)}: give 0 or more')
     check_file_option('--json', args.json)
