@@ -24,8 +24,7 @@ TRAIN = $(PY) tools/train.py configs/unet_lyft_demo.py --data-root $(DATA) --wor
 BEST = $$(ls -t $(DEMO)/best_*.pth | head -n 1)
 SCORE = $(PY) tools/test.py configs/unet_lyft_demo.py $(BEST) --data-root $(DATA) --work-dir $(DEMO)/test \
 	--baselines --show-dir $(DEMO)/overlays
-PREDICT = $(PY) tools/predict.py configs/unet_lyft_demo.py $(BEST) $(DATA)/dataA/dataA/CameraRGB \
-	--out $(DEMO)/predictions
+PREDICT = $(PY) tools/predict.py $(BEST) $(DATA)/dataA/dataA/CameraRGB --out $(DEMO)/predictions --overwrite
 
 .PHONY: install demo test lint lock clean
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,12 @@ from mmseg.apis import inference_model, init_model
 from mmseg.registry import MODELS
 
 from mmseg_unet_lyft import register  # noqa: F401
+from mmseg_unet_lyft.datasets.labels import CARLA_CLASSES, hood_mask
 from mmseg_unet_lyft.datasets.scenes import draw_frame
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.description import KEY, describe
 from mmseg_unet_lyft.errors import InputError
+from mmseg_unet_lyft.evaluation.thresholds import Thresholds, mask_probabilities, threshold_masks
 from mmseg_unet_lyft.inference.export import convert_to_openvino, export_onnx
 from mmseg_unet_lyft.inference.exported import METADATA_KEY
 from mmseg_unet_lyft.inference.segmenter import Segmenter
@@ -100,6 +103,45 @@ def test_padding_that_a_config_tests_with_is_added_and_taken_away(config, checkp
     np.testing.assert_array_equal(Segmenter(padded, checkpoint)(frame, colours='BGR'), expected)
 
 
+def test_either_key_swaps_the_channels(config, checkpoint, frame):
+    other = config.copy()
+    other.merge_from_dict(
+        {'model.data_preprocessor.bgr_to_rgb': False, 'model.data_preprocessor.rgb_to_bgr': True}
+    )
+    expected = inference_model(init_model(other.copy(), checkpoint, device='cpu'), frame).pred_sem_seg.data[0]
+    np.testing.assert_array_equal(Segmenter(other, checkpoint)(frame, colours='BGR'), expected.numpy())
+
+
+def test_mmsegs_own_unet_with_an_auxiliary_head_is_taken(frame, tmp_path):
+    config = load_config('configs/unet_lyft_bn.py', dict(image_scale_wh=(128, 96)))
+    head = dict(
+        type='FCNHead', in_channels=16, in_index=4, channels=8, num_classes=13, norm_cfg=dict(type='BN')
+    )
+    config.model = dict(
+        type='EncoderDecoder',
+        data_preprocessor=dict(config.model.data_preprocessor, type='SegDataPreProcessor'),
+        backbone=dict(type='UNet', base_channels=4, norm_cfg=dict(type='BN')),
+        decode_head=dict(head, in_channels=4),
+        auxiliary_head=dict(head, in_index=3, in_channels=8),
+        train_cfg=dict(),
+        test_cfg=dict(mode='whole'),
+    )
+    path = save_random(config, tmp_path / 'random.pth')
+    assert any(
+        name.startswith('auxiliary_head') for name in torch.load(path, weights_only=True)['state_dict']
+    )
+    expected = (
+        inference_model(init_model(config.copy(), path, device='cpu'), frame).pred_sem_seg.data[0].numpy()
+    )
+    for segmenter in (Segmenter(config, path), Segmenter(path)):
+        np.testing.assert_array_equal(segmenter(frame, colours='BGR'), expected)
+
+
+def test_a_config_alone_is_no_model(config):
+    with pytest.raises(InputError, match='a Config alone is no trained model; give its checkpoint too'):
+        Segmenter(config)
+
+
 def test_a_batch_gives_what_its_frames_give(segmenter, frame):
     batch = np.stack([frame, frame[::-1], frame[:, ::-1]])
     labels = segmenter(batch, colours='BGR')
@@ -126,6 +168,9 @@ def test_rgb_said_is_bgr_turned_round(segmenter, frame):
             r'frames are uint8 \(32, 32\); expected uint8 \(height, width, 3',
         ),
         (np.zeros((2, 32, 32, 4), np.uint8), 'RGB', r'\(number, height, width, 3\), RGB'),
+        (None, 'BGR', 'frames are NoneType and no array; was the image found?'),
+        (np.zeros((0, 32, 3), np.uint8), 'BGR', r'frames are uint8 \(0, 32, 3\); expected'),
+        (np.zeros((0, 32, 32, 3), np.uint8), 'BGR', r'frames are uint8 \(0, 32, 32, 3\); expected'),
         (np.zeros((15, 32, 3), np.uint8), 'BGR', 'is too small: 4 pools need at least 16x16'),
     ],
 )
@@ -207,6 +252,28 @@ def test_config_text_stored_in_a_checkpoint_is_not_run(checkpoint, frame, tmp_pa
             lambda meta: meta[KEY]['model'].update(x=torch.ones(1)),
             'the model.x is a Tensor and no plain value',
         ),
+        (
+            lambda meta: meta[KEY]['model'].update(_scope_='evil'),
+            "refused, the model has the key '_scope_', which is not for a description",
+        ),
+        (
+            lambda meta: meta[KEY]['model']['backbone'].update(no_such=1),
+            r'its description of the model cannot be built \(TypeError: .*no_such',
+        ),
+        (lambda meta: meta[KEY]['model']['backbone'].pop('type'), 'the model cannot be built'),
+        (lambda meta: meta[KEY]['model'].update(type='LyftUNet'), 'the model cannot be built'),
+        (lambda meta: meta[KEY]['model'].update(type=['LyftUNet']), 'has the type .*, which is not among'),
+        (lambda meta: meta[KEY].update(steps=[1]), 'its description of the model is broken'),
+        (lambda meta: meta.update(dataset_meta=dict(classes=3, palette=[])), 'its class names are broken'),
+        (
+            lambda meta: meta.update(dataset_meta=dict(classes=['a'], palette=[[0, 0, 0]])),
+            'names 1 classes, its model has 13; name the config',
+        ),
+        # More than any machine has: compared by shape before anything is allocated.
+        (
+            lambda meta: meta[KEY]['model']['backbone'].update(base_channels=10**6),
+            'its weights are not of this config',
+        ),
         (lambda meta: meta[KEY].update(format=9), 'describes its model in a way this version does not know'),
         (lambda meta: meta[KEY].pop('steps'), 'its description of the model is broken'),
         (lambda meta: meta.update({KEY: 'the reason'}), 'does not describe its model, for the reason; name'),
@@ -264,6 +331,66 @@ def _normalised(segmenter, frame):
     return (image - preprocessor.mean) / preprocessor.std
 
 
+def test_a_pyramid_that_ends_small_is_exported_at_the_frames_size(frame, tmp_path):
+    config = load_config('configs/unet_lyft_resnet18.py', dict(image_scale_wh=(128, 96)))
+    segmenter = Segmenter(save_random(config, tmp_path / 'random.pth'))
+    exported = Segmenter(export_onnx(segmenter.network, tmp_path / 'x.onnx'))
+    assert (exported(frame, colours='BGR') == segmenter(frame, colours='BGR')).mean() >= 0.9999
+    assert exported(frame[:77, :101], colours='BGR').shape == (77, 101)
+
+
+def test_thresholds_go_into_the_file(checkpoint, frame, tmp_path):
+    config = load_config('configs/unet_lyft_bn.py', OPTIONS | dict(class_thresholds=[0.2] * 6 + [0.05] * 7))
+    segmenter, plain = Segmenter(config, checkpoint), Segmenter(checkpoint)
+    expected = segmenter(frame, colours='BGR')
+    assert (expected != plain(frame, colours='BGR')).mean() > 0.05
+    path = export_onnx(segmenter.network, tmp_path / 'x.onnx', mask_thresholds=(0.1, 0.03))
+    exported = Segmenter(path)
+    label, masks = exported.labels_and_masks(frame, colours='BGR')
+    assert (label == expected).mean() >= 0.9999
+    shares = mask_probabilities(plain.probabilities(frame, colours='BGR'), CARLA_CLASSES)
+    by_hand = threshold_masks(shares, Thresholds((0.1, 0.03)), hood_mask(*SIZE))
+    assert by_hand.any(axis=(1, 2)).all()
+    assert (masks == by_hand).mean() >= 0.999
+    np.testing.assert_array_equal(exported.masks(frame, colours='BGR'), masks)
+    with pytest.raises(InputError, match=r'takes no thresholds; export the model with them, or use'):
+        Segmenter(path, thresholds=Thresholds())
+
+
+@pytest.mark.parametrize(
+    ('knobs', 'key'),
+    [
+        (dict(test_flip=True), 'test_cfg.flip'),
+        (dict(test_scales=(0.5, 1.0)), 'test_cfg.scales'),
+        (dict(window_size=(32, 32)), 'test_cfg.mode'),
+    ],
+)
+def test_what_a_file_cannot_do_is_not_exported(checkpoint, tmp_path, knobs, key):
+    config = load_config('configs/unet_lyft_bn.py', OPTIONS | knobs)
+    message = re.escape(f'{key}: an exported file is the network alone, on whole frames; leave them out')
+    with pytest.raises(InputError, match=message):
+        export_onnx(Segmenter(config, checkpoint).network, tmp_path / 'x.onnx')
+    assert not (tmp_path / 'x.onnx').exists()
+
+
+def test_outputs_that_are_not_bytes_are_refused(onnx_file, tmp_path):
+    model = onnx.load(str(onnx_file))
+    (cast,) = [node for node in model.graph.node if node.output[0] == 'label_map']
+    cast.attribute[0].i = onnx.TensorProto.INT64
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    onnx.save(model, str(tmp_path / 'x.onnx'))
+    with pytest.raises(InputError, match=r'x\.onnx: its label_map is not uint8; export the model with'):
+        Segmenter(tmp_path / 'x.onnx')
+    with pytest.raises(InputError, match=r'x\.xml: its label_map is not uint8; export the model with'):
+        Segmenter(convert_to_openvino(tmp_path / 'x.onnx', tmp_path / 'x.xml'))
+
+
+def test_frames_that_a_runtime_does_not_take_are_named(onnx_file, tmp_path):
+    exported = Segmenter(convert_to_openvino(onnx_file, tmp_path / 'unet.xml'))
+    with pytest.raises(InputError, match=r'unet\.xml: does not take frames of 8x8 \('):
+        exported(np.zeros((8, 8, 3), np.uint8), colours='BGR')
+
+
 def test_exported_files_serve_four_threads(onnx_file, frame, tmp_path):
     frames = [cv2.resize(frame, (64 + 7 * index, 48 + 5 * index)) for index in range(8)]
     for path in (onnx_file, convert_to_openvino(onnx_file, tmp_path / 'unet.xml')):
@@ -273,6 +400,11 @@ def test_exported_files_serve_four_threads(onnx_file, frame, tmp_path):
             at_once = list(threads.map(lambda one, network=exported: network(one, colours='BGR'), frames * 2))
         for one, expected in zip(at_once, serial * 2, strict=True):
             np.testing.assert_array_equal(one, expected)
+
+
+def named(**fields) -> str:
+    """Metadata of one class, with some fields changed."""
+    return json.dumps(dict(format=1, classes=['a'], palette=[[0, 0, 0]], colours='BGR') | fields)
 
 
 def _with_metadata(source: Path, path: Path, text: str | None) -> Path:
@@ -291,7 +423,13 @@ def _with_metadata(source: Path, path: Path, text: str | None) -> Path:
             'x.onnx: was not exported by this project, it holds no mmseg_unet_lyft; export the model with',
         ),
         ('{', 'x.onnx: its mmseg_unet_lyft metadata are broken or of a newer version'),
-        (json.dumps(dict(format=1, classes=['a'], palette=[[0, 0, 256]], colours='BGR')), 'are broken or of'),
+        ('[' * 100_000, 'are broken or of a newer version'),
+        (named(palette=[[0, 0, 256]]), 'its palette does not give each of 1 classes a colour'),
+        (named(palette=[[0, 0.5, 1]]), 'its palette does not give each of 1 classes a colour'),
+        (named(classes='a'), 'its class names are broken'),
+        (named(hood=5), 'its hood mask is broken'),
+        (named(hood=dict(size=[10**7, 10**7], spans={})), 'its hood mask is broken'),
+        (named(hood=dict(size=[4, 4], spans={'1': [[0, 9]]})), 'its hood mask is broken'),
         (json.dumps(dict(format=2, classes=['a'], palette=[[0, 0, 0]], colours='BGR')), 'are broken or of'),
     ],
 )

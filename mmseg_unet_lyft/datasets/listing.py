@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,12 @@ _PART_FOLDERS = {
     'test': 'test',
     'testing': 'test',
 }
+
+
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """Sorts numbers in names by value, whatever the case of letters: ``F1-2`` before ``f1-10``."""
+    parts = re.split(r'(\d+)', name.lower())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def describe(config: Config) -> dict | str:
             format=FORMAT,
             model=_plain(inference_part(config.model)),
             steps=_plain(image_steps(config)),
-            scheme=_scheme(config),
+            scheme=scheme_of(config),
         )
     except InputError as error:
         return str(error)
@@ -85,7 +85,11 @@ def checked(description: Any, path: str) -> dict:
     if not isinstance(description, dict) or description.get('format') != FORMAT:
         raise InputError(f'{path}: describes its model in a way this version does not know; {remedy}')
     model, steps = description.get('model'), description.get('steps')
-    if not isinstance(model, dict) or not isinstance(steps, list):
+    if (
+        not isinstance(model, dict)
+        or not isinstance(steps, (list, tuple))
+        or not all(isinstance(step, dict) for step in steps)
+    ):
         raise InputError(f'{path}: its description of the model is broken; {remedy}')
     try:
         plain = dict(model=_plain(inference_part(model)), steps=_plain(steps))
@@ -101,9 +105,13 @@ def _plain(value: Any, place: str = 'the model') -> Any:
         InputError: If it holds anything else.
     """
     if isinstance(value, Mapping):
-        if 'type' in value and value['type'] not in KNOWN_TYPES:
+        if 'type' in value and not (isinstance(value['type'], str) and value['type'] in KNOWN_TYPES):
             raise InputError(f'{place} has the type {value["type"]!r}, which is not among the known ones')
-        return {str(key): _plain(item, f'{place}.{key}') for key, item in value.items()}
+        for key in value:
+            # mmengine imports what `_scope_` names.
+            if not isinstance(key, str) or key.startswith('_'):
+                raise InputError(f'{place} has the key {key!r}, which is not for a description')
+        return {key: _plain(item, f'{place}.{key}') for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         # mmcv's Resize wants its scale as a tuple.
         return (tuple if isinstance(value, tuple) else list)(_plain(item, place) for item in value)
@@ -112,7 +120,7 @@ def _plain(value: Any, place: str = 'the model') -> Any:
     raise InputError(f'{place} is a {type(value).__name__} and no plain value')
 
 
-def _scheme(config: Config) -> str | None:
+def scheme_of(config: Config) -> str | None:
     """Name of the label scheme that a config tests with; None for data sets of other kinds."""
     dataset = (config.get('test_dataloader') or {}).get('dataset', {})
     return dataset.get('scheme', 'carla13') if dataset.get('type') == 'LyftCarlaDataset' else None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from ..datasets.labels import get_scheme
-from ..datasets.listing import LABEL_FOLDER, Listing, camera_folders, png_names
+from ..datasets.listing import LABEL_FOLDER, Listing, camera_folders, natural_order, png_names
 from ..datasets.packed import LABEL, is_packed, open_packed
 from ..datasets.reading import read_label
 from ..datasets.simulators import SIMULATORS
@@ -173,8 +172,8 @@ def notes_on(
     if surplus > 0:
         hint = '; if the video repeats a frame, --drop-repeated VIDEO leaves its answer out'
         notes.append(
-            f'{surplus} frames of the answer are beyond the {len(truth)} of the truth and ignored, as the '
-            f'official scorer does{"" if repeats else hint}'
+            f'beyond the {len(truth)} frames of the truth the answer has {surplus} more, ignored as by the '
+            f'official scorer{"" if repeats else hint}'
         )
     return notes
 
@@ -183,7 +182,7 @@ def _label_paths(root: Path) -> list[Path | str]:
     """Files, or packed frames' addresses, of all labels, in natural order of their names."""
     if is_packed(root):
         packed = open_packed(root)
-        return [packed.address(LABEL, name) for name in sorted(packed.frames, key=_natural)]
+        return [packed.address(LABEL, name) for name in sorted(packed.frames, key=natural_order)]
     listing, paths = Listing(), {}
     folders = [folder for folder in camera_folders(root, listing) if Path(folder).name == LABEL_FOLDER]
     for folder in folders or ['.']:
@@ -193,7 +192,7 @@ def _label_paths(root: Path) -> list[Path | str]:
                 raise InputError(f'{path}: {paths[name]} has the same name; remove one of the two')
     for problem in listing.problems:
         # Anything else, such as a note beside the labels, is no frame that would be missed.
-        if problem.kind in ('unreadable', 'jpeg') or Path(problem.path).suffix.lower() in ('.jpg', '.jpeg'):
+        if problem.kind == 'unreadable' or Path(problem.path).suffix.lower() in ('.jpg', '.jpeg'):
             raise InputError(
                 f'{root / problem.path}: {problem.message}; without it, the frames behind would move up'
             )
@@ -202,10 +201,4 @@ def _label_paths(root: Path) -> list[Path | str]:
             f'{root}: no label PNG in it, and no {LABEL_FOLDER} folder below; name a challenge JSON, a '
             'folder of CARLA label PNGs, or a data root'
         )
-    return [paths[name] for name in sorted(paths, key=_natural)]
-
-
-def _natural(name: str) -> tuple[list[str | int], str]:
-    """Sorts numbers in names by value: ``F1-2`` before ``F1-10``."""
-    parts = re.split(r'(\d+)', name)
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
+    return [paths[name] for name in sorted(paths, key=natural_order)]

@@ -85,7 +85,7 @@ class MaskCurves:
         dilations: Those to try, in pixels.
     """
 
-    def __init__(self, dilations: Sequence[int] = (0, 1, 2, 3)) -> None:
+    def __init__(self, dilations: Sequence[int] = range(6)) -> None:
         self.dilations = tuple(dilations)
         # By mask, dilation, truth (0 or 1) and thousandth of probability.
         self.counts = np.zeros((len(MASKS), len(self.dilations), 2, STEPS + 1), dtype=np.int64)

@@ -7,9 +7,11 @@ import warnings
 from pathlib import Path
 
 import torch
+from mmseg.models.utils import resize
 from torch import Tensor, nn
 
 from .. import __version__
+from ..datasets.labels import hood_spans
 from ..errors import InputError
 from ..evaluation.challenge import challenge_ids
 from ..models.averaging import to_probabilities
@@ -26,14 +28,20 @@ class FrameNetwork(nn.Module):
             ``p >= threshold``; probabilities of road and road lines are added.
 
     Raises:
-        InputError: If masks are asked for and the classes have no road or no vehicle.
+        InputError: If masks are asked for and the classes have no road or no vehicle, or the network is
+            applied with views, windows, padding or dropout.
     """
 
     def __init__(self, network: TorchNetwork, mask_thresholds: tuple[float, float] | None = None) -> None:
         super().__init__()
+        _require_plain(network)
         self.model = network.model
         self.network = network
         self.mask_thresholds = mask_thresholds
+        side = 64
+        with torch.no_grad():
+            probe = self.model.decode_head(self.model.extract_feat(torch.zeros(1, 3, side, side)))
+        self.is_full_size = tuple(probe.shape[2:]) == (side, side)
         if mask_thresholds is not None:
             self.mask_ids = challenge_ids(network.classes)
 
@@ -46,10 +54,16 @@ class FrameNetwork(nn.Module):
         if hasattr(preprocessor, 'mean'):
             images = (images - preprocessor.mean) / preprocessor.std
         logits = self.model.decode_head(self.model.extract_feat(images))
-        if logits.shape[1] == 1:
-            label_map = (logits[:, 0].sigmoid() > self.model.decode_head.threshold).to(torch.uint8)
-        else:
-            label_map = logits.argmax(1).to(torch.uint8)
+        # Of a pyramid whose finest map is smaller than the frame; else nothing is resized.
+        if not self.is_full_size:
+            size = images.shape[2:]
+            logits = resize(logits, size=size, mode='bilinear', align_corners=self.model.align_corners)
+        # `argmax`, not `max` as in `TorchNetwork.ids`: an operator of ONNX.
+        label_map = (
+            (logits[:, 0].sigmoid() > self.model.decode_head.threshold)
+            if logits.shape[1] == 1
+            else self.network.divided(logits).argmax(1)
+        ).to(torch.uint8)
         if self.mask_thresholds is None:
             return label_map
         shares = to_probabilities(logits)
@@ -58,6 +72,25 @@ class FrameNetwork(nn.Module):
             for ids, threshold in zip(self.mask_ids, self.mask_thresholds, strict=True)
         ]
         return label_map, torch.stack(masks, dim=1).to(torch.uint8)
+
+
+def _require_plain(network: TorchNetwork) -> None:
+    """Raise an InputError if a network is applied in a way that an exported file does not know."""
+    applied = network.model.test_cfg or {}
+    padding = getattr(network.model.data_preprocessor, 'test_cfg', None)
+    beyond = dict(
+        scales=tuple(applied.get('scales') or (1.0,)) != (1.0,),
+        flip=bool(applied.get('flip')),
+        mode=applied.get('mode', 'whole') != 'whole',
+        passes=network.passes > 1,
+    )
+    asked = [f'test_cfg.{key}' for key, is_asked in beyond.items() if is_asked]
+    asked += ['data_preprocessor.test_cfg'] if padding else []
+    if asked:
+        raise InputError(
+            f'{", ".join(asked)}: an exported file is the network alone, on whole frames; leave them out of '
+            'the config, or use the checkpoint'
+        )
 
 
 def export_onnx(
@@ -74,7 +107,7 @@ def export_onnx(
         mask_thresholds: As in `FrameNetwork`.
 
     Raises:
-        InputError: If onnx is not installed.
+        InputError: If onnx is not installed; otherwise as in `FrameNetwork`.
     """
     try:
         import onnx
@@ -126,5 +159,7 @@ def _metadata(network: TorchNetwork) -> dict:
         classes=network.classes,
         palette=network.palette,
         colours='BGR',
-        hood=network.model.dataset_meta.get('hood'),
+        hood=None
+        if network.hood is None
+        else dict(spans=hood_spans(network.hood), size=list(network.hood.shape)),
     )

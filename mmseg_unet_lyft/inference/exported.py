@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..datasets.labels import hood_of_spans
 from ..errors import InputError
+from .classes import checked_classes
 
 METADATA_KEY = 'mmseg_unet_lyft'
 FORMAT = 1
@@ -29,17 +30,15 @@ class _ExportedNetwork:
     def __init__(self, path: str, metadata: str | None, outputs: list[str]) -> None:
         self.path, self.outputs = path, outputs
         fields = _metadata(path, metadata)
-        self.classes: list[str] = fields['classes']
-        self.palette: list[list[int]] = fields['palette']
+        classes = checked_classes(fields, path, _REMEDY)
+        self.classes, self.palette, self.hood = classes.names, classes.palette, classes.hood
         self.colours: str = fields['colours']
-        hood = fields.get('hood')
-        self.hood = None if hood is None else hood_of_spans(hood['spans'], hood['size'])
         if LABEL_MAP not in outputs:
             raise InputError(f'{path}: gives {", ".join(outputs)} and no {LABEL_MAP}; {_REMEDY}')
 
     def label_maps(self, frames: np.ndarray, colours: str) -> np.ndarray:
         """Class ids, uint8 (N, H, W), of frames uint8 (N, H, W, 3)."""
-        return self._run(self._in_order(frames, colours), LABEL_MAP)
+        return self._run(self._in_order(frames, colours), LABEL_MAP)[0]
 
     def probabilities(self, frames: np.ndarray, colours: str) -> np.ndarray:
         """Nothing: raises an InputError, since the file gives label maps."""
@@ -49,15 +48,26 @@ class _ExportedNetwork:
         """Nothing: raises an InputError, since the file has no dropout to keep active."""
         raise InputError(f'{self.path}: gives no uncertainty; use the checkpoint it was exported from')
 
-    def masks(self, frames: np.ndarray, colours: str) -> np.ndarray:
-        """Vehicle and road, uint8 {0, 1} (N, 2, H, W), hood pixels with them; of a file with `MASKS`."""
-        return self._run(self._in_order(frames, colours), MASKS)
+    def labels_and_masks(self, frames: np.ndarray, colours: str) -> tuple[np.ndarray, np.ndarray]:
+        """Class ids, and vehicle and road, uint8 {0, 1} (N, 2, H, W), hood included; needs `MASKS`."""
+        label_maps, masks = self._run(self._in_order(frames, colours), LABEL_MAP, MASKS)
+        return label_maps, masks
 
     def _in_order(self, frames: np.ndarray, colours: str) -> np.ndarray:
         """Frames in the file's colour order, contiguous."""
         return np.ascontiguousarray(frames if colours == self.colours else frames[..., ::-1])
 
-    def _run(self, frames: np.ndarray, output: str) -> np.ndarray:
+    def _run(self, frames: np.ndarray, *outputs: str) -> list[np.ndarray]:
+        """Outputs of the file; what the runtime raises becomes an InputError."""
+        try:
+            return self._infer(frames, outputs)
+        except self._errors as error:
+            size = f'{frames.shape[1]}x{frames.shape[2]}'
+            raise InputError(f'{self.path}: does not take frames of {size} ({_first_line(error)})') from error
+
+    _errors: tuple[type[Exception], ...] = ()
+
+    def _infer(self, frames: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
         raise NotImplementedError
 
 
@@ -74,14 +84,8 @@ def _metadata(path: str, text: str | None) -> dict[str, Any]:
         raise InputError(f'{path}: was not exported by this project, it holds no {METADATA_KEY}; {_REMEDY}')
     try:
         fields = json.loads(text)
-        sound = (
-            fields['format'] == FORMAT
-            and all(isinstance(name, str) for name in fields['classes'])
-            and len(fields['palette']) == len(fields['classes'])
-            and all(len(colour) == 3 and max(colour) < 256 for colour in fields['palette'])
-            and fields['colours'] in ('BGR', 'RGB')
-        )
-    except (ValueError, KeyError, TypeError):
+        sound = fields['format'] == FORMAT and fields['colours'] in ('BGR', 'RGB')
+    except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
     if not sound:
         raise InputError(f'{path}: its {METADATA_KEY} metadata are broken or of a newer version; {_REMEDY}')
@@ -115,6 +119,8 @@ class OnnxNetwork(_ExportedNetwork):
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
         kind, _, index = device.partition(':')
+        if kind not in ('cpu', 'cuda') or (index and not index.isdecimal()):
+            raise InputError(f'--device {device}: choose cpu, cuda or cuda:N')
         providers: list = ['CPUExecutionProvider']
         if kind != 'cpu':
             if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
@@ -131,15 +137,18 @@ class OnnxNetwork(_ExportedNetwork):
         (given,) = self._session.get_inputs() if len(self._session.get_inputs()) == 1 else (None,)
         if given is None or given.type != 'tensor(uint8)' or len(given.shape) != 4:
             raise InputError(f'{path}: does not take one batch of uint8 frames (N, H, W, 3); {_REMEDY}')
-        self._input = given.name
+        self._input, self._errors = given.name, broken
+        _require_bytes(
+            path, {output.name: output.type == 'tensor(uint8)' for output in self._session.get_outputs()}
+        )
         super().__init__(
             path,
             self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY),
             [output.name for output in self._session.get_outputs()],
         )
 
-    def _run(self, frames: np.ndarray, output: str) -> np.ndarray:
-        return self._session.run([output], {self._input: frames})[0]
+    def _infer(self, frames: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+        return self._session.run(list(outputs), {self._input: frames})
 
 
 class OpenVinoNetwork(_ExportedNetwork):
@@ -171,16 +180,30 @@ class OpenVinoNetwork(_ExportedNetwork):
             self._compiled = core.compile_model(model, 'CPU', settings)
         except RuntimeError as error:
             raise InputError(f'{path}: cannot be read as an OpenVINO model ({_first_line(error)})') from error
+        byte = openvino.Type.u8
+        if [(given.element_type, len(given.partial_shape)) for given in model.inputs] != [(byte, 4)]:
+            raise InputError(f'{path}: does not take one batch of uint8 frames (N, H, W, 3); {_REMEDY}')
+        _require_bytes(path, {output.any_name: output.element_type == byte for output in model.outputs})
         # Requests hold a call's tensors, so each thread has its own.
         self._local = threading.local()
         has = model.has_rt_info([METADATA_KEY])
         metadata = str(model.get_rt_info([METADATA_KEY]).value) if has else None
         super().__init__(path, metadata, [output.any_name for output in model.outputs])
 
-    def _run(self, frames: np.ndarray, output: str) -> np.ndarray:
+    _errors = (RuntimeError,)
+
+    def _infer(self, frames: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
         if not hasattr(self._local, 'request'):
             self._local.request = self._compiled.create_infer_request()
-        return self._local.request.infer([frames])[output].copy()
+        results = self._local.request.infer([frames])
+        return [results[output].copy() for output in outputs]
+
+
+def _require_bytes(path: str, outputs: dict[str, bool]) -> None:
+    """Raise an InputError for an output of ours that is not uint8."""
+    for name, is_bytes in outputs.items():
+        if name in (LABEL_MAP, MASKS) and not is_bytes:
+            raise InputError(f'{path}: its {name} is not uint8; {_REMEDY}')
 
 
 def _first_line(error: BaseException) -> str:

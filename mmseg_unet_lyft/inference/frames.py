@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import chain
@@ -11,9 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..datasets.listing import natural_order
 from ..errors import InputError
 
 MAX_PIXELS = 64_000_000
+# A header's duration is rounded, and its last frame begins a frame before the end.
+_SLACK_FRAMES = 2.5
 _QUARTER_TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, -90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180}
 
 
@@ -135,7 +137,7 @@ class VideoFrames(FrameSource):
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate else None
         self.total = self._stream.frames or self._total_by_duration()
-        self._packets, self._frames = 0, 0
+        self._frames, self._end_seconds = 0, 0.0
         self._decoded = self._decode()
         first = next(self._decoded, None)
         if first is None:
@@ -161,15 +163,27 @@ class VideoFrames(FrameSource):
     def _decode(self) -> Iterator[np.ndarray]:
         try:
             for packet in self._container.demux(self._stream):
-                # The last one is empty: it asks for the frames that the decoder holds back.
-                self._packets += bool(packet.size)
                 for frame in packet.decode():
                     self._frames += 1
+                    self._end_seconds = max(self._end_seconds, frame.time or 0.0)
                     yield self._upright(frame)
         except self._av.FFmpegError as error:
             raise self._broken(error.strerror) from error
-        if self._frames and self._packets < self._stream.frames:
-            raise self._broken(f'its header promises {self._stream.frames} frames')
+        promised = self._promised_seconds()
+        # By time and not by number: an AVI counts frames that it leaves out.
+        if self._frames and self.fps and self._end_seconds + _SLACK_FRAMES / self.fps < promised:
+            raise self._broken(
+                f'its header promises {promised:.1f} seconds, there are {self._end_seconds:.1f}'
+            )
+
+    def _promised_seconds(self) -> float:
+        """When the header says that the last frame ends; 0 if it does not say."""
+        stream, container = self._stream, self._container
+        if stream.duration:
+            return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        # A container's duration is that of its longest stream.
+        is_alone = len(container.streams) == 1 and container.format.name != 'mpegts'
+        return container.duration / self._av.time_base if container.duration and is_alone else 0.0
 
     def _upright(self, frame: object) -> np.ndarray:
         """A decoded frame as BGR, as it is to be seen."""
@@ -209,7 +223,7 @@ class FolderFrames(FrameSource):
         self._read, self._max_pixels = read_frame, max_pixels
         self.name = str(path)
         images = (one for one in path.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file())
-        self._paths = sorted(images, key=_natural)
+        self._paths = sorted(images, key=lambda one: natural_order(one.name))
         if not self._paths:
             raise InputError(f'{path}: holds no image ({", ".join(sorted(IMAGE_SUFFIXES))})')
         self.size = read_frame(self._paths[0], max_pixels).shape[:2]
@@ -225,12 +239,6 @@ class FolderFrames(FrameSource):
                     'put frames of one size into a folder'
                 )
             yield frame
-
-
-def _natural(path: Path) -> tuple[list, str]:
-    """Sorts numbers in names by value."""
-    parts = re.split(r'(\d+)', path.name.lower())
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
 
 
 class CameraFrames(FrameSource):

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import threading
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict
-from mmengine.registry import DefaultScope
+from mmengine.config import Config
 from mmseg.models.utils import resize
-from mmseg.registry import MODELS, TRANSFORMS
 from torch import Tensor, nn
 
-from .. import register  # noqa: F401  (the types a model is described with)
-from ..datasets.labels import get_scheme, hood_of_spans
-from ..engine.checkpoint import check_weights, load_weights, read_checkpoint, weights_of
-from ..engine.config import load_config
-from ..engine.description import KEY, checked, image_steps, inference_part
 from ..models.averaging import to_logits, to_probabilities
 from ..models.monte_carlo import entropy, monte_carlo
-
-if TYPE_CHECKING:
-    from mmseg.models.segmentors import BaseSegmentor
+from .building import build_model
 
 
 class TorchNetwork:
@@ -43,37 +32,27 @@ class TorchNetwork:
     def __init__(
         self, config: Config | str | None, checkpoint: str, device: str = 'cpu', threads: int | None = None
     ) -> None:
-        content = read_checkpoint(checkpoint)
-        meta = content.get('meta', {})
-        if config is None:
-            described = checked(meta.get(KEY), checkpoint)
-            model, steps, scheme = described['model'], described['steps'], described['scheme']
-        else:
-            config = config if isinstance(config, Config) else load_config(config)
-            model, steps = inference_part(config.model), image_steps(config)
-            scheme = config.test_dataloader.dataset.get('scheme') if 'test_dataloader' in config else None
-        with DefaultScope.overwrite_default_scope('mmseg'):
-            self.model: BaseSegmentor = MODELS.build(ConfigDict(copy.deepcopy(model)))
-            self._steps = [TRANSFORMS.build(step) for step in steps]
-        weights = weights_of(content, checkpoint)
-        check_weights(self.model, weights, checkpoint)
-        load_weights(self.model, weights, checkpoint)
-        self.model.to(device).eval()
-        self.model.dataset_meta = meta.get('dataset_meta') or get_scheme(scheme or 'carla13').metainfo
+        self.model, model_config, self._steps, classes = build_model(config, checkpoint)
+        self.model.to(device)
         self.device, self.threads = device, threads
-        self.classes: list[str] = list(self.model.dataset_meta['classes'])
-        self.palette: list[list[int]] = [list(colour) for colour in self.model.dataset_meta['palette']]
-        hood = self.model.dataset_meta.get('hood')
-        self.hood = None if hood is None else hood_of_spans(hood['spans'], hood['size'])
+        self.classes, self.palette, self.hood = classes.names, classes.palette, classes.hood
         applied = self.model.test_cfg or {}
         self.thresholds, self.passes = applied.get('thresholds'), applied.get('passes') or 1
-        self.is_rgb = bool(model.get('data_preprocessor', {}).get('bgr_to_rgb'))
+        preprocessing = model_config.get('data_preprocessor') or {}
+        # Frames are read as BGR; either key swaps the channels.
+        self.is_rgb = bool(preprocessing.get('bgr_to_rgb') or preprocessing.get('rgb_to_bgr'))
         self._local = threading.local()
 
     def label_maps(self, frames: np.ndarray, colours: str) -> np.ndarray:
         """Class ids, uint8 (N, H, W), of frames uint8 (N, H, W, 3)."""
         with torch.inference_mode():
             return self.ids(self.logits(self.inputs(frames, colours), frames.shape[1:3])).cpu().numpy()
+
+    def labels_and_probabilities(self, frames: np.ndarray, colours: str) -> tuple[np.ndarray, np.ndarray]:
+        """Class ids, uint8 (N, H, W), and probabilities, float32 (N, C, H, W), of one pass."""
+        with torch.inference_mode():
+            logits = self.logits(self.inputs(frames, colours), frames.shape[1:3])
+            return self.ids(logits).cpu().numpy(), to_probabilities(logits).cpu().numpy()
 
     def probabilities(self, frames: np.ndarray, colours: str) -> np.ndarray:
         """Class probabilities, float32 (N, C, H, W), of frames uint8 (N, H, W, 3)."""
@@ -160,8 +139,11 @@ class TorchNetwork:
         """Class ids, uint8 (N, H, W), of logits (N, out_channels, H, W)."""
         if logits.shape[1] == 1:
             return (logits[:, 0].sigmoid() > self.model.decode_head.threshold).to(torch.uint8)
-        if self.thresholds is not None:
-            # The class of the largest p_c / t_c.
-            logits = logits - logits.new_tensor(self.thresholds).log()[:, None, None]
         # `max` finds the same index as `argmax`, on a CPU four times as fast.
-        return logits.max(1).indices.to(torch.uint8)
+        return self.divided(logits).max(1).indices.to(torch.uint8)
+
+    def divided(self, logits: Tensor) -> Tensor:
+        """Logits whose largest is that of the largest p_c / t_c, where there are thresholds."""
+        if self.thresholds is None:
+            return logits
+        return logits - logits.new_tensor(self.thresholds).log()[:, None, None]

@@ -35,7 +35,7 @@ class Segmenter:
         threads: Computing threads of a call on a CPU; one a core by default. With 1, a call computes in the
             calling thread alone.
         thresholds: Of label maps and masks, or a file of them from ``tools/tune_thresholds.py``. Exported
-            files have theirs inside.
+            files take none: class thresholds of the config, and those of masks, are in them.
 
     Attributes:
         classes: Class names by id.
@@ -53,6 +53,8 @@ class Segmenter:
         threads: int | None = None,
         thresholds: Thresholds | str | Path | None = None,
     ) -> None:
+        if checkpoint is None and not isinstance(model, (str, Path)):
+            raise InputError(f'a {type(model).__name__} alone is no trained model; give its checkpoint too')
         self.is_exported = checkpoint is None and Path(model).suffix in EXPORTED
         if self.is_exported:
             self.network = open_exported(str(model), device, threads)
@@ -72,8 +74,11 @@ class Segmenter:
             self.thresholds = load_thresholds(thresholds, self.classes)
         if self.thresholds is not None:
             if self.is_exported:
-                raise InputError(f'{model}: its thresholds are inside; give none beside an exported file')
-            self.network.thresholds = self.thresholds.labels
+                raise InputError(
+                    f'{model}: takes no thresholds; export the model with them, or use its checkpoint'
+                )
+            if self.thresholds.labels is not None:
+                self.network.thresholds = self.thresholds.labels
 
     def __call__(self, frames: np.ndarray, *, colours: str) -> np.ndarray:
         """Class ids of a frame, or of a batch of them.
@@ -118,22 +123,30 @@ class Segmenter:
         Raises:
             InputError: As in a call, or if the classes have no vehicle or no road.
         """
+        return self.labels_and_masks(frames, colours=colours, hood=hood)[1]
+
+    def labels_and_masks(
+        self, frames: np.ndarray, *, colours: str, hood: str = 'exact'
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What a call gives and what `masks` gives, of one pass; arguments and errors as in `masks`."""
         batch = _batch(frames, colours)
-        region = hood_region(hood, *batch.shape[1:3], self.network.hood)
+        measured = self.network.hood
+        region = hood_region(hood, *batch.shape[1:3], measured)
         if self.is_exported and MASKS in self.network.outputs:
-            masks = self.network.masks(batch, colours)
+            labels, masks = self.network.labels_and_masks(batch, colours)
             masks[:, VEHICLE, region] = 0
         elif self.thresholds is not None:
+            labels, probabilities = self.network.labels_and_probabilities(batch, colours)
             masks = np.stack(
                 [
                     threshold_masks(mask_probabilities(one, self.classes), self.thresholds, region)
-                    for one in self.network.probabilities(batch, colours)
+                    for one in probabilities
                 ]
             )
         else:
             labels = self.network.label_maps(batch, colours)
-            masks = np.stack([challenge_masks(one, self.classes, hood, self.network.hood) for one in labels])
-        return _like(frames, masks)
+            masks = np.stack([challenge_masks(one, self.classes, hood, measured) for one in labels])
+        return _like(frames, labels), _like(frames, masks)
 
     def uncertainty(
         self, frames: np.ndarray, *, colours: str, passes: int = 10, seed: int = 0
@@ -166,7 +179,9 @@ def _batch(frames: np.ndarray, colours: str) -> np.ndarray:
     """
     if colours not in COLOURS:
         raise InputError(f"colours={colours!r}: say 'BGR' (as OpenCV reads) or 'RGB'")
-    if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-1] != 3:
+    if not isinstance(frames, np.ndarray):
+        raise InputError(f'frames are {type(frames).__name__} and no array; was the image found?')
+    if frames.dtype != np.uint8 or 0 in frames.shape or frames.ndim not in (3, 4) or frames.shape[-1] != 3:
         raise InputError(
             f'frames are {frames.dtype} {frames.shape}; expected uint8 (height, width, 3) or '
             f'(number, height, width, 3), {colours}'

@@ -79,7 +79,10 @@ def evaluation(out: Path, data_root: Path, launcher: str, checkpoint: Path) -> d
     ask_for_uncertainty(config, 1)
     runner = build_runner(config)
     metrics = runner.test()
-    return dict(metrics=metrics, confusion=torch.from_numpy(runner.test_evaluator.metrics[0].confusion))
+    iou, score, *_ = runner.test_evaluator.metrics
+    return dict(
+        metrics=metrics, confusion=torch.from_numpy(iou.confusion), counts=torch.from_numpy(score.counts)
+    )
 
 
 def early_stop(out: Path, data_root: Path, launcher: str) -> dict:
