@@ -138,8 +138,22 @@ def test_thresholds_come_back_from_their_file(written):
         (lambda fields: fields.update(format=2), 'is of format 2, this version knows 1; make it with'),
         (lambda fields: fields.pop('masks'), r"holds no thresholds \(KeyError\('masks'\)\)"),
         (lambda fields: fields['masks']['road'].update(threshold=0), 'thresholds are above 0 and up to 1'),
-        (lambda fields: fields['masks']['road'].update(dilation=-1), 'thresholds are above 0 and up to 1'),
+        (lambda fields: fields['masks']['road'].update(threshold='abc'), "holds no .*'abc' is no number"),
+        (lambda fields: fields['masks']['road'].update(threshold='0.5'), "holds no .*'0.5' is no number"),
+        (lambda fields: fields['masks']['road'].update(threshold=True), 'holds no .*True is no number'),
+        (lambda fields: fields['masks']['road'].update(threshold=10**400), r'holds no .*\(OverflowError'),
+        (
+            lambda fields: fields['masks']['road'].update(dilation=-1),
+            r'dilations are whole pixels, 0 to 50, not \(1\.0, -1\.0\); make it with',
+        ),
+        (lambda fields: fields['masks']['road'].update(dilation=51), 'dilations are .*, 51'),
+        (lambda fields: fields['masks']['road'].update(dilation=1.5), 'dilations are .*, 1.5'),
+        (lambda fields: fields['masks']['road'].update(dilation=float('nan')), 'dilations are .*, nan'),
+        (lambda fields: fields['masks']['road'].update(dilation=float('inf')), 'dilations are .*, inf'),
         (lambda fields: fields.update(labels=[1, 1]), 'thresholds are above 0 and up to 1, one a class'),
+        (lambda fields: fields.update(labels=[]), 'thresholds are above 0 and up to 1, one a class'),
+        (lambda fields: fields.update(labels=['x']), "holds no .*'x' is no number"),
+        (lambda fields: fields.update(labels=[float('nan')] * 3), 'thresholds are above 0 and .* nan'),
         (lambda fields: fields.update(classes=['A']), 'is for the classes A, the model has Background, Road'),
     ],
 )
@@ -155,6 +169,10 @@ def test_files_that_hold_none_are_refused(written, change, message):
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(InputError, match=r'no\.json: cannot be read \(No such file'):
         load_thresholds(tmp_path / 'no.json', CLASSES)
-    (tmp_path / 'x.json').write_text('{')
-    with pytest.raises(InputError, match=r'x\.json: is no JSON \('):
+
+
+@pytest.mark.parametrize('text', ['{', '[' * 100_000, '1' * 5000], ids=['cut', 'nested', 'long number'])
+def test_files_that_are_no_json_are_refused(tmp_path, text):
+    (tmp_path / 'x.json').write_text(text)
+    with pytest.raises(InputError, match=r'x\.json: is no JSON \(.*\); make it with tools/tune_thresh'):
         load_thresholds(tmp_path / 'x.json', CLASSES)
