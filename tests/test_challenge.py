@@ -241,10 +241,12 @@ def test_a_file_has_its_name_only_when_closed_also_without_frames_and_after_an_i
 
 
 class FullDisk(io.FileIO):
-    """A file on a disk with room for 500 bytes."""
+    """A file on a disk with little room."""
+
+    room = 500  # Bytes.
 
     def write(self, content) -> int:
-        room = 500 - self.tell()
+        room = self.room - self.tell()
         if room <= 0:
             raise OSError(28, 'No space left on device')
         return super().write(content[:room])
@@ -259,6 +261,16 @@ def test_a_full_disk_is_said_and_leaves_the_frames_before_as_whole_json(tmp_path
         write_answer(path, [masks] * 9)
     monkeypatch.undo()
     assert len(read_submission(path)) == 2
+
+
+def test_a_disk_that_is_full_already_is_said_at_once_and_nothing_is_left(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(FullDisk, 'room', 0)
+    monkeypatch.setattr(Path, 'open', lambda self, *_, **__: opened.append(FullDisk(self, 'w')) or opened[0])
+    with pytest.raises(InputError, match=r'cannot be written \(No space left on device\) after 0 frames'):
+        SubmissionWriter(tmp_path / 'answer.json')
+    assert opened[0].closed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_said_before_the_first_frame(tmp_path):
@@ -283,6 +295,8 @@ def test_masks_that_are_none_are_not_written(masks):
         ('', r'is not JSON .*; expected \{"1": \[vehicle, road\], "2": ...\}'),
         ('{"1": ["a", ', 'is not JSON'),
         ('[' * 100_000, 'is not JSON'),
+        ('{"1": ' * 100_000, 'is not JSON'),
+        ('{"1": ' + '1' * 5000 + '}', 'is not JSON .*limit.*; expected'),
         (b'\xff\xfe\xfd', 'is not JSON'),
         ('[]', 'holds a JSON list and not an object'),
         ('{"frames": []}', "key 'frames' is no frame; frames are numbered"),
