@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -495,7 +496,7 @@ def test_what_cannot_be_graded_is_one_message(kaggle, tmp_path, capsys):
         ((answer, empty), f'{empty}: no label PNG in it, and no CameraSeg folder below'),
         ((answer, truth, '--fps', '0'), '--fps 0.0: give frames a second, more than 0'),
         ((answer, truth, '--fps', 'nan'), '--fps nan: give frames a second'),
-        ((answer, truth, '--json', truth), f'--json {truth}: would be written over what is graded'),
+        ((answer, truth, '--json', truth), f'--json {truth}: would be written over what is read'),
         ((answer, truth, '--drop-repeated', '7'), '7: no such video'),
     ):
         assert graded(*arguments) == 2
@@ -514,6 +515,27 @@ def test_what_cannot_be_graded_is_one_message(kaggle, tmp_path, capsys):
     kaggle.add('F1-2', folder='dataB/dataB')
     assert graded(answer, root) == 2
     assert 'F1-2.png has the same name; remove one of the two' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('graded_over', ['answer', 'truth', 'video'])
+@pytest.mark.parametrize('way', ['another path', 'symlink', 'hard link'])
+def test_scores_are_never_written_over_what_is_read(drive, tmp_path, monkeypatch, capsys, graded_over, way):
+    folder = tmp_path / 'copy'
+    shutil.copytree(drive[0], folder)
+    (folder / 'video.mp4').rename(folder / 'video.json')
+    monkeypatch.chdir(tmp_path)
+    target, out = folder / f'{graded_over}.json', tmp_path / 'out.json'
+    content = target.read_bytes()
+    if way == 'symlink':
+        out.symlink_to(target)
+    elif way == 'hard link':
+        out.hardlink_to(target)
+    else:
+        out = f'copy/../copy/{graded_over}.json'
+    inputs = folder / 'answer.json', folder / 'truth.json', '--drop-repeated', folder / 'video.json'
+    assert graded(*inputs, '--json', out) == 2
+    assert f'--json {out}: would be written over what is read; name another' in capsys.readouterr().err
+    assert target.read_bytes() == content
 
 
 def test_grading_imports_neither_torch_nor_an_mm_stack(tmp_path):
@@ -599,6 +621,16 @@ def test_a_video_without_enough_repeats_or_of_another_answer_is_refused(drive, t
     assert f'{folder / "video.mp4"}: 31 frames, 2 more than the 29 of the truth, but 1 that repeat' in said
     assert graded(folder / 'truth.json', folder / 'truth.json', *video) == 2
     assert f'truth.json: 30 frames, but {folder / "video.mp4"} has 31' in capsys.readouterr().err
+
+
+def test_a_broken_video_is_named_once(drive, tmp_path, capsys):
+    folder, path = drive[0], tmp_path / 'broken.mp4'
+    content = bytearray((folder / 'video.mp4').read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 600] = bytes(600)
+    path.write_bytes(content)
+    assert graded(folder / 'answer.json', folder / 'truth.json', '--drop-repeated', path) == 2
+    assert f'error: {path}: broken or cut behind frame ' in capsys.readouterr().err
 
 
 def test_the_frames_nearest_to_the_one_before_are_the_repeats():

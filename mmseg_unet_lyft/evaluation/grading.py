@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -128,11 +128,22 @@ def drop_repeats(
         truth: The truth.
 
     Raises:
-        InputError: If too few frames repeat the one before, or the answer is not to this video.
+        InputError: If too few frames repeat the one before, or the answer is not to this video; and what
+            ``frames`` raise.
     """
+    has_ended = False
+
+    def whole() -> Iterator[np.ndarray]:
+        nonlocal has_ended
+        yield from frames
+        has_ended = True
+
     try:
-        repeats = find_repeats(frames, len(truth))
+        repeats = find_repeats(whole(), len(truth))
     except InputError as error:
+        # A video that breaks names itself.
+        if not has_ended:
+            raise
         raise InputError(f'{video}: {error}') from None
     if repeats.frames and repeats.num_frames != len(answer):
         raise InputError(
