@@ -40,6 +40,7 @@ from mmseg_unet_lyft.evaluation.challenge import (
     mask_scores,
     score_table,
 )
+from mmseg_unet_lyft.evaluation.grading import read_truth
 from mmseg_unet_lyft.evaluation.repeats import find_repeats
 from mmseg_unet_lyft.evaluation.submission import SubmissionWriter, read_submission
 
@@ -515,6 +516,18 @@ def test_what_cannot_be_graded_is_one_message(kaggle, tmp_path, capsys):
     kaggle.add('F1-2', folder='dataB/dataB')
     assert graded(answer, root) == 2
     assert 'F1-2.png has the same name; remove one of the two' in capsys.readouterr().err
+
+
+def test_labels_have_a_pixel_limit_by_their_header(kaggle, tmp_path, capsys):
+    label = kaggle.add('F1-0', tags=7)[1]
+    assert read_truth(kaggle.root, max_pixels=24 * 32).masks(1)[1].all()
+    with pytest.raises(InputError, match=f'{label}: 24x32 is more than 767 pixels, so it is not decoded'):
+        read_truth(kaggle.root, max_pixels=24 * 32 - 1).masks(1)
+    # 10^10 pixels by the header alone.
+    content = label.read_bytes()
+    label.write_bytes(content[:16] + (100_000).to_bytes(4, 'big') * 2 + content[24:])
+    assert graded(write_answer(tmp_path / 'a.json', random_masks(1)), kaggle.root) == 2
+    assert f'error: {label}: 100000x100000 is more than 64000000 pixels' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('graded_over', ['answer', 'truth', 'video'])
