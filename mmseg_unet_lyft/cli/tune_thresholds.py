@@ -36,10 +36,10 @@ def _tune_thresholds(argv: list[str] | None) -> None:
     require_stack()
     from ..engine import device
     from ..engine.config import load_config, parse_options
-    from ..engine.tuning import Tuner
     from ..evaluation.challenge import MASKS
     from ..evaluation.thresholds import save_thresholds
     from ..inference.segmenter import Segmenter
+    from ..inference.tuning import Tuner
 
     options = parse_options(args.cfg_options)
     if args.data_root is not None:

@@ -22,7 +22,7 @@ from ..evaluation.thresholds import (
     mask_probabilities,
     threshold_masks,
 )
-from ..inference.segmenter import Segmenter
+from .segmenter import Segmenter
 
 # For the classes that are in no mask: what p_c / t_c of vehicle and road compete with.
 OTHERS = tuple(step / 20 for step in range(1, 21))
