@@ -1,6 +1,7 @@
 """The command that tunes thresholds: no fixed ones score better, and test drives are never tuned on."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 
 from mmseg_unet_lyft.cli import tune_thresholds
 from mmseg_unet_lyft.datasets.labels import CARLA_CLASSES
+from mmseg_unet_lyft.datasets.statistics import STATS_NAME, Stats, write_stats
 from mmseg_unet_lyft.engine.checkpoint import best_checkpoint
+from mmseg_unet_lyft.engine.config import load_config, parse_options
 from mmseg_unet_lyft.evaluation.challenge import challenge_masks, count_pixels, hood_region, mask_scores
 from mmseg_unet_lyft.evaluation.thresholds import (
     Thresholds,
@@ -17,8 +20,13 @@ from mmseg_unet_lyft.evaluation.thresholds import (
     threshold_masks,
 )
 from mmseg_unet_lyft.inference.segmenter import Segmenter
+from mmseg_unet_lyft.inference.tuning import Tuner
 
 from .conftest import TINY
+
+
+def unseen(items, total, what):
+    return items
 
 
 def tune(trained, drawn_root, out, *options):
@@ -68,6 +76,42 @@ def test_tuned_masks_score_no_worse_than_any_fixed_threshold(trained, drawn_root
     labels = score(lambda frame: challenge_masks(tuned(frame, colours='BGR'), CARLA_CLASSES))
     # Of four training steps there may be nothing to score.
     assert (fields['F_avg']['label_maps_after'] or 0) == pytest.approx(sum(labels) / 2)
+
+
+def test_the_hood_is_the_data_roots_own_throughout(trained, drawn_root, tmp_path):
+    # The model was trained with the published hood.
+    root, measured = tmp_path / 'prepared', np.zeros((96, 128), bool)
+    measured[48:, :64] = True
+    shutil.copytree(drawn_root, root)
+    write_stats(root / STATS_NAME, Stats('0.8', measured.shape, {}, measured))
+    config = load_config('unet_lyft_demo.py', parse_options([*TINY, f'data_root={root}']))
+    segmenter = Segmenter(best_checkpoint(str(trained)))
+    tuner = Tuner(segmenter, config, 'exact')
+    counts = 0
+    for pair, (_, truth, region) in zip(tuner.pairs, tuner.frames(unseen, ''), strict=True):
+        tags = cv2.imread(str(pair['seg_map_path']))[..., 2]
+        expected = np.stack([(tags == 10) & ~measured, np.isin(tags, (6, 7))])
+        np.testing.assert_array_equal(region, measured)
+        np.testing.assert_array_equal(truth, expected)
+        label = segmenter(cv2.imread(str(pair['img_path'])), colours='BGR')
+        answer = np.stack([(label == 10) & ~measured, np.isin(label, (6, 7))])
+        counts += count_pixels(answer, expected)
+    score = 100 * sum(one.f for one in mask_scores(counts)) / 2
+    assert tuner.tune(unseen)[1]['label_maps_before'] == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ('found', 'said'), [(0.0, 'label maps before 0.00, masks'), (None, 'label maps before n/a, masks')]
+)
+def test_a_score_of_zero_is_shown_and_none_is_n_a(
+    trained, drawn_root, tmp_path, monkeypatch, capsys, found, said
+):
+    # Whatever four training steps give.
+    scores = dict(label_maps_before=found, masks_after=12.345)
+    best = Thresholds((0.4, 0.9), (1, 0), (0.5,) * 13)
+    monkeypatch.setattr(Tuner, 'tune', lambda *_: (best, scores))
+    assert tune(trained, drawn_root, tmp_path / 't.json') == 0
+    assert f'hood: exact): {said} after 12.35\n' in capsys.readouterr().out
 
 
 def test_test_drives_are_never_tuned_on(trained, drawn_root, tmp_path, capsys):
