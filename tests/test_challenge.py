@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -39,6 +40,7 @@ from mmseg_unet_lyft.evaluation.challenge import (
     mask_scores,
     score_table,
 )
+from mmseg_unet_lyft.evaluation.grading import read_truth
 from mmseg_unet_lyft.evaluation.repeats import find_repeats
 from mmseg_unet_lyft.evaluation.submission import SubmissionWriter, read_submission
 
@@ -241,10 +243,12 @@ def test_a_file_has_its_name_only_when_closed_also_without_frames_and_after_an_i
 
 
 class FullDisk(io.FileIO):
-    """A file on a disk with room for 500 bytes."""
+    """A file on a disk with little room."""
+
+    room = 500  # Bytes.
 
     def write(self, content) -> int:
-        room = 500 - self.tell()
+        room = self.room - self.tell()
         if room <= 0:
             raise OSError(28, 'No space left on device')
         return super().write(content[:room])
@@ -259,6 +263,16 @@ def test_a_full_disk_is_said_and_leaves_the_frames_before_as_whole_json(tmp_path
         write_answer(path, [masks] * 9)
     monkeypatch.undo()
     assert len(read_submission(path)) == 2
+
+
+def test_a_disk_that_is_full_already_is_said_at_once_and_nothing_is_left(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(FullDisk, 'room', 0)
+    monkeypatch.setattr(Path, 'open', lambda self, *_, **__: opened.append(FullDisk(self, 'w')) or opened[0])
+    with pytest.raises(InputError, match=r'cannot be written \(No space left on device\) after 0 frames'):
+        SubmissionWriter(tmp_path / 'answer.json')
+    assert opened[0].closed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_said_before_the_first_frame(tmp_path):
@@ -283,6 +297,8 @@ def test_masks_that_are_none_are_not_written(masks):
         ('', r'is not JSON .*; expected \{"1": \[vehicle, road\], "2": ...\}'),
         ('{"1": ["a", ', 'is not JSON'),
         ('[' * 100_000, 'is not JSON'),
+        ('{"1": ' * 100_000, 'is not JSON'),
+        ('{"1": ' + '1' * 5000 + '}', 'is not JSON .*limit.*; expected'),
         (b'\xff\xfe\xfd', 'is not JSON'),
         ('[]', 'holds a JSON list and not an object'),
         ('{"frames": []}', "key 'frames' is no frame; frames are numbered"),
@@ -481,7 +497,7 @@ def test_what_cannot_be_graded_is_one_message(kaggle, tmp_path, capsys):
         ((answer, empty), f'{empty}: no label PNG in it, and no CameraSeg folder below'),
         ((answer, truth, '--fps', '0'), '--fps 0.0: give frames a second, more than 0'),
         ((answer, truth, '--fps', 'nan'), '--fps nan: give frames a second'),
-        ((answer, truth, '--json', truth), f'--json {truth}: would be written over what is graded'),
+        ((answer, truth, '--json', truth), f'--json {truth}: would be written over what is read'),
         ((answer, truth, '--drop-repeated', '7'), '7: no such video'),
     ):
         assert graded(*arguments) == 2
@@ -500,6 +516,39 @@ def test_what_cannot_be_graded_is_one_message(kaggle, tmp_path, capsys):
     kaggle.add('F1-2', folder='dataB/dataB')
     assert graded(answer, root) == 2
     assert 'F1-2.png has the same name; remove one of the two' in capsys.readouterr().err
+
+
+def test_labels_have_a_pixel_limit_by_their_header(kaggle, tmp_path, capsys):
+    label = kaggle.add('F1-0', tags=7)[1]
+    assert read_truth(kaggle.root, max_pixels=24 * 32).masks(1)[1].all()
+    with pytest.raises(InputError, match=f'{label}: 24x32 is more than 767 pixels, so it is not decoded'):
+        read_truth(kaggle.root, max_pixels=24 * 32 - 1).masks(1)
+    # 10^10 pixels by the header alone.
+    content = label.read_bytes()
+    label.write_bytes(content[:16] + (100_000).to_bytes(4, 'big') * 2 + content[24:])
+    assert graded(write_answer(tmp_path / 'a.json', random_masks(1)), kaggle.root) == 2
+    assert f'error: {label}: 100000x100000 is more than 64000000 pixels' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('graded_over', ['answer', 'truth', 'video'])
+@pytest.mark.parametrize('way', ['another path', 'symlink', 'hard link'])
+def test_scores_are_never_written_over_what_is_read(drive, tmp_path, monkeypatch, capsys, graded_over, way):
+    folder = tmp_path / 'copy'
+    shutil.copytree(drive[0], folder)
+    (folder / 'video.mp4').rename(folder / 'video.json')
+    monkeypatch.chdir(tmp_path)
+    target, out = folder / f'{graded_over}.json', tmp_path / 'out.json'
+    content = target.read_bytes()
+    if way == 'symlink':
+        out.symlink_to(target)
+    elif way == 'hard link':
+        out.hardlink_to(target)
+    else:
+        out = f'copy/../copy/{graded_over}.json'
+    inputs = folder / 'answer.json', folder / 'truth.json', '--drop-repeated', folder / 'video.json'
+    assert graded(*inputs, '--json', out) == 2
+    assert f'--json {out}: would be written over what is read; name another' in capsys.readouterr().err
+    assert target.read_bytes() == content
 
 
 def test_grading_imports_neither_torch_nor_an_mm_stack(tmp_path):
@@ -585,6 +634,16 @@ def test_a_video_without_enough_repeats_or_of_another_answer_is_refused(drive, t
     assert f'{folder / "video.mp4"}: 31 frames, 2 more than the 29 of the truth, but 1 that repeat' in said
     assert graded(folder / 'truth.json', folder / 'truth.json', *video) == 2
     assert f'truth.json: 30 frames, but {folder / "video.mp4"} has 31' in capsys.readouterr().err
+
+
+def test_a_broken_video_is_named_once(drive, tmp_path, capsys):
+    folder, path = drive[0], tmp_path / 'broken.mp4'
+    content = bytearray((folder / 'video.mp4').read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 600] = bytes(600)
+    path.write_bytes(content)
+    assert graded(folder / 'answer.json', folder / 'truth.json', '--drop-repeated', path) == 2
+    assert f'error: {path}: broken or cut behind frame ' in capsys.readouterr().err
 
 
 def test_the_frames_nearest_to_the_one_before_are_the_repeats():

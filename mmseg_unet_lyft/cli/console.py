@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 from ..engine.ranks import is_first, take_place, this_process
@@ -10,6 +11,7 @@ from ..errors import InputError
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
+_FIRST_SPEAKS_SECONDS = 30.0
 
 
 def say(text: str) -> None:
@@ -56,7 +58,9 @@ def guarded(command: Callable[[list[str] | None], int | None]) -> Callable[[list
             if mistake is None:
                 raise
             if this_process.local_rank and not this_process.has_joined():
-                return EXIT_INPUT_ERROR
+                # The launcher ends the others as soon as one has ended: this machine's first is to speak
+                # before. It ends this one then; if it has nothing to say, this one speaks.
+                time.sleep(_FIRST_SPEAKS_SECONDS)
             # A worker's error arrives as text: the message is what follows its last "InputError: ".
             who = '' if is_first() else f'rank {this_process.rank}: '
             sys.stderr.write(f'{who}error: {str(mistake).rpartition("InputError: ")[2].strip()}\n')

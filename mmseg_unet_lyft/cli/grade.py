@@ -48,8 +48,10 @@ def _grade(argv: list[str] | None) -> None:
     # Not of nan either, which compares as false.
     if args.fps is not None and not 0 < args.fps < float('inf'):
         raise InputError(f'--fps {args.fps}: give frames a second, more than 0')
-    if args.json and args.json in (args.answer, args.truth):
-        raise InputError(f'--json {args.json}: would be written over what is graded; name another file')
+    read = [path for path in (args.answer, args.truth, args.drop_repeated) if path and path.exists()]
+    # By another path, a link or another letter case it may be one of them too.
+    if args.json and args.json.exists() and any(map(args.json.samefile, read)):
+        raise InputError(f'--json {args.json}: would be written over what is read; name another file')
     answer, truth = read_submission(args.answer), read_truth(args.truth, args.hood or 'exact')
     repeats = None
     if args.drop_repeated is not None:

@@ -36,10 +36,10 @@ def _tune_thresholds(argv: list[str] | None) -> None:
     require_stack()
     from ..engine import device
     from ..engine.config import load_config, parse_options
-    from ..engine.tuning import Tuner
     from ..evaluation.challenge import MASKS
     from ..evaluation.thresholds import save_thresholds
     from ..inference.segmenter import Segmenter
+    from ..inference.tuning import Tuner
 
     options = parse_options(args.cfg_options)
     if args.data_root is not None:
@@ -56,7 +56,10 @@ def _tune_thresholds(argv: list[str] | None) -> None:
     save_thresholds(args.out, thresholds, segmenter.classes, about)
     for name, threshold, pixels in zip(MASKS, thresholds.masks, thresholds.dilations, strict=True):
         say(f'{name}: p >= {threshold:g}, dilated by {pixels} pixels')
-    said = ', '.join(f'{key.replace("_", " ")} {value:.2f}' for key, value in found.items() if value)
+    said = ', '.join(
+        f'{key.replace("_", " ")} {"n/a" if value is None else f"{value:.2f}"}'
+        for key, value in found.items()
+    )
     say(f'F_avg, percent, on the drives tuned on ({", ".join(drives)}; hood: {args.hood}): {said}')
     knob = str(list(thresholds.labels)).replace(' ', '')
     say(f'label maps of test.py: --cfg-options class_thresholds={knob}')

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ..datasets.labels import get_scheme
 from ..datasets.listing import LABEL_FOLDER, Listing, camera_folders, natural_order, png_names
-from ..datasets.packed import LABEL, is_packed, open_packed
+from ..datasets.packed import LABEL, is_address, is_packed, open_packed
+from ..datasets.png import read_header
 from ..datasets.reading import read_label
 from ..datasets.simulators import SIMULATORS
 from ..datasets.statistics import load_stats, scheme_of_root
@@ -26,14 +27,15 @@ class LabelTruth:
         root: A folder of label PNGs, or a data root: in the Kaggle layout, or of packed frames. A data root
             that was prepared brings its simulator's tags and its measured hood.
         hood: Rule by which the hood is left out, as in `challenge.hood_region`.
+        max_pixels: Largest label that is decoded.
 
     Raises:
         InputError: If there is no such rule, no label, a label is a JPEG, or two have one name.
     """
 
-    def __init__(self, root: Path, hood: str = 'exact') -> None:
+    def __init__(self, root: Path, hood: str = 'exact', max_pixels: int = MAX_PIXELS) -> None:
         hood_region(hood, 1, 1)
-        self.path, self._rule = root, hood
+        self.path, self._rule, self._max_pixels = root, hood, max_pixels
         self._paths = _label_paths(root)
         stats = load_stats(root)
         name = 'carla13' if stats is None else SIMULATORS[stats.simulator].scheme_name
@@ -53,9 +55,15 @@ class LabelTruth:
         """Vehicle and road of a frame, counted from 1, uint8 {0, 1} (2, H, W).
 
         Raises:
-            InputError: If its file is no sound label; the message names it.
+            InputError: If its file is no sound label, or too large; the message names it.
         """
-        label = read_label(self._paths[frame - 1], self._scheme.name)
+        path = self._paths[frame - 1]
+        if not is_address(path):
+            height, width = read_header(path).size
+            if height * width > self._max_pixels:
+                limit = f'more than {self._max_pixels} pixels'
+                raise InputError(f'{path}: {height}x{width} is {limit}, so it is not decoded')
+        label = read_label(path, self._scheme.name)
         return challenge_masks(label, self._scheme.classes, self._rule, self._measured)
 
 
@@ -72,7 +80,7 @@ def read_truth(path: Path, hood: str = 'exact', max_pixels: int = MAX_PIXELS) ->
         InputError: If it is neither, or holds no frame.
     """
     if path.is_dir():
-        truth = LabelTruth(path, hood)
+        truth = LabelTruth(path, hood, max_pixels)
     else:
         read = read_submission(path, max_pixels)
         truth = JsonTruth(path, read.entries, max_pixels)
@@ -128,11 +136,22 @@ def drop_repeats(
         truth: The truth.
 
     Raises:
-        InputError: If too few frames repeat the one before, or the answer is not to this video.
+        InputError: If too few frames repeat the one before, or the answer is not to this video; and what
+            ``frames`` raise.
     """
+    has_ended = False
+
+    def whole() -> Iterator[np.ndarray]:
+        nonlocal has_ended
+        yield from frames
+        has_ended = True
+
     try:
-        repeats = find_repeats(frames, len(truth))
+        repeats = find_repeats(whole(), len(truth))
     except InputError as error:
+        # A video that breaks names itself.
+        if not has_ended:
+            raise
         raise InputError(f'{video}: {error}') from None
     if repeats.frames and repeats.num_frames != len(answer):
         raise InputError(

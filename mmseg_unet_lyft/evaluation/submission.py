@@ -62,7 +62,14 @@ class SubmissionWriter:
                 self._file = self._part.open('wb', buffering=0)
             except OSError as error:
                 raise self._unwritable(error) from None
-        self._write('{')
+        try:
+            self._write('{')
+        except InputError:
+            # Nobody gets a writer to close.
+            if self._path is not None:
+                self._file.close()
+                self._part.unlink()
+            raise
 
     def __enter__(self) -> SubmissionWriter:
         return self
@@ -220,7 +227,10 @@ def read_submission(path: str | Path, max_pixels: int = MAX_PIXELS) -> Submissio
     expected = 'expected {"1": [vehicle, road], "2": ...}'
     try:
         content = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except InputError:
+        raise
+    # Not JSONDecodeError alone: a number of over 4,300 digits is a plain ValueError.
+    except (ValueError, RecursionError) as error:
         raise InputError(f'{path}: is not JSON ({error}); {expected}') from None
     if not isinstance(content, dict):
         raise InputError(f'{path}: holds a JSON {type(content).__name__} and not an object; {expected}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from .challenge import BETAS, MASKS, VEHICLE, challenge_ids
 
 FORMAT = 1
 STEPS = 1000  # Thresholds are tried in thousandths.
+_MAX_DILATION = 50
 
 
 @dataclass(frozen=True)
@@ -168,27 +170,37 @@ def load_thresholds(path: str | Path, classes: Sequence[str]) -> Thresholds:
         fields = json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror}); {remedy}') from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f'{path}: is no JSON ({error}); {remedy}') from None
     try:
         if fields['format'] != FORMAT:
-            raise InputError(
-                f'{path}: is of format {fields["format"]}, this version knows {FORMAT}; {remedy}'
-            )
+            known = f'this version knows {FORMAT}'
+            raise InputError(f'{path}: is of format {reprlib.repr(fields["format"])}, {known}; {remedy}')
         if list(fields['classes']) != list(classes):
             raise InputError(
                 f'{path}: is for the classes {", ".join(fields["classes"])}, the model has '
                 f'{", ".join(classes)}; {remedy} for this model'
             )
-        masks = [
-            (float(fields['masks'][name]['threshold']), int(fields['masks'][name]['dilation']))
-            for name in MASKS
-        ]
-        labels = None if fields['labels'] is None else tuple(map(float, fields['labels']))
-    except (KeyError, TypeError, AttributeError) as error:
+        thresholds, dilations = (
+            tuple(_number(fields['masks'][name][key]) for name in MASKS) for key in ('threshold', 'dilation')
+        )
+        labels = None if fields['labels'] is None else tuple(map(_number, fields['labels']))
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f'{path}: holds no thresholds ({error!r}); {remedy}') from None
-    numbers = [threshold for threshold, _ in masks] + list(labels or ())
-    sound = all(0 < number <= 1 for number in numbers) and all(0 <= pixels <= 50 for _, pixels in masks)
-    if not sound or (labels is not None and len(labels) != len(classes)):
-        raise InputError(f'{path}: thresholds are above 0 and up to 1, one a class; {remedy}')
-    return Thresholds(tuple(one for one, _ in masks), tuple(pixels for _, pixels in masks), labels)
+    numbers = (*thresholds, *(labels or ()))
+    if not all(0 < number <= 1 for number in numbers) or (labels is not None and len(labels) != len(classes)):
+        raise InputError(
+            f'{path}: thresholds are above 0 and up to 1, one a class, not {reprlib.repr(numbers)}; {remedy}'
+        )
+    if not all(pixels.is_integer() and 0 <= pixels <= _MAX_DILATION for pixels in dilations):
+        raise InputError(
+            f'{path}: dilations are whole pixels, 0 to {_MAX_DILATION}, not {dilations}; {remedy}'
+        )
+    return Thresholds(thresholds, tuple(map(int, dilations)), labels)
+
+
+def _number(value: Any) -> float:
+    """A JSON number; a TypeError for the rest, of which ``float`` would take some texts and booleans."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f'{reprlib.repr(value)} is no number')
+    return float(value)

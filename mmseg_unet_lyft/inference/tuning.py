@@ -13,6 +13,7 @@ from ..datasets.episodes import drives_of_split
 from ..datasets.labels import IGNORE_INDEX
 from ..datasets.loading import read_image, read_label
 from ..datasets.lyft_carla import find_pairs
+from ..datasets.statistics import scheme_of_root
 from ..errors import InputError
 from ..evaluation.challenge import average_f, challenge_masks, count_pixels, hood_region, mask_scores
 from ..evaluation.thresholds import (
@@ -22,7 +23,7 @@ from ..evaluation.thresholds import (
     mask_probabilities,
     threshold_masks,
 )
-from ..inference.segmenter import Segmenter
+from .segmenter import Segmenter
 
 # For the classes that are in no mask: what p_c / t_c of vehicle and road compete with.
 OTHERS = tuple(step / 20 for step in range(1, 21))
@@ -61,7 +62,8 @@ class Tuner:
     Args:
         segmenter: The model, without thresholds.
         config: Whose validation frames are taken, under its scheme.
-        hood: Rule by which the ego car's hood is left out, as in `challenge.hood_region`.
+        hood: Rule by which the ego car's hood is left out, as in `challenge.hood_region`; that of the data
+            root where it was measured, whatever the model was trained with.
     """
 
     def __init__(self, segmenter: Segmenter, config: Config, hood: str) -> None:
@@ -69,14 +71,15 @@ class Tuner:
         self.pairs = tuning_pairs(config)
         dataset = config.val_dataloader.dataset
         self.scheme, self.data_root = dataset.get('scheme', 'carla13'), str(dataset.data_root)
+        self.measured = scheme_of_root(self.scheme, self.data_root).hood
 
     def frames(self, show: Show, what: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Class probabilities, true masks (255: left out) and the hood's region of each frame."""
         for pair in show(self.pairs, len(self.pairs), what):
             label = read_label(pair['seg_map_path'], self.scheme, self.data_root)
-            truth = challenge_masks(label, self.segmenter.classes, self.hood, self.segmenter.network.hood)
+            truth = challenge_masks(label, self.segmenter.classes, self.hood, self.measured)
             truth[:, label == IGNORE_INDEX] = IGNORE_INDEX
-            region = hood_region(self.hood, *label.shape, self.segmenter.network.hood)
+            region = hood_region(self.hood, *label.shape, self.measured)
             yield self.segmenter.probabilities(read_image(pair['img_path']), colours='BGR'), truth, region
 
     def tune(self, show: Show) -> tuple[Thresholds, dict[str, float | None]]:
@@ -102,7 +105,7 @@ class Tuner:
             # The plain label map first.
             for divisors in ((1.0,) * len(classes), *candidates):
                 label = (probabilities / np.float32(divisors)[:, None, None]).argmax(axis=0)
-                masks.append(challenge_masks(label, classes, self.hood, self.segmenter.network.hood))
+                masks.append(challenge_masks(label, classes, self.hood, self.measured))
             counts += np.stack([count_pixels(answer, truth) for answer in masks])
         scores = [average_f(mask_scores(one)) for one in counts]
         tuned = [0.0 if score is None else score for score in scores[2:]]

@@ -1,0 +1,42 @@
+"""Between the rooms arrows run one way, as docs/architecture.md draws them."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mmseg_unet_lyft
+
+PACKAGE = Path(mmseg_unet_lyft.__file__).parent
+# Each room may import from those before it.
+ROOMS = ('datasets', 'models', 'evaluation', 'report', 'engine', 'inference', 'bench', 'cli')
+PURE = 'evaluation.counts'  # Numbers alone: below every room.
+
+
+def imported_by(path: Path) -> set[str]:
+    """``room.module`` of what a file in a room imports from other rooms, functions' own imports included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.ImportFrom) and node.level == 2:
+            names = [node.module] if node.module else []
+            if not node.module or node.module in ROOMS:
+                names = ['.'.join(filter(None, (node.module, alias.name))) for alias in node.names]
+            found.update(name for name in names if name.split('.')[0] in ROOMS)
+    return found
+
+
+@pytest.mark.parametrize('room', ROOMS)
+def test_a_room_imports_only_from_rooms_below(room):
+    below = ROOMS[: ROOMS.index(room)]
+    above = {
+        f'{path.name} imports {name}'
+        for path in (PACKAGE / room).glob('*.py')
+        for name in imported_by(path)
+        if name != PURE and name.split('.')[0] not in below
+    }
+    assert above == set()
+
+
+def test_models_know_no_data_sets():
+    found = set().union(*map(imported_by, (PACKAGE / 'models').glob('*.py')))
+    assert not {name for name in found if name.startswith('datasets.')}
