@@ -40,3 +40,10 @@ def test_a_room_imports_only_from_rooms_below(room):
 def test_models_know_no_data_sets():
     found = set().union(*map(imported_by, (PACKAGE / 'models').glob('*.py')))
     assert not {name for name in found if name.startswith('datasets.')}
+
+
+def test_commands_only_parse_and_call():
+    commands = {path.name: path.read_text(encoding='utf-8') for path in (PACKAGE / 'cli').glob('*.py')}
+    lengths = {name: len(text.splitlines()) for name, text in commands.items() if '\nmain = guarded(' in text}
+    assert len(lengths) > 10
+    assert max(lengths.values()) <= 80, lengths

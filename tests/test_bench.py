@@ -1,10 +1,12 @@
 """Benchmarks: both sides do the same work in turn, and figures are medians with their spread."""
 
 import json
+import os
 import re
 from functools import partial
 
 import cv2
+import numpy as np
 import pytest
 
 from mmseg_unet_lyft.bench import input as bench_input
@@ -13,12 +15,17 @@ from mmseg_unet_lyft.bench import video as bench_video
 from mmseg_unet_lyft.bench.contenders import STOCK
 from mmseg_unet_lyft.bench.inspect import decode_all, measure
 from mmseg_unet_lyft.bench.rounds import Seconds, alternate
-from mmseg_unet_lyft.bench.subject import find_subject, save_random_weights
+from mmseg_unet_lyft.bench.subject import drawn_frames, find_subject, save_random_weights
 from mmseg_unet_lyft.cli import benchmark
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.errors import InputError
-from mmseg_unet_lyft.inference.export import export_onnx
+from mmseg_unet_lyft.inference.export import convert_to_openvino, export_onnx
 from mmseg_unet_lyft.inference.segmenter import Segmenter
+
+# Seconds from a process's start to the first label map of a frame of 600x800 by 16 channels, without
+# importing runtime and OpenCV and without one warm pass. Source: the aims this project was set, which count
+# that the challenge's clock includes loading; measured with the latency card.
+BEYOND_LIMITS = {'.onnx': 0.25, '.xml': 0.6}
 
 
 @pytest.fixture
@@ -134,11 +141,47 @@ def test_an_exported_file_is_timed_from_the_start_of_a_process(tmp_path, capsys)
     assert 'preprocess' not in found['stages']
     assert 'beside_mmseg' not in found
     start = {name: seconds['median'] for name, seconds in found['start'].items()}
-    assert start['beyond'] == pytest.approx(
-        start['first_label_map'] - start['imports'] - start['second'], abs=1e-6
-    )
+    assert list(start) == ['imports', 'first_label_map', 'second', 'beyond']
+    # A warm pass over 64x96 pixels takes milliseconds.
     assert 0 < start['second'] < start['imports'] < start['first_label_map']
     assert 'cold start, beyond: ' in capsys.readouterr().out
+
+
+def test_what_a_start_takes_beyond_imports_and_a_pass_is_taken_turn_by_turn(monkeypatch):
+    # Imports, then a first label map and the pass behind it; three turns.
+    turns = iter([(1.0, ''), (1.9, '0.3'), (1.2, ''), (2.0, '0.4'), (1.1, ''), (1.5, '0.2')])
+    monkeypatch.setattr(latency, '_until_first_line', lambda code: next(turns))
+    found = latency.measure_start('unet.onnx', np.zeros((16, 16, 3), np.uint8), 3, unseen)
+    # Of the medians it would be 1.9 - 1.1 - 0.3 = 0.5.
+    assert found['beyond'] == pytest.approx(dict(median=0.4, least=0.2, most=0.6))
+    assert found['imports'] == dict(median=1.1, least=1.0, most=1.2)
+    assert found['first_label_map'] == dict(median=1.9, least=1.5, most=2.0)
+    assert found['second'] == dict(median=0.3, least=0.2, most=0.4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    hasattr(os, 'getloadavg') and os.getloadavg()[0] > os.cpu_count(),
+    reason='more is running than this machine has cores; seconds would be of waiting',
+)
+def test_exported_files_start_as_fast_as_they_are_to(tmp_path):
+    checkpoint = save_random_weights(load_config('unet_lyft_bn.py'), tmp_path / 'random.pth')
+    onnx = export_onnx(Segmenter(checkpoint).network, tmp_path / 'unet.onnx')
+    frame = drawn_frames(1, (600, 800))[0]
+    for path in (onnx, convert_to_openvino(onnx, tmp_path / 'unet.xml')):
+        found = latency.measure_start(str(path), frame, 5, unseen)
+        # The least of each: what else the machine does only ever adds.
+        imports, label, second = (found[name]['least'] for name in ('imports', 'first_label_map', 'second'))
+        assert label - imports - second < BEYOND_LIMITS[path.suffix], (path.name, found)
+
+
+def test_a_model_without_vehicles_has_no_challenge_masks_to_encode(tmp_path):
+    knobs = dict(base_channels=2, image_scale_wh=(96, 64))
+    frame = drawn_frames(1, (64, 96))[0]
+    for name, has_masks in (('unet_lyft_road.py', False), ('unet_lyft_challenge.py', True)):
+        checkpoint = save_random_weights(load_config(name, knobs), tmp_path / 'random.pth')
+        stages = latency.stages_of(Segmenter(checkpoint), frame)
+        assert ('encode challenge masks' in stages) == has_masks
 
 
 @pytest.mark.parametrize(

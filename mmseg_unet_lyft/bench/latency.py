@@ -14,7 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..evaluation.challenge import WANTED_FPS, challenge_masks
+from ..errors import InputError
+from ..evaluation.challenge import WANTED_FPS, challenge_ids, challenge_masks
 from ..evaluation.submission import encode_mask
 from ..inference.segmenter import Segmenter
 from ..report.figures import overlay
@@ -106,8 +107,11 @@ def stages_of(segmenter: Segmenter, frame: np.ndarray) -> dict[str, Callable[[],
 
 def _has_masks(segmenter: Segmenter) -> bool:
     """Whether its classes have vehicles and road."""
-    names = set(segmenter.classes)
-    return bool(names & {'Vehicle', 'Vehicles'}) and bool(names & {'Road', 'Roads'})
+    try:
+        challenge_ids(segmenter.classes)
+    except InputError:
+        return False
+    return True
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:

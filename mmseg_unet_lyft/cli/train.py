@@ -45,9 +45,7 @@ def _train(argv: list[str] | None) -> None:
     from ..compat import require_stack
 
     require_stack()
-    from ..engine import checkpoint, device, launch
-    from ..engine.data_stats import apply_stats
-    from ..engine.preflight import check_data
+    from ..engine import checkpoint, data_stats, device, launch, preflight
     from ..engine.ranks import is_first
     from ..engine.runner import StartWeightsHook, build_runner, check_deterministic
     from ..report.figures import save_training_curves
@@ -58,8 +56,8 @@ def _train(argv: list[str] | None) -> None:
     if args.load_from:
         checkpoint.read_weights(args.load_from)
     checkpoint.use_resume(config, args.resume)
-    check_data(config, 'train_dataloader', 'val_dataloader')
-    for line in apply_stats(config, args.cfg_options, bool(args.load_from)):
+    preflight.check_data(config, 'train_dataloader', 'val_dataloader')
+    for line in data_stats.apply_stats(config, args.cfg_options, bool(args.load_from)):
         say(line)
     launch.join_group(config)
     if args.amp:
