@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,7 @@ from mmseg_unet_lyft.evaluation.challenge import (
 )
 from mmseg_unet_lyft.evaluation.grading import read_truth
 from mmseg_unet_lyft.evaluation.repeats import find_repeats
-from mmseg_unet_lyft.evaluation.submission import SubmissionWriter, read_submission
+from mmseg_unet_lyft.evaluation.submission import SubmissionWriter, encode_mask, read_submission
 
 CARLA13 = get_scheme('carla13').classes
 
@@ -774,3 +775,23 @@ def test_a_scheme_without_vehicles_and_an_unknown_rule_are_refused_when_built():
         metric.dataset_meta = get_scheme('road').metainfo
     with pytest.raises(InputError, match="LyftScoreMetric: hood 'mask'; choose one of: exact, rows"):
         METRICS.build(dict(type='LyftScoreMetric', hood='mask'))
+
+
+def test_a_root_that_lost_a_label_is_not_graded(kaggle):
+    for number in range(3):
+        kaggle.add(f'F1-{number}')
+    label = kaggle.root / 'dataA/dataA/CameraSeg/F1-1.png'
+    label.unlink()
+    image = kaggle.root / 'dataA/dataA/CameraRGB/F1-1.png'
+    message = f'{image}: has no label in {label.parent} (1 such images); without it, the frames behind would'
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_truth(kaggle.root)
+
+
+def test_base64_in_lines_is_read(tmp_path):
+    mask = np.random.default_rng(0).integers(0, 2, (40, 60), dtype=np.uint8)
+    png = base64.b64decode(encode_mask(mask))
+    wrapped = base64.encodebytes(png).decode()
+    assert '\n' in wrapped.strip()
+    (tmp_path / 'answer.json').write_text(json.dumps({'1': [wrapped, wrapped]}))
+    np.testing.assert_array_equal(read_submission(tmp_path / 'answer.json').masks(1), [mask, mask])

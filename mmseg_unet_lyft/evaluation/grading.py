@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..datasets.labels import get_scheme
-from ..datasets.listing import LABEL_FOLDER, Listing, camera_folders, natural_order, png_names
+from ..datasets.listing import IMAGE_FOLDER, LABEL_FOLDER, Listing, camera_folders, natural_order, png_names
 from ..datasets.packed import LABEL, is_address, is_packed, open_packed
 from ..datasets.png import read_header
 from ..datasets.reading import read_label
@@ -214,6 +214,15 @@ def _label_paths(root: Path) -> list[Path | str]:
         if problem.kind == 'unreadable' or Path(problem.path).suffix.lower() in ('.jpg', '.jpeg'):
             raise InputError(
                 f'{root / problem.path}: {problem.message}; without it, the frames behind would move up'
+            )
+    for folder in folders:
+        images = f'{Path(folder).parent.as_posix()}/{IMAGE_FOLDER}'
+        beside = set(png_names(root, images, listing)) if (root / images).is_dir() else set()
+        lost = sorted(beside - paths.keys())
+        if lost:
+            raise InputError(
+                f'{root / images / lost[0]}: has no label in {root / folder} ({len(lost)} such images); '
+                'without it, the frames behind would move up. Restore the label, or remove the image'
             )
     if not paths:
         raise InputError(
