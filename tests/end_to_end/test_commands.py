@@ -288,9 +288,37 @@ def test_a_named_drive_that_is_not_there_is_refused(drawn_root, tmp_path, capsys
     assert '(drives F999)' in said
 
 
-def test_opacity_beyond_one_is_refused(tmp_path, capsys):
-    assert predict.main(['unet_lyft.py', 'x.pth', str(tmp_path), '--opacity', '5']) == 2
-    assert '--opacity 5.0: give a number from 0 to 1' in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        (['--opacity', '5'], '--opacity 5.0: give a number from 0 to 1'),
+        (['--max-megapixels', 'nan'], '--max-megapixels nan: give a number above 0, up to 1000'),
+        (['--max-megapixels', 'inf'], '--max-megapixels inf: give a number above 0, up to 1000'),
+        (['--max-megapixels', '0'], '--max-megapixels 0.0: give a number above 0, up to 1000'),
+    ],
+)
+def test_numbers_without_sense_are_refused(tmp_path, capsys, option, message):
+    assert predict.main(['unet_lyft.py', 'x.pth', str(tmp_path), *option]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_may_stand_before_what_is_labelled(tmp_path, capsys):
+    (tmp_path / 'notes.txt').touch()
+    for option in ('--overlay', '--ids'):
+        assert predict.main(['x.pth', option, str(tmp_path)]) == 2
+        assert f'{tmp_path}: holds no image (' in capsys.readouterr().err
+    assert predict.main(['x.pth', '--uncertainty', '3', str(tmp_path)]) == 2
+    assert f'{tmp_path}: holds no image (' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('command', [predict, test])
+def test_a_path_behind_uncertainty_is_no_number_of_passes(command, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        command.main(['x.pth', '--uncertainty', 'frames/'])
+    message = (
+        'frames/: is no number of passes; name files before the option, or write --uncertainty 10 frames/'
+    )
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
