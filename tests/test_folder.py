@@ -49,6 +49,12 @@ def test_inputs_that_give_nothing_to_predict_are_named(tmp_path):
         find_images([str(tmp_path)])
 
 
+def test_a_name_that_the_system_refuses_is_told(tmp_path):
+    name = str(tmp_path / ('x' * 300))
+    with pytest.raises(InputError, match=f'{name}: cannot be read .File name too long.; check its permi'):
+        find_images([name])
+
+
 @pytest.mark.parametrize('names', [('a/1.png', 'a/1.jpg'), ('a/1.png', 'b/1.png')])
 def test_two_images_with_one_result_are_refused(tmp_path, names):
     paths = [tmp_path / name for name in names]
@@ -334,6 +340,7 @@ def test_results_of_two_models_do_not_mix(folder):
     assert not (folder / 'out/ids/a/1.png').exists()
     assert json.loads((folder / 'out/predictions.json').read_text())['files']['model']['name'] == 'two.pth'
     # What was known of removed results says nothing of new ones.
+    assert not (folder / 'out/sources.jsonl').exists()
     assert label(Stripes(), folder, ('ids',)).written == 2
 
 

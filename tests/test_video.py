@@ -29,12 +29,13 @@ from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.evaluation.challenge import challenge_masks
 from mmseg_unet_lyft.evaluation.submission import read_submission
+from mmseg_unet_lyft.evaluation.thresholds import Thresholds
 from mmseg_unet_lyft.inference.export import export_onnx
 from mmseg_unet_lyft.inference.frames import open_frames
 from mmseg_unet_lyft.inference.pipeline import frames_in_flight, run_in_turn, run_overlapped
 from mmseg_unet_lyft.inference.segmenter import Segmenter
-from mmseg_unet_lyft.inference.sinks import OverlayVideo
-from mmseg_unet_lyft.inference.video import plan_work
+from mmseg_unet_lyft.inference.sinks import ChallengeJson, LabelFolder, OverlayVideo
+from mmseg_unet_lyft.inference.video import Plan, label_video, plan_work
 from mmseg_unet_lyft.report.figures import overlay
 
 from .test_segmenter import save_random
@@ -111,11 +112,14 @@ def long_drive(drawn, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope='module')
-def model(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp('model')
+def checkpoint(tmp_path_factory) -> str:
     config = load_config('configs/unet_lyft_bn.py', dict(base_channels=2, image_scale_wh=SIZE[::-1]))
-    network = Segmenter(save_random(config, folder / 'random.pth')).network
-    return str(export_onnx(network, folder / 'unet.onnx'))
+    return save_random(config, tmp_path_factory.mktemp('model') / 'random.pth')
+
+
+@pytest.fixture(scope='module')
+def model(checkpoint) -> str:
+    return str(export_onnx(Segmenter(checkpoint).network, Path(checkpoint).with_name('unet.onnx')))
 
 
 @pytest.fixture(scope='module')
@@ -421,6 +425,22 @@ def test_results_without_overlap_are_the_same(drive, model, tmp_path):
     )
     assert len(one) == COUNT + 1
     assert one == other
+
+
+def test_a_frame_takes_one_pass_whatever_is_written(checkpoint, drawn, tmp_path):
+    segmenter, passes = Segmenter(checkpoint, thresholds=Thresholds((0.1, 0.1))), []
+    segmenter.network.model.backbone.register_forward_hook(lambda *unused: passes.append(1))
+    labels, answer = LabelFolder(tmp_path / 'labels', segmenter.palette), tmp_path / 'answer.json'
+    with closing(ChallengeJson(answer)) as masks:
+        assert label_video(segmenter, drawn[:3], [labels, masks], Plan(0, None)) == 3
+    assert len(passes) == 3
+    for number, frame in enumerate(drawn[:3], start=1):
+        label = np.array(Image.open(tmp_path / f'labels/{number:06d}.png'))
+        np.testing.assert_array_equal(label, segmenter(frame, colours='BGR'))
+        expected = segmenter.masks(frame, colours='BGR')
+        np.testing.assert_array_equal(read_submission(answer).masks(number), expected)
+        # With thresholds, masks are not cut out of the label map.
+        assert (expected != challenge_masks(label, segmenter.classes)).any()
 
 
 def test_the_overlay_plays_in_a_browser(drive, model, tmp_path):

@@ -36,13 +36,16 @@ def find_images(inputs: Iterable[str], out: Path | None = None) -> list[tuple[Pa
         pattern its place below the pattern's part without wildcards.
 
     Raises:
-        InputError: If an input is missing, holds no image, or is a result, or if two images would have one
-            result.
+        InputError: If an input is missing, unreadable or a result, holds no image, or if two images would
+            have one result.
     """
     results = [(out / kind).resolve() for kind in KINDS] if out else []
     found: dict[Path, Path] = {}
     for entry in inputs:
-        root, images = _images_of(entry, results)
+        try:
+            root, images = _images_of(entry, results)
+        except OSError as error:
+            raise InputError(f'{entry}: cannot be read ({error.strerror}); check its permissions') from error
         for path in images:
             place = path.relative_to(root)
             result = place.with_suffix('.png')

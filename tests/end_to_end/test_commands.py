@@ -321,6 +321,54 @@ def test_a_path_behind_uncertainty_is_no_number_of_passes(command, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_predictions_of_a_config_whose_base_changed_do_not_mix(trained, drawn_root, tmp_path, capsys):
+    (image,) = drawn_root.glob('*/*/CameraRGB/F3-0.png')
+    base, leaf = tmp_path / 'base.py', tmp_path / 'leaf.py'
+    demo = Path('configs/unet_lyft_demo.py').resolve()
+    base.write_text(f'_base_ = [{str(demo)!r}]\nbase_note = 1\n')
+    leaf.write_text("_base_ = ['base.py']\n")
+    out, checkpoint = tmp_path / 'out', str(best_checkpoint(str(trained)))
+    command = [
+        str(leaf),
+        checkpoint,
+        str(image),
+        '--out',
+        str(out),
+        '--device',
+        'cpu',
+        '--cfg-options',
+        *TINY,
+    ]
+    assert predict.main(command) == 0
+    assert predict.main(command) == 0
+    assert '0 images, 1 were there' in capsys.readouterr().out
+    base.write_text(base.read_text().replace('1\n', '2\n'))
+    assert predict.main(command) == 2
+    assert f'{out}: holds predictions made with {Path(checkpoint).name} or other' in capsys.readouterr().err
+
+
+def test_a_second_folder_with_the_same_names_is_refused(trained, drawn_root, tmp_path, capsys):
+    (image,) = drawn_root.glob('*/*/CameraRGB/F3-0.png')
+    for name in 'ab':
+        (tmp_path / name).mkdir()
+        shutil.copy(image, tmp_path / name / 'F1.png')
+    checkpoint, out = str(best_checkpoint(str(trained))), tmp_path / 'out'
+    command = [checkpoint, '--ids', '--device', 'cpu', '--out', str(out)]
+    assert predict.main([*command, str(tmp_path / 'a')]) == 0
+    made = (out / 'ids/F1.png').stat().st_mtime_ns
+    assert predict.main([*command, str(tmp_path / 'b')]) == 2
+    message = f'{out}/ids/F1.png: was made from {tmp_path}/a/F1.png, not from {tmp_path}/b/F1.png; name anoth'
+    assert message in capsys.readouterr().err
+    # Nor are results labelled when all is named.
+    (tmp_path / 'b/F1.png').unlink()
+    assert predict.main([*command, '--out', str(out), str(tmp_path)]) == 0
+    assert [path.relative_to(out) for path in sorted(out.rglob('*.png'))] == [
+        Path('ids/F1.png'),
+        Path('ids/a/F1.png'),
+    ]
+    assert (out / 'ids/F1.png').stat().st_mtime_ns == made
+
+
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
