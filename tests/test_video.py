@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -27,12 +29,13 @@ from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.evaluation.challenge import challenge_masks
 from mmseg_unet_lyft.evaluation.submission import read_submission
+from mmseg_unet_lyft.evaluation.thresholds import Thresholds
 from mmseg_unet_lyft.inference.export import export_onnx
 from mmseg_unet_lyft.inference.frames import open_frames
 from mmseg_unet_lyft.inference.pipeline import frames_in_flight, run_in_turn, run_overlapped
 from mmseg_unet_lyft.inference.segmenter import Segmenter
-from mmseg_unet_lyft.inference.sinks import OverlayVideo
-from mmseg_unet_lyft.inference.video import plan_work
+from mmseg_unet_lyft.inference.sinks import ChallengeJson, LabelFolder, OverlayVideo
+from mmseg_unet_lyft.inference.video import Plan, label_video, plan_work
 from mmseg_unet_lyft.report.figures import overlay
 
 from .test_segmenter import save_random
@@ -109,11 +112,14 @@ def long_drive(drawn, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope='module')
-def model(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp('model')
+def checkpoint(tmp_path_factory) -> str:
     config = load_config('configs/unet_lyft_bn.py', dict(base_channels=2, image_scale_wh=SIZE[::-1]))
-    network = Segmenter(save_random(config, folder / 'random.pth')).network
-    return str(export_onnx(network, folder / 'unet.onnx'))
+    return save_random(config, tmp_path_factory.mktemp('model') / 'random.pth')
+
+
+@pytest.fixture(scope='module')
+def model(checkpoint) -> str:
+    return str(export_onnx(Segmenter(checkpoint).network, Path(checkpoint).with_name('unet.onnx')))
 
 
 @pytest.fixture(scope='module')
@@ -241,7 +247,7 @@ def test_large_frames_are_refused_by_the_header(drive, drawn, tmp_path, monkeypa
     with pytest.raises(InputError, match=message):
         open_frames(str(drive), max_pixels=limit)
     cv2.imwrite(str(tmp_path / '1.png'), drawn[0])
-    monkeypatch.setattr('cv2.imread', None)
+    monkeypatch.setattr('cv2.imdecode', None)
     with pytest.raises(InputError, match=message):
         open_frames(str(tmp_path), max_pixels=limit)
 
@@ -277,6 +283,46 @@ def test_a_folder_of_several_sizes_names_the_file(drawn, tmp_path):
     cv2.imwrite(str(tmp_path / '10.png'), drawn[0][:64])
     message = r'10\.png: is 128x64, the frames before it are 128x96; put frames of one size into a folder'
     with open_frames(str(tmp_path)) as frames, pytest.raises(InputError, match=message):
+        list(frames)
+
+
+@contextmanager
+def as_nobody():
+    """Root may read everything; anybody else is nobody already."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_folder_that_may_not_be_read_is_named(drawn):
+    # Beside pytest's own folders, which nobody else may enter.
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / 'locked'
+        folder.mkdir()
+        cv2.imwrite(str(folder / '1.png'), drawn[0])
+        Path(place).chmod(0o755)
+        folder.chmod(0)
+        for path in (folder, folder / '1.png'):
+            message = rf'{path}: cannot be read \(Permission denied\); check its permissions'
+            with as_nobody(), pytest.raises(InputError, match=message):
+                open_frames(str(path))
+        folder.chmod(0o755)
+
+
+def test_a_folder_with_a_png_without_image_data_is_named(drawn, tmp_path):
+    cv2.imwrite(str(tmp_path / '1.png'), drawn[0])
+    content = (tmp_path / '1.png').read_bytes()
+    # Signature, header and end.
+    (tmp_path / '2.png').write_bytes(content[:33] + content[-12:])
+    with (
+        open_frames(str(tmp_path)) as frames,
+        pytest.raises(InputError, match=r'2\.png: cannot be read as an'),
+    ):
         list(frames)
 
 
@@ -415,6 +461,22 @@ def test_results_without_overlap_are_the_same(drive, model, tmp_path):
     assert one == other
 
 
+def test_a_frame_takes_one_pass_whatever_is_written(checkpoint, drawn, tmp_path):
+    segmenter, passes = Segmenter(checkpoint, thresholds=Thresholds((0.1, 0.1))), []
+    segmenter.network.model.backbone.register_forward_hook(lambda *unused: passes.append(1))
+    labels, answer = LabelFolder(tmp_path / 'labels', segmenter.palette), tmp_path / 'answer.json'
+    with closing(ChallengeJson(answer)) as masks:
+        assert label_video(segmenter, drawn[:3], [labels, masks], Plan(0, None)) == 3
+    assert len(passes) == 3
+    for number, frame in enumerate(drawn[:3], start=1):
+        label = np.array(Image.open(tmp_path / f'labels/{number:06d}.png'))
+        np.testing.assert_array_equal(label, segmenter(frame, colours='BGR'))
+        expected = segmenter.masks(frame, colours='BGR')
+        np.testing.assert_array_equal(read_submission(answer).masks(number), expected)
+        # With thresholds, masks are not cut out of the label map.
+        assert (expected != challenge_masks(label, segmenter.classes)).any()
+
+
 def test_the_overlay_plays_in_a_browser(drive, model, tmp_path):
     assert video.main([model, str(drive), '--out', str(tmp_path)]) == 0
     with av.open(str(tmp_path / 'drive_overlay.mp4')) as container:
@@ -460,6 +522,42 @@ def test_odd_sizes_get_a_row_and_a_column_repeated(drawn, model, segmenter, tmp_
     label = segmenter(odd[2], colours='BGR')
     padded, label = (np.pad(one, ((0, 1), (0, 1), (0, 0))[: one.ndim], 'edge') for one in (odd[2], label))
     assert difference(shown[2], shown_as(padded, label, segmenter)) < 4
+
+
+@pytest.mark.parametrize('fps', [1e-6, 0.0099, 1001.0])
+def test_rates_that_no_player_keeps_are_refused(tmp_path, fps):
+    path = tmp_path / 'overlay.mp4'
+    message = f'{path}: no video has {fps:g} frames a second; give --fps from 0.01 to 1000'
+    with pytest.raises(InputError, match=re.escape(message)):
+        OverlayVideo(path, SIZE, fps, [[0, 0, 0]])
+    assert not path.exists()
+
+
+def test_the_slowest_rate_is_written(tmp_path):
+    path, image = tmp_path / 'overlay.mp4', np.zeros((*SIZE, 3), np.uint8)
+    with closing(OverlayVideo(path, SIZE, 0.01, [[0, 0, 0]])) as sink:
+        for _ in range(3):
+            sink.write(sink.prepare(image, image[..., 0]))
+    with av.open(str(path)) as container:
+        assert [frame.time for frame in container.decode(video=0)] == [0, 100, 200]
+
+
+def test_a_size_that_the_encoder_refuses_is_named_before_frames_are_labelled(model, tmp_path, capfd):
+    folder = tmp_path / 'frames'
+    folder.mkdir()
+    cv2.imwrite(str(folder / '1.png'), np.zeros((16, 20_000, 3), np.uint8))
+    assert video.main([model, str(folder), '--out', str(tmp_path)]) == 2
+    result = tmp_path / 'frames_overlay.mp4'
+    message = f'error: {result}: the encoder takes no frames of 20000x16 (Generic error in an external lib'
+    assert message in capfd.readouterr().err
+    assert not result.exists()
+
+
+def test_a_pyav_without_encoders_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr('av.codecs_available', {'mpeg4'})
+    message = 'this PyAV has none of the encoders libx264, libvpx-vp9; install one with: pip install'
+    with pytest.raises(InputError, match=message):
+        OverlayVideo(tmp_path / 'overlay.mp4', SIZE, FPS, [[0, 0, 0]])
 
 
 def run_tool(*arguments: str | Path, **variables: str) -> subprocess.Popen:
@@ -612,7 +710,11 @@ def test_results_that_are_there_are_not_lost(drive, model, tmp_path, capsys):
     ('options', 'message'),
     [
         (['--opacity', '2'], '--opacity 2.0: give a number from 0 to 1'),
-        (['--fps', '0'], '--fps 0.0: give a number above 0, up to 1000'),
+        (['--fps', '0.000001'], '--fps 1e-06: no video has 1e-06 frames a second; give --fps from 0.01 to 1'),
+        (['--fps', 'nan'], '--fps nan: no video has nan frames a second; give --fps from 0.01 to 1000'),
+        (['--max-megapixels', 'nan'], '--max-megapixels nan: give a number above 0, up to 1000'),
+        (['--max-megapixels', 'inf'], '--max-megapixels inf: give a number above 0, up to 1000'),
+        (['--no-overlap', '--workers', '3'], '--workers 3: label at once, --no-overlap in turn; leave one'),
         (['--workers', '0'], '--workers 0: give 1 or more'),
         (['more.mp4'], 'more.mp4: name one video, folder of frames or camera'),
         (['--out', '/proc/results'], '/proc/results: cannot be written to ('),

@@ -1,15 +1,12 @@
-"""How a command works on frames that keep coming: progress, signals, data on standard output."""
+"""How a command works on frames that keep coming: progress, data on standard output."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from types import FrameType
 from typing import TextIO
 
 
@@ -46,37 +43,6 @@ class FrameMeter:
         """End the line."""
         if self._in_place and self._shown:
             sys.stderr.write('\n')
-
-
-class Stop(threading.Event):
-    """Set by a signal.
-
-    Attributes:
-        exit_code: What the shell expects of a process that the signal ended; 0 without one.
-    """
-
-    exit_code = 0
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """An event that Ctrl-C or SIGTERM sets, so that work can be finished; the second one ends it at once."""
-    stop = Stop()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.exit_code = 128 + number
-        stop.set()
-
-    # Only the main thread may handle signals.
-    watched = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, handle) for number in watched}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

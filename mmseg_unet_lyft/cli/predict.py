@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from pprint import pformat
 
 from ..errors import InputError
 from .console import guarded, progress, say
-from .options import add_model_arguments, open_segmenter, require_runtime, split_words
+from .model import model_config, open_segmenter, require_runtime
+from .model_options import add_label_arguments, add_model_arguments, check_label_arguments, split_words
+from .options import add_uncertainty
 
 _SHOWN = 20  # Problems on the screen.
 
@@ -29,26 +32,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('--overlay', action='store_true', help='the images under their colours')
     parser.add_argument('--ids', action='store_true', help='grey PNGs of the ids')
-    parser.add_argument(
-        '--uncertainty',
-        nargs='?',
-        type=int,
-        const=10,
-        metavar='T',
-        help='grey PNGs of the entropy over T passes of Monte-Carlo dropout (10)',
-    )
-    parser.add_argument('--thresholds', metavar='F', help='of tools/tune_thresholds.py, for label maps')
-    parser.add_argument('--opacity', type=float, default=0.5, help='of the colours in overlays, 0 to 1 (0.5)')
-    parser.add_argument('--overwrite', action='store_true', help='make results of another model anew')
-    parser.add_argument('--max-megapixels', type=float, default=64, help='largest image that is read (64)')
-    return parser.parse_args(argv)
+    add_uncertainty(parser, 'grey PNGs of the entropy over T passes of Monte-Carlo dropout (10)')
+    add_label_arguments(parser, 'make results of another model, or of another image, anew')
+    # Options may stand between the model and the input.
+    return parser.parse_intermixed_args(argv)
 
 
 def _predict(argv: list[str] | None) -> None:
     args = parse_args(argv)
     config, model, inputs = split_words(args.words)
-    if not 0 <= args.opacity <= 1:
-        raise InputError(f'--opacity {args.opacity}: give a number from 0 to 1')
+    check_label_arguments(args)
     if args.uncertainty is not None and args.uncertainty < 1:
         raise InputError(f'--uncertainty {args.uncertainty}: give 1 pass or more')
     require_runtime(config, model)
@@ -57,9 +50,12 @@ def _predict(argv: list[str] | None) -> None:
     # Without a choice: what shows at a glance that a prediction is not black.
     kinds = tuple(kind for kind in KINDS if getattr(args, kind) not in (False, None)) or Outputs.kinds
     outputs = Outputs(Path(args.out), kinds, args.opacity, args.uncertainty or Outputs.passes)
-    images = find_images(inputs)
+    images = find_images(inputs, outputs.folder)
+    config = model_config(args, config)
+    text = config and pformat(config.to_dict())
     segmenter = open_segmenter(args, config, model)
-    start_folder(outputs, [config, model, args.thresholds], args.cfg_options, args.overwrite)
+    files = dict(model=model, thresholds=args.thresholds)
+    start_folder(outputs, images, files, text, args.cfg_options, args.overwrite)
     done = predict_images(
         segmenter, progress(images, len(images), 'predicting'), outputs, int(args.max_megapixels * 1e6)
     )

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from .console import guarded, progress, say
-from .options import add_run_arguments, read_config
+from .options import add_run_arguments, add_uncertainty, read_config
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -28,13 +28,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         action='store_true',
         help='also score the most frequent class per pixel and a colour look-up',
     )
-    parser.add_argument(
-        '--uncertainty',
-        nargs='?',
-        type=int,
-        const=10,
-        metavar='T',
-        help='measure calibration and entropy, over T passes with active dropout (10); 1: the plain softmax',
+    add_uncertainty(
+        parser,
+        'measure calibration and entropy, over T passes with active dropout (10); 1: the plain softmax',
     )
     return parser.parse_args(argv)
 

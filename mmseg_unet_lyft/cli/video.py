@@ -12,8 +12,10 @@ from contextlib import closing
 from typing import TextIO
 
 from .console import guarded, say
-from .live import FrameMeter, only_data_on_stdout, stop_on_signals
-from .options import add_model_arguments, computes_on_cpu, open_segmenter, require_runtime, split_words
+from .live import FrameMeter, only_data_on_stdout
+from .model import computes_on_cpu, model_config, open_segmenter, require_runtime
+from .model_options import add_model_arguments, split_words
+from .signals import stop_on_signals
 from .video_options import add_video_arguments, check_video_arguments
 
 
@@ -45,7 +47,7 @@ def _run(args: argparse.Namespace, data: TextIO | None) -> int:
     # The first frame is decoded while the model is read.
     with ThreadPoolExecutor(1) as opener:
         opening = opener.submit(open_frames, source, int(args.max_megapixels * 1e6))
-        segmenter = open_segmenter(args, config, model)
+        segmenter = open_segmenter(args, model_config(args, config), model)
     frames = opening.result()
     check_classes(outputs, segmenter)
     meter, start = FrameMeter(frames.total), time.perf_counter()

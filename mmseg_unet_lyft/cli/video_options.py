@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
+from .model_options import add_label_arguments, check_label_arguments
 
 
 def add_video_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,13 +23,10 @@ def add_video_arguments(parser: argparse.ArgumentParser) -> None:
         default='exact',
         help="rule for the hood in the JSON: its own pixels, or the organisers' rows >= 496 (exact)",
     )
-    add('--thresholds', metavar='F', help='of tools/tune_thresholds.py, for label maps and the JSON')
-    add('--opacity', type=float, default=0.5, help='of the colours in the overlay, 0 to 1 (0.5)')
     add('--fps', type=float, help="of the overlay; the input's by default, 10 where it has none")
     add('--workers', type=int, metavar='N', help='threads that label frames (one a core; two on a GPU)')
     add('--no-overlap', action='store_true', help='read, label and write in turn, for comparison')
-    add('--overwrite', action='store_true', help='replace results that are there')
-    add('--max-megapixels', type=float, default=64, help='largest frame that is read (64)')
+    add_label_arguments(parser, 'replace results that are there')
 
 
 def check_video_arguments(args: argparse.Namespace, inputs: list[str]) -> str:
@@ -39,10 +37,9 @@ def check_video_arguments(args: argparse.Namespace, inputs: list[str]) -> str:
     """
     if len(inputs) > 1:
         raise InputError(f'{" ".join(inputs)}: name one video, folder of frames or camera')
-    if not 0 <= args.opacity <= 1:
-        raise InputError(f'--opacity {args.opacity}: give a number from 0 to 1')
-    if args.fps is not None and not 0 < args.fps <= 1000:
-        raise InputError(f'--fps {args.fps}: give a number above 0, up to 1000')
+    check_label_arguments(args)
     if args.workers is not None and args.workers < 1:
         raise InputError(f'--workers {args.workers}: give 1 or more')
+    if args.workers is not None and args.no_overlap:
+        raise InputError(f'--workers {args.workers}: label at once, --no-overlap in turn; leave one out')
     return inputs[0]

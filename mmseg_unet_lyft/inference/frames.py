@@ -12,8 +12,8 @@ import numpy as np
 
 from ..datasets.listing import natural_order
 from ..errors import InputError
+from .images import IMAGE_SUFFIXES, MAX_PIXELS, check_pixels, read_frame
 
-MAX_PIXELS = 64_000_000
 # A header's duration is rounded, and its last frame begins a frame before the end.
 _SLACK_FRAMES = 2.5
 _QUARTER_TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, -90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180}
@@ -75,24 +75,22 @@ def stem_of(source: str) -> str:
     """What the results of a source are named after.
 
     Raises:
-        InputError: If there is no such file or folder, and it is no number of a camera.
+        InputError: If there is no such file or folder, and it is no number of a camera, or if the system
+            does not let look at it.
     """
     path = Path(source)
-    if path.exists():
-        return path.resolve().name if path.is_dir() else path.stem
+    try:
+        if path.exists():
+            return path.resolve().name if path.is_dir() else path.stem
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if source.isdecimal():
         return f'camera{int(source)}'
     raise InputError(f'{source}: no such video, folder of frames or camera number')
 
 
-def check_pixels(name: str, size: tuple[int, int], max_pixels: int) -> None:
-    """Raise an InputError for frames of a (height, width) that are too large to be read."""
-    height, width = size
-    if height * width > max_pixels:
-        raise InputError(
-            f'{name}: {width}x{height} is {width * height / 1e6:.0f} MP, more than the '
-            f'{max_pixels / 1e6:g} MP that are read; raise the limit with --max-megapixels'
-        )
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f'{path}: cannot be read ({error.strerror}); check its permissions')
 
 
 class VideoFrames(FrameSource):
@@ -218,11 +216,11 @@ class FolderFrames(FrameSource):
     """
 
     def __init__(self, path: Path, max_pixels: int) -> None:
-        from .folder import IMAGE_SUFFIXES, read_frame
-
-        self._read, self._max_pixels = read_frame, max_pixels
-        self.name = str(path)
-        images = (one for one in path.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file())
+        self._max_pixels, self.name = max_pixels, str(path)
+        try:
+            images = [one for one in path.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file()]
+        except OSError as error:
+            raise _unreadable(path, error) from error
         self._paths = sorted(images, key=lambda one: natural_order(one.name))
         if not self._paths:
             raise InputError(f'{path}: holds no image ({", ".join(sorted(IMAGE_SUFFIXES))})')
@@ -231,7 +229,7 @@ class FolderFrames(FrameSource):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for path in self._paths:
-            frame = self._read(path, self._max_pixels)
+            frame = read_frame(path, self._max_pixels)
             if frame.shape[:2] != self.size:
                 (height, width), (new_height, new_width) = self.size, frame.shape[:2]
                 raise InputError(

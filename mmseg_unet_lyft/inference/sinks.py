@@ -25,7 +25,16 @@ _CODECS = {
 }
 # Each fragment can be played without what comes behind it, so that a killed process leaves a video.
 _FRAGMENTED = dict(movflags='frag_keyframe+empty_moov+default_base_moof', flush_packets='1')
+_SLOWEST, _FASTEST = 0.01, 1000
 _BT601, _LIMITED_RANGE = 6, 1  # What OpenCV's I420 is, in the numbers of H.273.
+
+
+def check_rate(what: str, fps: float) -> None:
+    """Raise an InputError, about ``what``, for frames a second that no video can be written with."""
+    if not _SLOWEST <= fps <= _FASTEST:
+        raise InputError(
+            f'{what}: no video has {fps:g} frames a second; give --fps from {_SLOWEST} to {_FASTEST}'
+        )
 
 
 class Sink:
@@ -73,7 +82,8 @@ class OverlayVideo(Sink):
         opacity: Weight of the colours, 0 to 1.
 
     Raises:
-        InputError: If the file cannot be written, or PyAV is not installed.
+        InputError: If the file cannot be written, PyAV is not installed or has no encoder, or the encoder
+            refuses the size or the rate.
     """
 
     def __init__(
@@ -88,7 +98,14 @@ class OverlayVideo(Sink):
             raise InputError(f'{path}: writing videos needs PyAV; install with: pip install av')
         import av
 
-        self.path, self._av, self._opacity = path, av, opacity
+        check_rate(str(path), fps)
+        codec = next((name for name in _CODECS if name in av.codecs_available), None)
+        if codec is None:
+            raise InputError(
+                f'{path}: this PyAV has none of the encoders {", ".join(_CODECS)}; install one with: pip '
+                'install --force-reinstall av'
+            )
+        self.path, self._av, self._opacity, self._size = path, av, opacity, size
         # The frames are BGR, so the colours are, too.
         self._palette = [list(colour)[::-1] for colour in palette]
         self._pad = tuple(side % 2 for side in size)
@@ -99,10 +116,19 @@ class OverlayVideo(Sink):
         except OSError as error:
             raise self._unwritable(error) from error
         self._container = av.open(self._file, 'w', format='mp4', options=_FRAGMENTED)
-        self._stream = self._add_stream([side + odd for side, odd in zip(size, self._pad, strict=True)])
+        self._stream = self._add_stream(
+            codec, [side + odd for side, odd in zip(size, self._pad, strict=True)]
+        )
+        try:
+            self._stream.codec_context.open()
+        except av.FFmpegError as error:
+            # Nothing was written of it.
+            self._container.close()
+            self._file.close()
+            path.unlink()
+            raise self._unwritable(error) from error
 
-    def _add_stream(self, size: Sequence[int]) -> av.VideoStream:
-        codec = next(name for name in _CODECS if name in self._av.codecs_available)
+    def _add_stream(self, codec: str, size: Sequence[int]) -> av.VideoStream:
         stream = self._container.add_stream(codec, rate=self._rate, options=_CODECS[codec])
         context = stream.codec_context
         context.height, context.width = size
@@ -131,7 +157,7 @@ class OverlayVideo(Sink):
         """Encode a frame, or what the encoder holds back, and write it."""
         try:
             self._container.mux(self._stream.encode(frame))
-        except OSError as error:
+        except (OSError, self._av.FFmpegError) as error:
             self._whole = False
             raise self._unwritable(error, self._file.cut_to_whole_fragments()) from error
 
@@ -146,14 +172,20 @@ class OverlayVideo(Sink):
             self._file.refuses = not self._whole
             try:
                 self._container.close()
-            except OSError as error:
+            except (OSError, self._av.FFmpegError) as error:
                 if self._whole:
                     raise self._unwritable(error) from error
             finally:
                 self._file.close()
 
-    def _unwritable(self, error: OSError, is_playable: bool = False) -> InputError:
+    def _unwritable(self, error: OSError | av.FFmpegError, is_playable: bool = False) -> InputError:
         kept = '; what was written before plays' if is_playable else ''
+        if not isinstance(error, OSError):
+            height, width = self._size
+            return InputError(
+                f'{self.path}: the encoder takes no frames of {width}x{height} ({error.strerror}); make them '
+                f'smaller, or leave the overlay out{kept}'
+            )
         return InputError(
             f'{self.path}: cannot be written ({error.strerror}); make room, or name another --out{kept}'
         )

@@ -15,12 +15,11 @@ import numpy as np
 
 from ..datasets.workers import cores
 from ..errors import InputError
-from ..evaluation.challenge import challenge_ids, challenge_masks
-from .exported import MASKS
+from ..evaluation.challenge import challenge_ids
 from .frames import FrameSource
 from .pipeline import run_in_turn, run_overlapped
 from .segmenter import Segmenter
-from .sinks import ChallengeJson, LabelFolder, OverlayVideo, Sink
+from .sinks import ChallengeJson, LabelFolder, OverlayVideo, Sink, check_rate
 
 KINDS = ('overlay', 'labels', 'json')
 DEFAULT_FPS = 10.0  # Of frames that have no rate; what the challenge asks for.
@@ -93,8 +92,11 @@ class Outputs:
             overwrite: Whether results that are there may be replaced.
 
         Raises:
-            InputError: If a result is there, or is what is read, or the folder cannot be written to.
+            InputError: If a result is there, or is what is read, the folder cannot be written to, or the rate
+                is none.
         """
+        if self.fps is not None:
+            check_rate(f'--fps {self.fps}', self.fps)
         for path in self.paths(stem).values():
             if path.exists() and Path(source).exists() and path.samefile(source):
                 raise InputError(f'{path}: is what is read; name another --out')
@@ -197,11 +199,6 @@ def _results(
     wants_masks = any(sink.of_masks for sink in sinks)
     if wants_masks and all(sink.of_masks for sink in sinks):
         return None, segmenter.masks(frame, colours='BGR', hood=hood)
-    label_map = segmenter(frame, colours='BGR')
     if not wants_masks:
-        return label_map, None
-    network = segmenter.network
-    if segmenter.thresholds is None and MASKS not in getattr(network, 'outputs', ()):
-        # What `masks` would do, without running the network a second time.
-        return label_map, challenge_masks(label_map, segmenter.classes, hood, network.hood)
-    return label_map, segmenter.masks(frame, colours='BGR', hood=hood)
+        return segmenter(frame, colours='BGR'), None
+    return segmenter.labels_and_masks(frame, colours='BGR', hood=hood)

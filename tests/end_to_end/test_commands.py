@@ -288,9 +288,85 @@ def test_a_named_drive_that_is_not_there_is_refused(drawn_root, tmp_path, capsys
     assert '(drives F999)' in said
 
 
-def test_opacity_beyond_one_is_refused(tmp_path, capsys):
-    assert predict.main(['unet_lyft.py', 'x.pth', str(tmp_path), '--opacity', '5']) == 2
-    assert '--opacity 5.0: give a number from 0 to 1' in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        (['--opacity', '5'], '--opacity 5.0: give a number from 0 to 1'),
+        (['--max-megapixels', 'nan'], '--max-megapixels nan: give a number above 0, up to 1000'),
+        (['--max-megapixels', 'inf'], '--max-megapixels inf: give a number above 0, up to 1000'),
+        (['--max-megapixels', '0'], '--max-megapixels 0.0: give a number above 0, up to 1000'),
+    ],
+)
+def test_numbers_without_sense_are_refused(tmp_path, capsys, option, message):
+    assert predict.main(['unet_lyft.py', 'x.pth', str(tmp_path), *option]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_may_stand_before_what_is_labelled(tmp_path, capsys):
+    (tmp_path / 'notes.txt').touch()
+    for option in ('--overlay', '--ids'):
+        assert predict.main(['x.pth', option, str(tmp_path)]) == 2
+        assert f'{tmp_path}: holds no image (' in capsys.readouterr().err
+    assert predict.main(['x.pth', '--uncertainty', '3', str(tmp_path)]) == 2
+    assert f'{tmp_path}: holds no image (' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('command', [predict, test])
+def test_a_path_behind_uncertainty_is_no_number_of_passes(command, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        command.main(['x.pth', '--uncertainty', 'frames/'])
+    message = (
+        'frames/: is no number of passes; name files before the option, or write --uncertainty 10 frames/'
+    )
+    assert message in capsys.readouterr().err
+
+
+def test_predictions_of_a_config_whose_base_changed_do_not_mix(trained, drawn_root, tmp_path, capsys):
+    (image,) = drawn_root.glob('*/*/CameraRGB/F3-0.png')
+    base, leaf = tmp_path / 'base.py', tmp_path / 'leaf.py'
+    demo = Path('configs/unet_lyft_demo.py').resolve()
+    base.write_text(f'_base_ = [{str(demo)!r}]\nbase_note = 1\n')
+    leaf.write_text("_base_ = ['base.py']\n")
+    out, checkpoint = tmp_path / 'out', str(best_checkpoint(str(trained)))
+    command = [
+        str(leaf),
+        checkpoint,
+        str(image),
+        '--out',
+        str(out),
+        '--device',
+        'cpu',
+        '--cfg-options',
+        *TINY,
+    ]
+    assert predict.main(command) == 0
+    assert predict.main(command) == 0
+    assert '0 images, 1 were there' in capsys.readouterr().out
+    base.write_text(base.read_text().replace('1\n', '2\n'))
+    assert predict.main(command) == 2
+    assert f'{out}: holds predictions made with {Path(checkpoint).name} or other' in capsys.readouterr().err
+
+
+def test_a_second_folder_with_the_same_names_is_refused(trained, drawn_root, tmp_path, capsys):
+    (image,) = drawn_root.glob('*/*/CameraRGB/F3-0.png')
+    for name in 'ab':
+        (tmp_path / name).mkdir()
+        shutil.copy(image, tmp_path / name / 'F1.png')
+    checkpoint, out = str(best_checkpoint(str(trained))), tmp_path / 'out'
+    command = [checkpoint, '--ids', '--device', 'cpu', '--out', str(out)]
+    assert predict.main([*command, str(tmp_path / 'a')]) == 0
+    made = (out / 'ids/F1.png').stat().st_mtime_ns
+    assert predict.main([*command, str(tmp_path / 'b')]) == 2
+    message = f'{out}/ids/F1.png: was made from {tmp_path}/a/F1.png, not from {tmp_path}/b/F1.png; name anoth'
+    assert message in capsys.readouterr().err
+    # Nor are results labelled when all is named.
+    (tmp_path / 'b/F1.png').unlink()
+    assert predict.main([*command, '--out', str(out), str(tmp_path)]) == 0
+    assert [path.relative_to(out) for path in sorted(out.rglob('*.png'))] == [
+        Path('ids/F1.png'),
+        Path('ids/a/F1.png'),
+    ]
+    assert (out / 'ids/F1.png').stat().st_mtime_ns == made
 
 
 @pytest.mark.parametrize(
