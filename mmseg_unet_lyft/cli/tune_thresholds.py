@@ -61,7 +61,7 @@ def _tune_thresholds(argv: list[str] | None) -> None:
         for key, value in found.items()
     )
     say(f'F_avg, percent, on the drives tuned on ({", ".join(drives)}; hood: {args.hood}): {said}')
-    knob = str(list(thresholds.labels)).replace(' ', '')
+    knob = 'None' if thresholds.labels is None else str(list(thresholds.labels)).replace(' ', '')
     say(f'label maps of test.py: --cfg-options class_thresholds={knob}')
     say(f'wrote {args.out}')
 

@@ -110,6 +110,12 @@ class Tuner:
         scores = [average_f(mask_scores(one)) for one in counts]
         tuned = [0.0 if score is None else score for score in scores[2:]]
         chosen = int(np.argmax(tuned))
-        percent = [None if score is None else 100 * score for score in (*scores[:2], scores[2 + chosen])]
-        found = dict(masks_after=percent[0], label_maps_before=percent[1], label_maps_after=percent[2])
-        return replace(best, labels=candidates[chosen]), found
+        # Where none is better than the plain label map, that stays.
+        labels, after = (
+            (candidates[chosen], scores[2 + chosen])
+            if tuned[chosen] > (scores[1] or 0)
+            else (None, scores[1])
+        )
+        named = dict(masks_after=scores[0], label_maps_before=scores[1], label_maps_after=after)
+        found = {name: None if score is None else 100 * score for name, score in named.items()}
+        return replace(best, labels=labels), found

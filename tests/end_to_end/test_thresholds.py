@@ -9,6 +9,7 @@ import pytest
 
 from mmseg_unet_lyft.cli import tune_thresholds
 from mmseg_unet_lyft.datasets.labels import CARLA_CLASSES
+from mmseg_unet_lyft.datasets.loading import read_label
 from mmseg_unet_lyft.datasets.statistics import STATS_NAME, Stats, write_stats
 from mmseg_unet_lyft.engine.checkpoint import best_checkpoint
 from mmseg_unet_lyft.engine.config import load_config, parse_options
@@ -71,7 +72,10 @@ def test_tuned_masks_score_no_worse_than_any_fixed_threshold(trained, drawn_root
         assert all(one >= other for one, other in zip(best, score(fixed(threshold)), strict=True))
     # The label map is the class of the largest p / t.
     frame = cv2.imread(str(frames[0]))
-    shares = plain.probabilities(frame, colours='BGR') / np.array(found.labels, np.float32)[:, None, None]
+    shares = (
+        plain.probabilities(frame, colours='BGR')
+        / np.array(found.labels or [1] * 13, np.float32)[:, None, None]
+    )
     np.testing.assert_array_equal(tuned(frame, colours='BGR'), shares.argmax(axis=0))
     labels = score(lambda frame: challenge_masks(tuned(frame, colours='BGR'), CARLA_CLASSES))
     # Of four training steps there may be nothing to score.
@@ -126,3 +130,20 @@ def test_test_drives_are_never_tuned_on(trained, drawn_root, tmp_path, capsys):
 def test_a_place_that_cannot_be_is_refused_first(trained, drawn_root, tmp_path, capsys):
     assert tune(trained, drawn_root, tmp_path / 'no/t.json') == 2
     assert f'--out {tmp_path}/no/t.json: name a file in a folder that exists' in capsys.readouterr().err
+
+
+def test_a_plain_label_map_that_no_thresholds_beat_stays(trained, drawn_root):
+    config = load_config('unet_lyft_demo.py', parse_options([*TINY, f'data_root={drawn_root}']))
+    segmenter = Segmenter(best_checkpoint(str(trained)))
+    tuner = Tuner(segmenter, config, 'exact')
+    truths = {pair['img_path']: read_label(pair['seg_map_path'], 'carla13') for pair in tuner.pairs}
+    order = iter([truths[pair['img_path']] for pair in tuner.pairs] * 2)
+
+    def sure(frame, *, colours):
+        # A network that is never wrong.
+        return np.eye(13, dtype=np.float32)[next(order)].transpose(2, 0, 1)
+
+    segmenter.probabilities = sure
+    thresholds, found = tuner.tune(lambda items, total, what: items)
+    assert thresholds.labels is None
+    assert found == dict(masks_after=100, label_maps_before=100, label_maps_after=100)
