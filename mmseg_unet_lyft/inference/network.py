@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import cv2
 import numpy as np
 import torch
@@ -41,7 +39,6 @@ class TorchNetwork:
         preprocessing = model_config.get('data_preprocessor') or {}
         # Frames are read as BGR; either key swaps the channels.
         self.is_rgb = bool(preprocessing.get('bgr_to_rgb') or preprocessing.get('rgb_to_bgr'))
-        self._local = threading.local()
 
     def label_maps(self, frames: np.ndarray, colours: str) -> np.ndarray:
         """Class ids, uint8 (N, H, W), of frames uint8 (N, H, W, 3)."""
@@ -77,10 +74,9 @@ class TorchNetwork:
 
     def inputs(self, frames: np.ndarray, colours: str) -> Tensor:
         """What the network takes: floats (N, 3, H, W) on the device, at its own size, normalised."""
-        if self.threads and getattr(self._local, 'threads', None) != self.threads:
+        if self.threads and torch.get_num_threads() != self.threads:
             # Of this calling thread; others keep theirs.
             torch.set_num_threads(self.threads)
-            self._local.threads = self.threads
         stepped = np.stack([self._step(frame) for frame in frames])
         if self.is_rgb != (colours == 'RGB'):
             stepped = np.stack([cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in stepped])
