@@ -54,10 +54,12 @@ class Place:
     Attributes:
         rank: Among all; 0 speaks and writes for all.
         local_rank: Among those on this machine.
+        is_launched: Whether a launcher started it, so that the process is the command's alone.
     """
 
     rank: int = 0
     local_rank: int = 0
+    is_launched: bool = False
 
     @staticmethod
     def has_joined() -> bool:
@@ -78,6 +80,7 @@ def take_place(launcher: str) -> None:
     """
     place = dict(RANK=0, LOCAL_RANK=0) if launcher == 'none' else place_of(launcher)
     this_process.rank, this_process.local_rank = int(place['RANK']), int(place['LOCAL_RANK'])
+    this_process.is_launched = launcher != 'none'
 
 
 def is_first() -> bool:
