@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,6 +91,21 @@ class AverageBuffersHook(Hook):
             buffer.copy_(mean.view_as(buffer))
 
 
+# Of this process.
+_runs = itertools.count()
+
+
+def _name_run(config: Config) -> None:
+    """Name a process's second run, and those behind it, apart from the first.
+
+    mmengine tells runs by name and second, and hands one that is named alike the loggers of the other.
+    """
+    number = next(_runs)
+    if number:
+        name = config.get('experiment_name') or Path(config.filename or 'run').stem
+        config.experiment_name = f'{name}_run{number}'
+
+
 def build_runner(config: Config) -> Runner:
     """mmengine's Runner for the config, of the ``runner_type`` it names if any, on one process or as a rank.
 
@@ -101,6 +118,7 @@ def build_runner(config: Config) -> Runner:
     """
     load_safely()
     join_group(config)
+    _name_run(config)
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     runner.register_hook(DropStoredConfigHook())
     runner.register_hook(DescribeModelHook())

@@ -65,6 +65,12 @@ def test_the_logged_validation_loss_is_of_that_validation_alone(trained, drawn_r
 @pytest.mark.stack
 def test_the_same_seed_gives_the_same_weights(trained, drawn_root, tmp_path):
     assert train_tiny(drawn_root, tmp_path, '--seed', '0', options=('max_iters=4', 'val_interval=2')) == 0
+    # Named apart even within one second, or the second would write into the first one's log.
+    names = [
+        read_checkpoint(str(folder / 'iter_4.pth'))['meta']['experiment_name'][:-16]
+        for folder in (trained, tmp_path)
+    ]
+    assert names[0] != names[1]
     torch.testing.assert_close(
         read_weights(tmp_path / 'iter_4.pth'), read_weights(trained / 'iter_4.pth'), rtol=0, atol=0
     )
