@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from ..engine.ranks import is_first, take_place, this_process
+from ..engine.ranks import end_rank, is_first, take_place, this_process
 from ..errors import InputError
 
 EXIT_INPUT_ERROR = 2
@@ -45,19 +43,6 @@ def _input_error(error: BaseException | None) -> InputError | None:
     return found
 
 
-def _end_rank(code: int) -> None:
-    """End a rank whose work is done here and now.
-
-    Threads of gloo outlive their group, and one in six pairs of ranks aborted on them while Python and torch
-    took themselves down ("terminate called without an active exception").
-    """
-    if this_process.is_launched:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
 def guarded(command: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
     """A command's ``main(argv=None)`` that returns an exit code and prints a user's mistake plainly.
 
@@ -68,7 +53,7 @@ def guarded(command: Callable[[list[str] | None], int | None]) -> Callable[[list
         take_place('none')
         try:
             code = command(argv) or 0
-            _end_rank(code)
+            end_rank(code)
             return code
         except ValueError as error:
             mistake = _input_error(error)
