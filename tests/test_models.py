@@ -1,17 +1,23 @@
 """The network against a NumPy reference of the Keras U-Net, on any size, over any pyramid, inside mmseg."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.segmentors.base import BaseSegmentor
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmseg_unet_lyft.register  # noqa: F401
 from mmseg_unet_lyft.errors import InputError
+from mmseg_unet_lyft.models.joining import fit_to_skip
 from mmseg_unet_lyft.models.unet import LyftUNet
-from mmseg_unet_lyft.models.unet_head import LyftUNetHead, fit_to_skip
+from mmseg_unet_lyft.models.unet_head import LyftUNetHead
 
 REFERENCE_HEAD = dict(type='LyftUNetHead', in_channels=(16, 32, 64, 128, 256), num_classes=13)
 
@@ -298,6 +304,63 @@ def test_validation_loss_of_a_frame_does_not_depend_on_its_batch():
     torch.testing.assert_close(together[0].val_loss, expected)
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(one.val_loss, other.val_loss)
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that run within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_losses_and_accuracy_are_those_of_mmseg():
+    losses = [dict(type='LyftCrossEntropyLoss'), dict(type='LyftCrossEntropyLoss', class_weight=[2.0] * 13)]
+    head = dict(type='LyftUNetHead', in_channels=(4, 8, 16, 32, 64), num_classes=13, loss_decode=losses)
+    head = segmentor(head=head).decode_head
+    labels = torch.randint(0, 13, (2, 24, 32))
+    labels[0, :5] = 255
+    samples = [sample(label) for label in labels]
+    for size in ((24, 32), (12, 16)):
+        logits = torch.randn(2, 13, *size)
+        expected = BaseDecodeHead.loss_by_feat(head, logits, samples)
+        found = head.loss_by_feat(logits, samples)
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            torch.testing.assert_close(value, expected[name].mean())
+
+
+def test_samples_from_logits_are_those_of_mmseg():
+    model = segmentor(keep_logits=True)
+    logits = torch.randn(3, 13, 24, 32)
+    metas = [
+        dict(ori_shape=(24, 32)),
+        dict(ori_shape=(40, 50), padding_size=[1, 3, 0, 4]),
+        dict(ori_shape=(20, 32), img_padding_size=[0, 0, 4, 0], flip=True, flip_direction='horizontal'),
+    ]
+    found, expected = (
+        method(logits, [SegDataSample(metainfo=meta) for meta in metas])
+        for method in (model.postprocess_result, partial(BaseSegmentor.postprocess_result, model))
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.seg_logits.data, other.seg_logits.data)
+        assert torch.equal(one.pred_sem_seg.data, other.pred_sem_seg.data.to(torch.uint8))
+
+
+def test_nothing_is_resized_sorted_or_made_a_softmax_for_a_label_map():
+    model = segmentor(channels_last=True)
+    with torch.no_grad(), Operators() as operators:
+        model(torch.rand(1, 3, 32, 48), [sample(torch.zeros(32, 48, dtype=torch.int64))], mode='predict')
+        assert 'convolution' in operators.names
+        # The validation loss is a log-softmax.
+        assert not {'upsample_bilinear2d', 'topk', 'sort', '_softmax', 'argmax'} & operators.names
+    with Operators() as operators:
+        model.loss(torch.rand(1, 3, 32, 48), [sample(torch.zeros(32, 48, dtype=torch.int64))])
+    assert not {'upsample_bilinear2d', 'topk', 'one_hot', 'scatter_', 'scatter'} & operators.names
 
 
 def test_channels_last_changes_the_memory_format_and_not_the_result():

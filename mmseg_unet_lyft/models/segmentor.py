@@ -158,21 +158,41 @@ class LyftSegmentor(EncoderDecoder):
 
         Where ``seg_logits`` are kept, they are the network's: thresholds move the label maps alone.
         """
-        thresholds = self.test_cfg.thresholds
-        if thresholds is not None:
-            # The class of the largest p_c / t_c.
-            shift = seg_logits.new_tensor(thresholds).log()[:, None, None]
-            seg_logits = seg_logits - shift
-        samples = super().postprocess_result(seg_logits, data_samples)
-        for sample in samples:
-            sample.pred_sem_seg.data = sample.pred_sem_seg.data.to(torch.uint8)
-            if thresholds is not None and (self.keep_logits or self.test_cfg.passes):
-                sample.seg_logits.data = sample.seg_logits.data + shift
+        samples = [SegDataSample() for _ in seg_logits] if data_samples is None else data_samples
+        for logits, sample in zip(seg_logits, samples, strict=True):
+            if data_samples is not None:
+                logits = self._at_original_size(logits[None], sample.metainfo)[0]
+            if len(logits) == 1:
+                # Of a single logit, mmseg keeps the sigmoid under the name of logits.
+                logits = logits.sigmoid()
+                label = logits > self.decode_head.threshold
+            else:
+                # `max` finds the same index as `argmax`, on a CPU four times as fast.
+                label = self._divided(logits).max(0, keepdim=True).indices
+            sample.pred_sem_seg = PixelData(data=label.to(torch.uint8))
             if self.test_cfg.passes:
-                _add_uncertainty(sample)
-            if not self.keep_logits:
-                del sample.seg_logits
+                _add_uncertainty(sample, logits)
+            if self.keep_logits:
+                sample.seg_logits = PixelData(data=logits)
         return samples
+
+    def _at_original_size(self, logits: Tensor, meta: dict) -> Tensor:
+        """A frame's logits (1, C, H, W) without its padding, turned back, at the size it was read with."""
+        # Source: mmseg's BaseSegmentor.postprocess_result; here only what has another size is resized.
+        left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
+        height, width = logits.shape[2:]
+        logits = logits[:, :, top : height - bottom, left : width - right]
+        if meta.get('flip'):
+            logits = logits.flip(dims=(3 if meta['flip_direction'] == 'horizontal' else 2,))
+        size = tuple(meta['ori_shape'][:2])
+        if tuple(logits.shape[2:]) == size:
+            return logits
+        return resize(logits, size=size, mode='bilinear', align_corners=self.align_corners)
+
+    def _divided(self, logits: Tensor) -> Tensor:
+        """Logits (C, H, W) whose largest is that of the largest p_c / t_c, where there are thresholds."""
+        thresholds = self.test_cfg.thresholds
+        return logits if thresholds is None else logits - logits.new_tensor(thresholds).log()[:, None, None]
 
 
 def _metas_of(view: Tensor, metas: list[dict]) -> list[dict]:
@@ -181,10 +201,9 @@ def _metas_of(view: Tensor, metas: list[dict]) -> list[dict]:
     return [dict(meta, img_shape=view.shape[2:]) for meta in metas]
 
 
-def _add_uncertainty(sample: SegDataSample) -> None:
-    """Add ``confidence`` and ``entropy``, float32 (1, H, W), to a sample that has its ``seg_logits``."""
-    logits = sample.seg_logits.data[None].float()
-    # Of a single logit, mmseg keeps the sigmoid under that name.
+def _add_uncertainty(sample: SegDataSample, logits: Tensor) -> None:
+    """Add ``confidence`` and ``entropy``, float32 (1, H, W), from logits (C, H, W) or a sigmoid."""
+    logits = logits[None].float()
     probabilities = (
         to_probabilities(logits) if logits.shape[1] > 1 else torch.cat([1 - logits, logits], dim=1)
     )

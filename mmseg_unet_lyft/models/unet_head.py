@@ -11,22 +11,9 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .joining import upsample_and_join
 from .losses import LyftCrossEntropyLoss
 from .unet import KERAS_INIT, run_level, unet_level
-
-
-def fit_to_skip(upsampled: Tensor, skip: Tensor) -> Tensor:
-    """The upsampled map cut, or else resized, to the skip map's size.
-
-    A stride-2 transposed convolution without padding gives 2n+1 rows for n; Keras' "same" is that with
-    the last row and column cut off, which serves even (2n) and odd (2n+1) skips alike, and the 2n-1 of
-    backbones that round up. Any other ratio (dilated stages) is resized.
-    """
-    height, width = skip.shape[2:]
-    surplus = [big - small for big, small in zip(upsampled.shape[2:], (height, width), strict=True)]
-    if not all(0 <= rows <= 2 for rows in surplus):
-        return resize(upsampled, size=(height, width), mode='bilinear', align_corners=False)
-    return upsampled[:, :, :height, :width]
 
 
 def decoder_widths(
@@ -141,24 +128,56 @@ class LyftUNetHead(BaseDecodeHead):
         """
         *skips, current = self._transform_inputs(inputs)
         for index in reversed(range(len(skips))):
-            upsampled = fit_to_skip(self.upsamplings[index](current), skips[index])
-            joined = self.concat_dropouts[index](torch.cat([upsampled, skips[index]], dim=1))
-            current = run_level(self.levels[index], joined, self.with_cp)
+            joined = upsample_and_join(self.upsamplings[index], current, skips[index])
+            current = run_level(self.levels[index], self.concat_dropouts[index](joined), self.with_cp)
         return self.cls_seg(current)
+
+    def loss(self, inputs: Sequence[Tensor], batch_data_samples: list, train_cfg: dict) -> dict[str, Tensor]:
+        """Losses by name and the pixel accuracy, percent, of maps and their samples."""
+        # Called, not its `forward`, as mmseg does: only a call runs what `compile()` made, and hooks.
+        return self.loss_by_feat(self(inputs), batch_data_samples)
+
+    def predict(self, inputs: Sequence[Tensor], batch_img_metas: list[dict], test_cfg: dict) -> Tensor:
+        """Logits of the network's input size, float (N, out_channels, H, W), from maps."""
+        return self.predict_by_feat(self(inputs), batch_img_metas)
+
+    def predict_by_feat(self, seg_logits: Tensor, batch_img_metas: list[dict]) -> Tensor:
+        """Logits at the input's size; as they are where they have it."""
+        meta = batch_img_metas[0]
+        size = meta['img_shape']
+        # mmseg's rule: windows come with a torch.Size, frames may be padded.
+        if not isinstance(size, torch.Size):
+            size = meta.get('pad_shape', size)
+        return self._at_size(seg_logits, tuple(size[:2]))
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
         """Losses by name and the pixel accuracy, percent.
 
-        mmseg's ``accuracy`` takes the argmax over channels, which for a single channel is the
-        background's share; here it follows the threshold.
+        As mmseg's, at less cost: nothing is resized to the size it has, and the hits come from ``max``, where
+        mmseg sorts. For a single channel, whose argmax would be the background's share, they follow the
+        threshold.
         """
-        losses = super().loss_by_feat(seg_logits, batch_data_samples)
-        if self.out_channels == 1:
-            label = self._stack_batch_gt(batch_data_samples)
-            logits = resize(
-                seg_logits, size=label.shape[2:], mode='bilinear', align_corners=self.align_corners
-            )
-            valid = label != self.ignore_index
-            hits = ((logits.sigmoid() > self.threshold) == label) & valid
-            losses['acc_seg'] = 100 * hits.sum() / valid.sum().clamp(min=1)
+        label = self._stack_batch_gt(batch_data_samples)
+        logits = self._at_size(seg_logits, tuple(label.shape[2:]))
+        weight = None if self.sampler is None else self.sampler.sample(logits, label)
+        label = label.squeeze(1)
+        losses: dict[str, Tensor] = {}
+        parts = self.loss_decode if isinstance(self.loss_decode, nn.ModuleList) else [self.loss_decode]
+        for part in parts:
+            value = part(logits, label, weight=weight, ignore_index=self.ignore_index)
+            losses[part.loss_name] = losses.get(part.loss_name, 0) + value
+        with torch.no_grad():
+            losses['acc_seg'] = self._accuracy(logits, label)
         return losses
+
+    def _at_size(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits at a (height, width)."""
+        if tuple(logits.shape[2:]) == size:
+            return logits
+        return resize(logits, size=size, mode='bilinear', align_corners=self.align_corners)
+
+    def _accuracy(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Percent of the valid pixels whose class is right, of logits (N, C, H, W) and labels (N, H, W)."""
+        found = logits[:, 0].sigmoid() > self.threshold if logits.shape[1] == 1 else logits.max(1).indices
+        valid = label != self.ignore_index
+        return 100 * ((found == label) & valid).sum() / valid.sum().clamp(min=1)
