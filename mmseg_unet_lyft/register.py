@@ -4,7 +4,7 @@ from .errors import InputError
 
 try:
     from .datasets import augment, loading, lyft_carla, stream
-    from .engine import device
+    from .engine import compiling, device
     from .evaluation import calibration_metric, iou_metric, lyft_score
     from .models import losses, preprocessor, segmentor, unet, unet_head
     from .report import output_hook
@@ -20,6 +20,7 @@ except ModuleNotFoundError as error:
 __all__ = [
     'augment',
     'calibration_metric',
+    'compiling',
     'device',
     'iou_metric',
     'loading',

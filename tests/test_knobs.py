@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmseg.registry import MODELS
 
+from mmseg_unet_lyft.engine.compiling import LyftCompileHook
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.config_keys import RUN_KEYS
 
@@ -21,6 +22,9 @@ LEAVES = sorted(path.name for path in CONFIGS.glob('*.py'))
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 # What a run reads: the Runner's own keys, and the pipeline that `Segmenter` takes.
 READ_KEYS = RUN_KEYS | {'test_pipeline'}
+
+
+EARLY_STOPPING = dict(type='EarlyStoppingHook', monitor='mIoU', rule='greater', min_delta=0.01)
 
 
 def at(*paths: str) -> Callable[[Any], dict[str, Any]]:
@@ -85,11 +89,18 @@ DERIVED: dict[str, Callable[[Any], dict[str, Any]]] = dict(
         'param_scheduler.0.end': max(steps, 2),
         'param_scheduler.0.start_factor': 0.01 if steps > 1 else 1.0,
     },
+    accumulate=at('optim_wrapper.accumulative_counts'),
+    compiled=at('custom_hooks.0.wanted'),
+    ema_momentum=lambda momentum: {
+        'custom_hooks': [
+            dict(type='LyftCompileHook', wanted='auto'),
+            *([] if momentum is None else [dict(type='EMAHook', momentum=momentum)]),
+        ]
+    },
     early_stop_patience=lambda patience: {
-        'custom_hooks': []
-        if patience is None
-        else [
-            dict(type='EarlyStoppingHook', monitor='mIoU', rule='greater', min_delta=0.01, patience=patience)
+        'custom_hooks': [
+            dict(type='LyftCompileHook', wanted='auto'),
+            *([] if patience is None else [EARLY_STOPPING | dict(patience=patience)]),
         ]
     },
     vis_backends=at('visualizer.vis_backends'),
@@ -132,6 +143,9 @@ NEW_VALUES: dict[str, Any] = dict(
     base_batch_size=2,
     weight_decay=0.5,
     warmup_iters=2,
+    accumulate=2,
+    compiled=False,
+    ema_momentum=0.25,
     early_stop_patience=7,
     vis_backends=[dict(type='LocalVisBackend', img_save_dir='pictures')],
 )
@@ -298,6 +312,9 @@ RUNNER_HOLDS: dict[str, Callable[[Runner], list]] = dict(
     base_batch_size=lambda runner: [runner.auto_scale_lr['base_batch_size']],
     weight_decay=lambda runner: [group['weight_decay'] for group in runner.optim_wrapper.param_groups],
     warmup_iters=lambda runner: [runner.param_schedulers[0].end],
+    accumulate=lambda runner: [runner.optim_wrapper._accumulative_counts],
+    compiled=lambda runner: [hook(runner, LyftCompileHook).wanted],
+    ema_momentum=lambda runner: [hook(runner, EMAHook).ema_model.momentum],
     early_stop_patience=lambda runner: [hook(runner, EarlyStoppingHook).patience],
     vis_backends=lambda runner: [
         [dict(type=type(backend).__name__, img_save_dir=Path(backend._img_save_dir).name)]

@@ -25,6 +25,11 @@ def add_video_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add('--fps', type=float, help="of the overlay; the input's by default, 10 where it has none")
     add('--workers', type=int, metavar='N', help='threads that label frames (one a core; two on a GPU)')
+    add(
+        '--compile',
+        action=argparse.BooleanOptionalAction,
+        help='compile a checkpoint by torch.compile; by default from 1,000 frames on, if it can',
+    )
     add('--no-overlap', action='store_true', help='read, label and write in turn, for comparison')
     add_label_arguments(parser, 'replace results that are there')
 

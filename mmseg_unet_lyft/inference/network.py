@@ -9,9 +9,11 @@ from mmengine.config import Config
 from mmseg.models.utils import resize
 from torch import Tensor, nn
 
+from ..engine.compiling import compile_for_inference
 from ..models.averaging import to_logits, to_probabilities
 from ..models.monte_carlo import entropy, monte_carlo
 from .building import build_model
+from .folding import fold_norms
 
 
 class TorchNetwork:
@@ -30,8 +32,8 @@ class TorchNetwork:
     def __init__(
         self, config: Config | str | None, checkpoint: str, device: str = 'cpu', threads: int | None = None
     ) -> None:
-        self.model, model_config, self._steps, classes = build_model(config, checkpoint)
-        self.model.to(device)
+        model, model_config, self._steps, classes = build_model(config, checkpoint)
+        self.model = fold_norms(model).to(device)
         self.device, self.threads = device, threads
         self.classes, self.palette, self.hood = classes.names, classes.palette, classes.hood
         applied = self.model.test_cfg or {}
@@ -39,6 +41,10 @@ class TorchNetwork:
         preprocessing = model_config.get('data_preprocessor') or {}
         # Frames are read as BGR; either key swaps the channels.
         self.is_rgb = bool(preprocessing.get('bgr_to_rgb') or preprocessing.get('rgb_to_bgr'))
+
+    def compile(self) -> None:
+        """Compile the network at its next call, for each size of frames; errors as in `Segmenter.compile`."""
+        compile_for_inference(self.model, self.device)
 
     def label_maps(self, frames: np.ndarray, colours: str) -> np.ndarray:
         """Class ids, uint8 (N, H, W), of frames uint8 (N, H, W, 3)."""

@@ -22,6 +22,8 @@ from .segmenter import Segmenter
 from .sinks import ChallengeJson, LabelFolder, OverlayVideo, Sink, check_rate
 
 KINDS = ('overlay', 'labels', 'json')
+# Compiling takes 5 to 15 s and saves a tenth of each frame's 0.15 s (docs/benchmarks.md).
+COMPILE_FROM_FRAMES = 1000
 DEFAULT_FPS = 10.0  # Of frames that have no rate; what the challenge asks for.
 
 
@@ -135,6 +137,33 @@ class Outputs:
         for left in path.glob('*.png'):
             left.unlink()
         return LabelFolder(path, palette)
+
+
+def compile_if_it_pays(segmenter: Segmenter, total: int | None, wanted: bool | None) -> str | None:
+    """Compile a segmenter's network if it is asked for, or the video is long enough.
+
+    Args:
+        segmenter: The model.
+        total: How many frames there are, None if nobody knows.
+        wanted: Whether it is asked for; None leaves it to the length.
+
+    Returns:
+        A line that says so, or why it was not done; None where there is nothing to say.
+
+    Raises:
+        InputError: If it is asked for and cannot be done.
+    """
+    if wanted is None and (segmenter.is_exported or (total or 0) < COMPILE_FROM_FRAMES):
+        return None
+    if wanted is False:
+        return None
+    try:
+        segmenter.compile()
+    except InputError as error:
+        if wanted:
+            raise
+        return f'not compiled: {error}'
+    return 'compiling: the first frame takes 5 to 15 s longer'
 
 
 def check_classes(outputs: Outputs, segmenter: Segmenter) -> None:

@@ -5,13 +5,19 @@ learning_rate = 3e-3  # of AdamW; without norm, Keras' default for Adam, 1e-3, l
 base_batch_size = 4  # frames a step, over all processes, that learning_rate is meant for
 weight_decay = 0.01
 warmup_iters = 100  # steps from 1 % of the learning rate to all of it; 0 is none
+accumulate = 1  # steps whose gradients are added up before the weights change
+ema_momentum = None  # share of each step in a moving average of the weights, say 0.001; None is no average
+compiled = 'auto'  # torch.compile in training: True, False, or 'auto': from 5,000 steps on, if it can
 early_stop_patience = None  # validations without a better mIoU before training stops; None is never
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=val_interval)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='AdamW', lr=learning_rate, weight_decay=weight_decay)
+    type='OptimWrapper',
+    # fused: all weights in one pass over memory.
+    optimizer=dict(type='AdamW', lr=learning_rate, weight_decay=weight_decay, fused=True),
+    accumulative_counts=accumulate,
 )
 # --auto-scale-lr: learning_rate times frames a step / base_batch_size.
 auto_scale_lr = dict(enable=False, base_batch_size=base_batch_size)
@@ -35,11 +41,13 @@ default_hooks = dict(
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )
-# Percent points of mIoU; with 0 mmengine would take a tie for an improvement.
-custom_hooks = (
-    []
-    if early_stop_patience is None
-    else [
+custom_hooks = [dict(type='LyftCompileHook', wanted=compiled)]
+if ema_momentum is not None:
+    # Validated, and saved as the weights; the others go on in `ema_state_dict`.
+    custom_hooks.append(dict(type='EMAHook', momentum=ema_momentum))
+if early_stop_patience is not None:
+    # Percent points of mIoU; with 0 mmengine would take a tie for an improvement.
+    custom_hooks.append(
         dict(
             type='EarlyStoppingHook',
             monitor='mIoU',
@@ -47,5 +55,4 @@ custom_hooks = (
             min_delta=0.01,
             patience=early_stop_patience,
         )
-    ]
-)
+    )
