@@ -6,6 +6,7 @@ try:
     from .datasets import augment, loading, lyft_carla, stream
     from .engine import device
     from .evaluation import calibration_metric, iou_metric, lyft_score
+    from .inference import exported_segmentor
     from .models import losses, preprocessor, segmentor, unet, unet_head
     from .report import output_hook
 except ModuleNotFoundError as error:
@@ -21,6 +22,7 @@ __all__ = [
     'augment',
     'calibration_metric',
     'device',
+    'exported_segmentor',
     'iou_metric',
     'loading',
     'losses',
