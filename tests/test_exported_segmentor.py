@@ -125,15 +125,18 @@ def test_a_config_keeps_all_but_its_model_and_what_averages_weights(blue):
     )
 
 
+def test_thresholds_of_the_config_are_said_to_be_left_out(blue):
+    config = Config(dict(model=dict(test_cfg=dict(thresholds=[0.1, 0.2, 0.3]))))
+    assert score_exported(config, blue) == [
+        f'{blue}: has the class thresholds that it was exported with; those of the config are not applied'
+    ]
+    config = Config(dict(model=dict(test_cfg=dict(thresholds=None))))
+    assert score_exported(config, blue) == []
+
+
 def test_classes_that_a_config_names_are_compared(blue):
-    config = Config(
-        dict(
-            model=dict(),
-            test_dataloader=dict(dataset=dict(metainfo=dict(classes=('a', 'c', 'b')))),
-        ),
-        filename='own.py',
-    )
-    with pytest.raises(
-        InputError, match=r'blue\.onnx: labels a, b, c; own\.py tests on a, c, b\. Name a conf'
-    ):
+    dataset = dict(metainfo=dict(classes=('a', 'c', 'b')))
+    config = Config(dict(model=dict(), test_dataloader=dict(dataset=dataset)))
+    message = r'blue\.onnx: labels a, b, c; the config tests on a, c, b\. Name a config that tests on the cl'
+    with pytest.raises(InputError, match=message):
         score_exported(config, blue)

@@ -41,7 +41,8 @@ def _test(argv: list[str] | None) -> None:
     is_exported = path.endswith(EXPORTED)
     device.choose_device(args.device or ('cpu' if is_exported else None))
     if is_exported:
-        score_exported(config, path, args.device, uncertainty=args.uncertainty)
+        for line in score_exported(config, path, args.device, uncertainty=args.uncertainty):
+            say(line)
     else:
         weights = checkpoint.read_weights(path)
         uncertainty.ask_for_uncertainty(config, args.uncertainty)

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
@@ -46,6 +47,7 @@ class LyftExportedSegmentor(BaseModel):
         self.network = _open(path, device, trust)
         # DistributedDataParallel refuses a module that has no parameter.
         self.unused = nn.Parameter(torch.zeros(1))
+        self._resizes = False
 
     def forward(
         self, inputs: Sequence[Tensor], data_samples: list[SegDataSample] | None = None, mode: str = 'tensor'
@@ -67,9 +69,21 @@ class LyftExportedSegmentor(BaseModel):
         for label, sample in zip(self._label_maps(frames), samples, strict=True):
             height, width = sample.metainfo.get('ori_shape', label.shape)[:2]
             if label.shape != (height, width):
+                self._say_resized(label.shape, (height, width))
                 label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
             sample.pred_sem_seg = PixelData(data=torch.from_numpy(label)[None])
         return samples
+
+    def _say_resized(self, size: tuple[int, int], original: tuple[int, int]) -> None:
+        """Log, once, that scores are not the checkpoint's own."""
+        if not self._resizes:
+            self._resizes = True
+            (height, width), (whole_height, whole_width) = size, original
+            print_log(
+                f'{self.path}: label maps of {height}x{width} are brought to {whole_height}x{whole_width} by '
+                "the nearest pixel, where a checkpoint's logits would be interpolated",
+                logger='current',
+            )
 
     def _label_maps(self, frames: list[np.ndarray]) -> list[np.ndarray]:
         """Class ids, uint8 (h, w), of each frame; those of one size are labelled at once."""
@@ -99,7 +113,7 @@ def _open(path: str, device: str, trust: bool) -> _ExportedNetwork:
 
 def score_exported(
     config: Config, path: str, device: str | None = None, trust: bool = False, uncertainty: int | None = None
-) -> None:
+) -> list[str]:
     """Put an exported file in the place of a config's model, for a test run.
 
     Args:
@@ -109,6 +123,9 @@ def score_exported(
         trust: Whether a file that is a program may be run.
         uncertainty: Passes of Monte-Carlo dropout, which a file has not.
 
+    Returns:
+        One line on what of the config is not applied, if it has thresholds.
+
     Raises:
         InputError: If the file cannot be used, its classes are not the data set's, or the config asks for
             what a file cannot do.
@@ -116,9 +133,12 @@ def score_exported(
     device = f'cuda:{this_process.local_rank}' if device == 'cuda' else device or 'cpu'
     _check_asked(config, path, uncertainty)
     _check_classes(config, path, _open(path, device, trust).classes)
+    has_thresholds = (config.model.get('test_cfg') or {}).get('thresholds') is not None
     config.model = dict(type=LyftExportedSegmentor.__name__, path=path, device=device, trust=trust)
     config.load_from, config.resume = None, False
     config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if hook['type'] != _AVERAGING]
+    said = f'{path}: has the class thresholds that it was exported with; those of the config are not applied'
+    return [said] if has_thresholds else []
 
 
 def _check_asked(config: Config, path: str, uncertainty: int | None) -> None:

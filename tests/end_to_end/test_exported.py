@@ -105,6 +105,8 @@ def test_it_may_stand_in_the_checkpoints_place_and_be_openvinos(
 def test_label_maps_of_resized_frames_come_back_by_the_nearest_pixel(config, files, drawn_root, tmp_path):
     options = ['image_scale_wh=(64,48)']
     assert score(config, drawn_root, tmp_path, files['.onnx'], options=options) == 0
+    (log,) = tmp_path.glob('*/*.log')
+    assert log.read_text().count('unet.onnx: label maps of 48x64 are brought to 96x128 by the nearest') == 1
     exported, confusion = Segmenter(files['.onnx']), np.zeros((13, 13), dtype=np.int64)
     for stem in STEMS:
         (image,) = drawn_root.glob(f'*/*/CameraRGB/{stem}.png')
@@ -120,7 +122,7 @@ def test_classes_of_another_data_set_are_refused_before_anything_is_done(files, 
     message = (
         f'error: {files[".onnx"]}: labels None, Buildings, Fences, Other, Pedestrians, Poles, RoadLines, '
         'Roads, Sidewalks, Vegetation, Vehicles, Walls, TrafficSigns; configs/unet_lyft_challenge.py tests '
-        'on Background, Road, Vehicle. Name a config that tests on the classes of the file, or a file of its o'
+        'on Background, Road, Vehicle. Name a config that tests on the classes of the file, or a file'
     )
     assert message in capsys.readouterr().err
     assert not (tmp_path / 'x').exists()
