@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import struct
+import sys
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmseg.apis import inference_model, init_model
 from mmseg.registry import MODELS
 from safetensors.torch import save
@@ -167,9 +168,11 @@ def test_mmseg_loads_it_in_a_process_of_ours(config, saved, shared, frame, monke
     checkpoint.load_safely()
     model = init_model(copy.deepcopy(config), str(shared), device='cpu')
     assert model.dataset_meta['classes'][7] == 'Roads'
-    np.testing.assert_array_equal(
-        inference_model(model, frame).pred_sem_seg.data[0].numpy(), Segmenter(saved)(frame, colours='BGR')
-    )
+    expected = Segmenter(saved)(frame, colours='BGR')
+    np.testing.assert_array_equal(inference_model(model, frame).pred_sem_seg.data[0].numpy(), expected)
+    other = MODELS.build(config.model)
+    load_checkpoint(other, str(shared))
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
 def test_a_config_describes_a_checkpoint_that_does_not(config, content, saved, frame, tmp_path):
@@ -322,3 +325,11 @@ def test_a_missing_file_is_told_with_those_beside_it(shared, tmp_path):
         checkpoint.read_checkpoint(str(shared.with_name('no.safetensors')))
     with pytest.raises(InputError, match=r'no\.safetensors: no such checkpoint; .* holds no \.pth file'):
         checkpoint.read_checkpoint(str(tmp_path / 'no.safetensors'))
+
+
+def test_without_the_package_its_name_is_told(saved, shared, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'safetensors', None)
+    with pytest.raises(InputError, match=r'best\.safetensors: needs safetensors; install with: pip install'):
+        checkpoint.read_checkpoint(str(shared))
+    with pytest.raises(InputError, match=r'best\.pth: needs safetensors; install with: pip install'):
+        write_safetensors(saved, tmp_path / 'x.safetensors')

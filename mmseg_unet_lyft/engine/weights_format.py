@@ -28,12 +28,12 @@ _TUPLE = '__tuple__'
 _REMEDY = 'write it anew from its checkpoint with tools/export.py --format safetensors'
 
 
-def read_weights_file(path: str, map_location: str | torch.device = 'cpu') -> dict[str, Any]:
+def read_weights_file(path: str, map_location: str | torch.device | None = 'cpu') -> dict[str, Any]:
     """The content of a safetensors file in the shape of a checkpoint's.
 
     Args:
         path: The file.
-        map_location: Device that the tensors come to.
+        map_location: Device that the tensors come to; None, mmengine's default, is the CPU.
 
     Returns:
         ``dict(state_dict, meta)``; ``meta`` is empty where somebody else's software wrote the file.
@@ -46,10 +46,11 @@ def read_weights_file(path: str, map_location: str | torch.device = 'cpu') -> di
 
     try:
         with safe_open(path, framework='pt', device='cpu') as file:
-            for name in file.keys():  # noqa: SIM118  (no dict, and not iterable)
+            names = file.keys()
+            for name in names:
                 _check_dtype(path, name, file.get_slice(name).get_dtype())
             text = (file.metadata() or {}).get(METADATA_KEY)
-            weights = {name: file.get_tensor(name).to(map_location) for name in file.keys()}  # noqa: SIM118
+            weights = {name: file.get_tensor(name).to(map_location or 'cpu') for name in names}
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0].removeprefix('Error while deserializing header: ')
         raise InputError(
