@@ -6,6 +6,7 @@ try:
     from .datasets import augment, loading, lyft_carla, stream
     from .engine import compiling, device
     from .evaluation import calibration_metric, iou_metric, lyft_score
+    from .inference import exported_segmentor
     from .models import losses, preprocessor, segmentor, unet, unet_head
     from .report import output_hook
 except ModuleNotFoundError as error:
@@ -22,6 +23,7 @@ __all__ = [
     'calibration_metric',
     'compiling',
     'device',
+    'exported_segmentor',
     'iou_metric',
     'loading',
     'losses',

@@ -145,6 +145,17 @@ def test_resume_wants_a_checkpoint(tmp_path):
     assert (config.resume, config.load_from) == (True, str(tmp_path / 'iter_5.pth'))
 
 
+def test_weights_alone_are_nothing_to_resume_from():
+    message = r'x\.safetensors: holds weights alone, no optimizer and no step to resume from; name the checkp'
+    config = Config(dict(load_from='x.safetensors', resume=False))
+    checkpoint.use_resume(config, None)
+    with pytest.raises(InputError, match=message):
+        checkpoint.use_resume(config, 'x.safetensors')
+    config.resume = True
+    with pytest.raises(InputError, match=message):
+        checkpoint.use_resume(config, None)
+
+
 def test_auto_resume_finds_the_last_one_in_a_work_dir_that_was_moved(tmp_path):
     config = Config(dict(work_dir=str(tmp_path), load_from=None, resume=False))
     torch.save(dict(state_dict={}), tmp_path / 'iter_5.pth')

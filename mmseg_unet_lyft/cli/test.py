@@ -1,4 +1,4 @@
-"""Score a checkpoint on the config's test drives, with a per-class table and, on request, the simple floors.
+"""Score a model on the config's test drives, with a per-class table and, on request, the simple floors.
 
 python tools/test.py configs/unet_lyft.py work_dirs/unet_lyft/best_mIoU_iter_20000.pth --baselines
 """
@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from .console import guarded, progress, say
-from .options import add_run_arguments, add_uncertainty, read_config
+from .options import read_config
+from .test_options import add_test_arguments, model_to_score
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -17,26 +18,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config file, or the name of one in the package')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    add_run_arguments(parser)
-    parser.add_argument('--out', metavar='DIR', help='write the predicted ids of every frame as palette PNGs')
-    parser.add_argument('--show-dir', metavar='DIR', help='write image | truth | prediction of every frame')
-    parser.add_argument('--show-limit', type=int, default=1000, metavar='N', help='at most N of these (1000)')
-    parser.add_argument(
-        '--baselines',
-        action='store_true',
-        help='also score the most frequent class per pixel and a colour look-up',
-    )
-    add_uncertainty(
-        parser,
-        'measure calibration and entropy, over T passes with active dropout (10); 1: the plain softmax',
-    )
-    return parser.parse_args(argv)
+    add_test_arguments(parser)
+    # Options may stand between the config and the checkpoint.
+    return parser.parse_intermixed_args(argv)
 
 
 def _test(argv: list[str] | None) -> None:
     args = parse_args(argv)
+    path = model_to_score(args)
     from ..compat import require_stack
 
     require_stack()
@@ -44,20 +33,28 @@ def _test(argv: list[str] | None) -> None:
     from ..engine.preflight import check_data
     from ..engine.ranks import is_first
     from ..engine.runner import build_runner
+    from ..inference.exported_segmentor import score_exported
+    from ..inference.formats import EXPORTED
 
     config = read_config(args)
-    config.work_dir = str(scoring.result_folder(args.work_dir, args.checkpoint))
-    device.choose_device(args.device)
-    weights = checkpoint.read_weights(args.checkpoint)
+    config.work_dir = str(scoring.result_folder(args.work_dir, path))
+    is_exported = path.endswith(EXPORTED)
+    device.choose_device(args.device or ('cpu' if is_exported else None))
+    if is_exported:
+        for line in score_exported(config, path, args.device, uncertainty=args.uncertainty):
+            say(line)
+    else:
+        weights = checkpoint.read_weights(path)
+        uncertainty.ask_for_uncertainty(config, args.uncertainty)
+        config.load_from = path
     check_data(config, 'test_dataloader', *(['train_dataloader'] if args.baselines else []))
-    uncertainty.ask_for_uncertainty(config, args.uncertainty)
-    config.load_from = args.checkpoint
     config.custom_hooks = [
         *config.get('custom_hooks', []),
         dict(type='LyftOutputHook', out_dir=args.out, show_dir=args.show_dir, show_limit=args.show_limit),
     ]
     runner = build_runner(config)
-    checkpoint.check_weights(runner.model, weights, args.checkpoint)
+    if not is_exported:
+        checkpoint.check_weights(runner.model, weights, path)
     metric = scoring.find_metric(runner)
     metrics = runner.test()
     launch.leave_group()

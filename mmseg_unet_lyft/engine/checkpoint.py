@@ -16,6 +16,7 @@ from torch import nn
 
 from ..compat import plain_types_only
 from ..errors import InputError
+from .weights_format import SUFFIX, read_weights_file
 
 _TRAINED_WITH = 'Name the config it was trained with: its work dir holds it, the --cfg-options included'
 _WRAPPED = 'module.'  # before each name, from a model wrapped for several processes
@@ -25,8 +26,14 @@ def use_resume(config: Config, resume: str | None) -> None:
     """Set what to resume from: a checkpoint path, ``auto`` for the newest in the work dir, or None.
 
     Raises:
-        InputError: If there is nothing to resume from.
+        InputError: If there is nothing to resume from, or weights alone.
     """
+    source = resume or (config.get('load_from') if config.get('resume') else None)
+    if source and str(source).endswith(SUFFIX):
+        raise InputError(
+            f'{source}: holds weights alone, no optimizer and no step to resume from; name the checkpoint '
+            'they are from, or start anew from them with --load-from'
+        )
     if resume is None:
         return
     if resume == 'auto':
@@ -57,7 +64,7 @@ def read_checkpoint(path: str, map_location: str | torch.device = 'cpu') -> dict
     """The content of a checkpoint file: plain data and tensors, never code.
 
     Args:
-        path: The file.
+        path: The file; weights as ``.safetensors`` have ``state_dict`` and ``meta``.
         map_location: Device that the tensors come to.
 
     Raises:
@@ -65,8 +72,10 @@ def read_checkpoint(path: str, map_location: str | torch.device = 'cpu') -> dict
     """
     if not Path(path).is_file():
         folder = Path(path).parent
-        there = ', '.join(sorted(file.name for file in folder.glob('*.pth'))) or 'no .pth file'
-        raise InputError(f'{path}: no such checkpoint; {folder} holds {there}')
+        there = sorted(file.name for kind in ('.pth', SUFFIX) for file in folder.glob(f'*{kind}'))
+        raise InputError(f'{path}: no such checkpoint; {folder} holds {", ".join(there) or "no .pth file"}')
+    if str(path).endswith(SUFFIX):
+        return read_weights_file(str(path), map_location)
     try:
         with plain_types_only():
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)

@@ -95,6 +95,8 @@ def checked(description: Any, path: str) -> dict:
         plain = dict(model=_plain(inference_part(model)), steps=_plain(steps))
     except InputError as error:
         raise InputError(f'{path}: refused, {error}; {remedy}') from None
+    except RecursionError:
+        raise InputError(f'{path}: refused, its description is nested too deeply; {remedy}') from None
     return dict(plain, scheme=description.get('scheme'))
 
 

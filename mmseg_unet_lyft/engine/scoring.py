@@ -75,20 +75,22 @@ def summarise(
     """Everything a score must be read with: what was tested, on which data, beside which floors.
 
     Returns:
-        A dict for JSON; scores in percent, ``None`` for a class that is not in the truth.
+        A dict for JSON; scores in percent, ``None`` for a class that is not in the truth, and for the
+        validation loss of a model that gives label maps alone.
     """
     dataset = config.test_dataloader.dataset
     classes = get_scheme(_scheme(dataset)).classes
     marker = read_marker(Path(dataset.data_root))
     return dict(
         config=str(config.filename),
-        checkpoint=str(config.load_from),
+        # Exported files are the model themselves.
+        checkpoint=str(config.load_from or config.model.get('path')),
         data='drawn scenes' if marker else 'frames as given',
         data_root=str(dataset.data_root),
         scheme=_scheme(dataset),
         floors_fitted_on=_split(config.train_dataloader.dataset) if floors else None,
         tested_on=_split(dataset),
-        metrics=metrics,
+        metrics={**metrics, 'val_loss': metrics.get('val_loss')},
         confusion=confusion.tolist(),
         iou=_percent_by_class(confusion, classes, 'iou'),
         f1=_percent_by_class(confusion, classes, 'f1'),
@@ -132,6 +134,8 @@ def score_table(summary: dict) -> str:
     note = f'{summary["data"]}; scheme {summary["scheme"]}; tested on {summary["tested_on"]}'
     if summary['floors']:
         note += f'; floors fitted on {summary["floors_fitted_on"]}'
+    loss = summary['metrics']['val_loss']
+    note += f'; validation loss {"n/a" if loss is None else f"{loss:.4f}"}'
     calibration = [describe_uncertainty(summary['calibration'])] if 'calibration' in summary else []
     return '\n'.join([table.get_string(), note, *calibration])
 

@@ -26,7 +26,7 @@ class LyftIoUMetric(BaseMetric):
     ``IoU.<class>`` of each present class, ``IoU.Vehicles_without_hood`` (pixels of the hood mask left
     out) and ``mIoU_without_hood`` where the scheme keeps the hood, ``F0.5.<road>`` and ``F2.<vehicle>`` for
     those classes (the challenge's figures only under its scheme: lanes and hood are as the scheme has
-    them), and ``val_loss``, the mean over all valid pixels.
+    them), and ``val_loss``, the mean over all valid pixels, where the model gives one.
 
     Counts are kept in constant memory and summed over ranks with ``all_reduce``: no shared disk, and a
     set that does not divide by the ranks is not padded.

@@ -59,7 +59,7 @@ def build_model(
     else:
         config = config if isinstance(config, Config) else load_config(config)
         model_config, steps = inference_part(config.model), image_steps(config)
-        named = _named(scheme_of(config)) or _named_by_data_set(config)
+        named = named_by_config(config)
     model, transforms = _build(model_config, steps)
     _fit(model, weights, path)
     load_weights(model, weights, path)
@@ -104,6 +104,11 @@ def _fit(model: BaseSegmentor, weights: dict[str, torch.Tensor], path: str) -> N
     for name in [name for name in weights if name.startswith('auxiliary_head.')]:
         del weights[name]
     check_weights(model, weights, path)
+
+
+def named_by_config(config: Config) -> dict | None:
+    """Classes and palette of what a config tests on, None if it does not say."""
+    return _named(scheme_of(config)) or _named_by_data_set(config)
 
 
 def _named(scheme: Any) -> dict | None:

@@ -1,5 +1,7 @@
-"""Kinds of model files by their suffix; the standard library only, since commands ask before they import."""
+"""Kinds of model files by their suffix; no heavy imports, since commands ask before they import."""
 
-CHECKPOINTS = ('.pth', '.pt')
+from ..engine.weights_format import SUFFIX
+
+CHECKPOINTS = ('.pth', '.pt', SUFFIX)
 EXPORTED = ('.onnx', '.xml')
 MODELS = (*CHECKPOINTS, *EXPORTED)

@@ -27,8 +27,9 @@ class Segmenter:
         >>> label_map = segmenter(cv2.imread('frame.png'), colours='BGR')
 
     Args:
-        model: A checkpoint, or an exported file (``.onnx``, or OpenVINO's ``.xml``). Or, with ``checkpoint``
-            behind it, the config that one was trained with: a Config, or path or name of one.
+        model: A checkpoint or its weights as ``.safetensors``, or an exported file (``.onnx``, or OpenVINO's
+            ``.xml``). Or, with ``checkpoint`` behind it, the config that one was trained with: a Config, or
+            path or name of one.
         checkpoint: Path of the checkpoint. Alone it serves if it describes its model, as those written by
             our training do; stored config text is never run.
         device: ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.

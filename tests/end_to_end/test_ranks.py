@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,8 @@ from mmseg_unet_lyft.cli import console
 from mmseg_unet_lyft.engine import launch, ranks
 from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, read_weights
 from mmseg_unet_lyft.errors import InputError
+from mmseg_unet_lyft.inference.export import export_onnx
+from mmseg_unet_lyft.inference.segmenter import Segmenter
 
 from . import two_ranks
 from .conftest import TINY
@@ -54,7 +57,8 @@ def proofs(drawn_root, trained, tmp_path_factory):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    checkpoint = best_checkpoint(str(trained))
+    checkpoint = Path(shutil.copy(best_checkpoint(str(trained)), out / 'best.pth'))
+    export_onnx(Segmenter(checkpoint).network, checkpoint.with_suffix('.onnx'))
     code = 'import mmseg_unet_lyft; from tests.end_to_end import two_ranks; two_ranks.main()'
     command = [sys.executable, '-c', code, str(out), str(drawn_root), str(checkpoint)]
     place = dict(SLURM_NTASKS='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1')
@@ -117,6 +121,15 @@ def test_evaluation_counts_the_same_on_one_and_two_processes(proofs):
     assert first['evaluation']['metrics'] == second['evaluation']['metrics'] == alone['evaluation']['metrics']
     scalars = {'val_loss', 'challenge/F_avg', 'calibration/ECE', 'calibration/entropy_AUROC'}
     assert scalars <= set(alone['evaluation']['metrics'])
+
+
+def test_an_exported_file_counts_as_its_checkpoint_on_one_and_two_processes(proofs):
+    first, second, alone, _ = proofs
+    expected = alone['evaluation']
+    for found in (first['exported'], second['exported'], alone['exported']):
+        torch.testing.assert_close(found['confusion'], expected['confusion'], rtol=0, atol=0)
+        assert found['metrics'].items() < expected['metrics'].items()
+        assert 'val_loss' not in found['metrics']
 
 
 def test_early_stopping_stops_all_ranks_at_once(proofs):

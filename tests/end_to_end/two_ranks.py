@@ -14,6 +14,7 @@ from mmseg.structures import SegDataSample
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.runner import build_runner
 from mmseg_unet_lyft.engine.uncertainty import ask_for_uncertainty
+from mmseg_unet_lyft.inference.exported_segmentor import score_exported
 
 SMALL = dict(image_scale_wh=(128, 96), crop_size=(64, 96), base_channels=4, num_workers=0, warmup_iters=1)
 EMPTY_ROWS = 40
@@ -86,6 +87,16 @@ def evaluation(out: Path, data_root: Path, launcher: str, checkpoint: Path) -> d
     )
 
 
+def exported(out: Path, data_root: Path, launcher: str, path: Path) -> dict:
+    """Confusion matrix of the same five frames by an exported file."""
+    config = config_of('unet_lyft_demo.py', out, data_root, launcher, test_drives='val', val_batch_size=2)
+    config.test_dataloader.dataset.indices = 5
+    score_exported(config, str(path))
+    runner = build_runner(config)
+    metrics = runner.test()
+    return dict(metrics=metrics, confusion=torch.from_numpy(runner.test_evaluator.metrics[0].confusion))
+
+
 def early_stop(out: Path, data_root: Path, launcher: str) -> dict:
     """Steps made by a run that cannot improve and may wait for one validation."""
     knobs = dict(learning_rate=0.0, early_stop_patience=1, max_iters=20, val_interval=1, batch_size=1)
@@ -98,6 +109,7 @@ def prove(out: Path, data_root: Path, checkpoint: Path, launcher: str) -> dict:
     """All proofs in one process."""
     return dict(
         evaluation=evaluation(out / 'evaluation', data_root, launcher, checkpoint),
+        exported=exported(out / 'exported', data_root, launcher, checkpoint.with_suffix('.onnx')),
         equal=one_step(out / 'equal', data_root, launcher, False, 'LyftCrossEntropyLoss'),
         unequal=one_step(out / 'unequal', data_root, launcher, True, 'LyftCrossEntropyLoss'),
         stock=one_step(out / 'stock', data_root, launcher, True, 'CrossEntropyLoss'),
