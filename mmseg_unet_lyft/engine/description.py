@@ -53,7 +53,7 @@ def describe(config: Config) -> dict | str:
     """What `build_described` needs to know of a config's model, as plain data.
 
     Returns:
-        ``dict(format, model, steps, scheme)``; where a part is of no known type, why there is none.
+        ``dict(format, model, steps, scheme, data_sha256)``; where a part is of no known type, why not.
     """
     try:
         described = dict(
@@ -61,6 +61,7 @@ def describe(config: Config) -> dict | str:
             model=_plain(inference_part(config.model)),
             steps=_plain(image_steps(config)),
             scheme=scheme_of(config),
+            data_sha256=(config.get('data_stats') or {}).get('sha256'),
         )
     except InputError as error:
         return str(error)
@@ -97,7 +98,12 @@ def checked(description: Any, path: str) -> dict:
         raise InputError(f'{path}: refused, {error}; {remedy}') from None
     except RecursionError:
         raise InputError(f'{path}: refused, its description is nested too deeply; {remedy}') from None
-    return dict(plain, scheme=description.get('scheme'))
+    return dict(plain, **{key: _text(description.get(key)) for key in ('scheme', 'data_sha256')})
+
+
+def _text(value: Any) -> str | None:
+    """Text as it is; anything else is none."""
+    return value if isinstance(value, str) else None
 
 
 def _plain(value: Any, place: str = 'the model') -> Any:

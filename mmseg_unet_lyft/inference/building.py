@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -63,7 +64,10 @@ def build_model(
     model, transforms = _build(model_config, steps)
     _fit(model, weights, path)
     load_weights(model, weights, path)
-    classes = checked_classes(meta.get('dataset_meta') or named, path, _REMEDY)
+    described = meta.get(KEY) if isinstance(meta.get(KEY), dict) else {}
+    fields = meta.get('dataset_meta') or named
+    fields = dict(fields if isinstance(fields, Mapping) else {}, data_sha256=described.get('data_sha256'))
+    classes = checked_classes(fields, path, _REMEDY)
     if len(classes.names) != model.num_classes:
         raise InputError(
             f'{path}: names {len(classes.names)} classes, its model has {model.num_classes}; {_REMEDY}'

@@ -22,15 +22,19 @@ class Classes:
         names: By id.
         palette: RGB colour of each, 0 to 255.
         hood: Where the ego car's hood was measured to be, bool (H, W); None takes the Kaggle set's.
+        scheme: Name of the label scheme, None if it is not known.
+        data_sha256: Of the ``stats.json`` of the prepared root it was trained on; None without one.
     """
 
     names: list[str]
     palette: list[list[int]]
     hood: np.ndarray | None
+    scheme: str | None = None
+    data_sha256: str | None = None
 
 
 def checked_classes(fields: Any, path: str, remedy: str) -> Classes:
-    """Classes from a file's ``classes``, ``palette`` and ``hood`` (``dict(spans, size)`` or None).
+    """Classes from a file's ``classes``, ``palette``, ``hood`` (``dict(spans, size)`` or None), ``scheme``.
 
     Args:
         fields: What the file holds.
@@ -50,7 +54,15 @@ def checked_classes(fields: Any, path: str, remedy: str) -> Classes:
         raise InputError(f'{path}: its class names are broken; {remedy}')
     if not _is_list(palette) or len(palette) != len(names) or not all(map(_is_colour, palette)):
         raise InputError(f'{path}: its palette does not give each of {len(names)} classes a colour; {remedy}')
-    return Classes(list(names), [list(colour) for colour in palette], _hood(hood, path, remedy))
+    scheme, data_sha256 = (_text(fields.get(key)) for key in ('scheme', 'data_sha256'))
+    return Classes(
+        list(names), [list(colour) for colour in palette], _hood(hood, path, remedy), scheme, data_sha256
+    )
+
+
+def _text(value: Any) -> str | None:
+    """Text as it is; anything else is none."""
+    return value if isinstance(value, str) else None
 
 
 def _hood(hood: Any, path: str, remedy: str) -> np.ndarray | None:

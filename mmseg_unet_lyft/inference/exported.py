@@ -18,20 +18,23 @@ import numpy as np
 
 from ..errors import InputError
 from .classes import checked_classes
+from .formats import PROGRAMS
 
 METADATA_KEY = 'mmseg_unet_lyft'
 FORMAT = 1
 FRAMES, LABEL_MAP, MASKS = 'frames', 'label_map', 'masks'
 
 
-class _ExportedNetwork:
-    """What both runtimes share: the metadata, and which output is asked for."""
+class ExportedNetwork:
+    """What all runtimes share: the metadata, and which output is asked for."""
 
     def __init__(self, path: str, metadata: str | None, outputs: list[str]) -> None:
         self.path, self.outputs = path, outputs
         fields = _metadata(path, metadata)
         classes = checked_classes(fields, path, _REMEDY)
         self.classes, self.palette, self.hood = classes.names, classes.palette, classes.hood
+        self.scheme, self.data_sha256 = classes.scheme, classes.data_sha256
+        self.precision: str = fields.get('precision', 'float32')
         self.colours: str = fields['colours']
         if LABEL_MAP not in outputs:
             raise InputError(f'{path}: gives {", ".join(outputs)} and no {LABEL_MAP}; {_REMEDY}')
@@ -63,7 +66,7 @@ class _ExportedNetwork:
             return self._infer(frames, outputs)
         except self._errors as error:
             size = f'{frames.shape[1]}x{frames.shape[2]}'
-            raise InputError(f'{self.path}: does not take frames of {size} ({_first_line(error)})') from error
+            raise InputError(f'{self.path}: does not take frames of {size} ({first_line(error)})') from error
 
     _errors: tuple[type[Exception], ...] = ()
 
@@ -71,7 +74,7 @@ class _ExportedNetwork:
         raise NotImplementedError
 
 
-_REMEDY = 'export the model with mmseg_unet_lyft.inference.export'
+_REMEDY = 'export the model with tools/export.py'
 
 
 def _metadata(path: str, text: str | None) -> dict[str, Any]:
@@ -98,7 +101,7 @@ def _require(module: str, package: str, path: str) -> None:
         raise InputError(f'{path}: needs {module}; install with: pip install {package}')
 
 
-class OnnxNetwork(_ExportedNetwork):
+class OnnxNetwork(ExportedNetwork):
     """An ``.onnx`` file in ONNX Runtime; may be called from several threads.
 
     Args:
@@ -133,7 +136,7 @@ class OnnxNetwork(_ExportedNetwork):
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except broken as error:
-            raise InputError(f'{path}: cannot be read as an ONNX model ({_first_line(error)})') from error
+            raise InputError(f'{path}: cannot be read as an ONNX model ({first_line(error)})') from error
         (given,) = self._session.get_inputs() if len(self._session.get_inputs()) == 1 else (None,)
         if given is None or given.type != 'tensor(uint8)' or len(given.shape) != 4:
             raise InputError(f'{path}: does not take one batch of uint8 frames (N, H, W, 3); {_REMEDY}')
@@ -151,7 +154,7 @@ class OnnxNetwork(_ExportedNetwork):
         return self._session.run(list(outputs), {self._input: frames})
 
 
-class OpenVinoNetwork(_ExportedNetwork):
+class OpenVinoNetwork(ExportedNetwork):
     """An ``.xml`` file with its ``.bin`` in OpenVINO; may be called from several threads.
 
     Args:
@@ -179,7 +182,7 @@ class OpenVinoNetwork(_ExportedNetwork):
             model = core.read_model(path)
             self._compiled = core.compile_model(model, 'CPU', settings)
         except RuntimeError as error:
-            raise InputError(f'{path}: cannot be read as an OpenVINO model ({_first_line(error)})') from error
+            raise InputError(f'{path}: cannot be read as an OpenVINO model ({first_line(error)})') from error
         byte = openvino.Type.u8
         if [(given.element_type, len(given.partial_shape)) for given in model.inputs] != [(byte, 4)]:
             raise InputError(f'{path}: does not take one batch of uint8 frames (N, H, W, 3); {_REMEDY}')
@@ -206,18 +209,35 @@ def _require_bytes(path: str, outputs: dict[str, bool]) -> None:
             raise InputError(f'{path}: its {name} is not uint8; {_REMEDY}')
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of a runtime's message that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def open_exported(path: str, device: str = 'cpu', threads: int | None = None) -> _ExportedNetwork:
+def open_exported(
+    path: str, device: str = 'cpu', threads: int | None = None, trust: bool = False
+) -> ExportedNetwork:
     """The network in an exported file, by its suffix.
 
+    Args:
+        path: The file.
+        device: Where it computes.
+        threads: Computing threads of a call on a CPU.
+        trust: Whether a program of PyTorch's may be read, which can run code that the file brings.
+
     Raises:
-        InputError: If there is no such file, or it cannot be used.
+        InputError: If there is no such file, it cannot be used, or is a program that is not trusted.
     """
+    suffix = Path(path).suffix
     if not Path(path).is_file():
         raise InputError(f'{path}: no such file')
-    kind = OnnxNetwork if Path(path).suffix == '.onnx' else OpenVinoNetwork
-    return kind(path, device, threads)
+    if suffix in PROGRAMS:
+        if not trust:
+            raise InputError(
+                f'{path}: is a program, and reading it can run whatever it holds. If you know where it comes '
+                'from, give --trust (trust=True in Python); .onnx files need none'
+            )
+        from .programs import ProgramNetwork
+
+        return ProgramNetwork(path, device, threads)
+    return (OnnxNetwork if suffix == '.onnx' else OpenVinoNetwork)(path, device, threads)

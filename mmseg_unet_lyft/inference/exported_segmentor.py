@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..engine.ranks import this_process
 from ..errors import InputError
-from .exported import _ExportedNetwork, open_exported
+from .exported import ExportedNetwork, open_exported
 
 _CALIBRATION = 'LyftCalibrationMetric'
 # Keeps an average of weights, of which a file has none.
@@ -105,10 +105,10 @@ class LyftExportedSegmentor(BaseModel):
         return labels
 
 
-def _open(path: str, device: str, trust: bool) -> _ExportedNetwork:
+def _open(path: str, device: str, trust: bool) -> ExportedNetwork:
     """The network, with as many threads as PyTorch would take: each of several ranks has its share."""
     # Only files that are programs ask for trust.
-    return open_exported(path, device, torch.get_num_threads(), **(dict(trust=True) if trust else {}))
+    return open_exported(path, device, torch.get_num_threads(), trust)
 
 
 def score_exported(

@@ -3,5 +3,8 @@
 from ..engine.weights_format import SUFFIX
 
 CHECKPOINTS = ('.pth', '.pt', SUFFIX)
-EXPORTED = ('.onnx', '.xml')
+PROGRAM, TORCHSCRIPT = '.pt2', '.torchscript'
+# What PyTorch runs: reading one can run code that it brings.
+PROGRAMS = (PROGRAM, TORCHSCRIPT)
+EXPORTED = ('.onnx', '.xml', *PROGRAMS)
 MODELS = (*CHECKPOINTS, *EXPORTED)

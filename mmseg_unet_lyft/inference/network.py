@@ -36,6 +36,7 @@ class TorchNetwork:
         self.model = fold_norms(model).to(device)
         self.device, self.threads = device, threads
         self.classes, self.palette, self.hood = classes.names, classes.palette, classes.hood
+        self.scheme, self.data_sha256 = classes.scheme, classes.data_sha256
         applied = self.model.test_cfg or {}
         self.thresholds, self.passes = applied.get('thresholds'), applied.get('passes') or 1
         preprocessing = model_config.get('data_preprocessor') or {}

@@ -38,6 +38,7 @@ class Segmenter:
         thresholds: Of label maps and masks, or a file of them from ``tools/tune_thresholds.py``. Exported
             files take none: class thresholds of the config, and those of masks, are in them.
         compiled: Whether to `compile`.
+        trust: Whether to read a ``.pt2`` or ``.torchscript`` file, which can run code that it brings.
 
     Attributes:
         classes: Class names by id.
@@ -55,12 +56,13 @@ class Segmenter:
         threads: int | None = None,
         thresholds: Thresholds | str | Path | None = None,
         compiled: bool = False,
+        trust: bool = False,
     ) -> None:
         if checkpoint is None and not isinstance(model, (str, Path)):
             raise InputError(f'a {type(model).__name__} alone is no trained model; give its checkpoint too')
         self.is_exported = checkpoint is None and Path(model).suffix in EXPORTED
         if self.is_exported:
-            self.network = open_exported(str(model), device, threads)
+            self.network = open_exported(str(model), device, threads, trust)
         else:
             from ..compat import require_stack
 

@@ -53,13 +53,15 @@ def upsample_and_join(upsampling: nn.ConvTranspose2d, below: Tensor, skip: Tenso
 
 def _in_four(below: Tensor) -> bool:
     """Whether four ordinary convolutions are to take the place of a transposed one on this map."""
+    # An exported file keeps the one operator: its runtime has a fast one. Asked first, since a traced size
+    # that is compared is fixed by that.
+    if torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        return False
     return (
         below.device.type == 'cpu'
         and not torch.is_grad_enabled()
         and below.shape[1] <= _MOST_CHANNELS
         and below.is_contiguous(memory_format=torch.channels_last)
-        # An exported file keeps the one operator: its runtime has a fast one.
-        and not (torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export())
     )
 
 
