@@ -36,6 +36,13 @@ def check_file_option(option: str, path: Path | None) -> None:
         raise InputError(f'{option} {path}: name a file in a folder that exists')
 
 
+def check_new_file(option: str, path: Path, overwrite: bool) -> None:
+    """As `check_file_option`, and raise one too for a file that is there and may not be replaced."""
+    check_file_option(option, path)
+    if path.exists() and not overwrite:
+        raise InputError(f'{path}: is there already; name another {option}, or give --overwrite')
+
+
 def add_uncertainty(parser: argparse.ArgumentParser, what: str) -> None:
     """Add the passes of Monte-Carlo dropout; ``what`` is done with them, for the help."""
     parser.add_argument('--uncertainty', nargs='?', type=_passes, const=10, metavar='T', help=what)

@@ -41,7 +41,7 @@ class ExportedNetwork:
 
     def label_maps(self, frames: np.ndarray, colours: str) -> np.ndarray:
         """Class ids, uint8 (N, H, W), of frames uint8 (N, H, W, 3)."""
-        return self._run(self._in_order(frames, colours), LABEL_MAP)[0]
+        return self.run(self._in_order(frames, colours), LABEL_MAP)[0]
 
     def probabilities(self, frames: np.ndarray, colours: str) -> np.ndarray:
         """Nothing: raises an InputError, since the file gives label maps."""
@@ -53,15 +53,19 @@ class ExportedNetwork:
 
     def labels_and_masks(self, frames: np.ndarray, colours: str) -> tuple[np.ndarray, np.ndarray]:
         """Class ids, and vehicle and road, uint8 {0, 1} (N, 2, H, W), hood included; needs `MASKS`."""
-        label_maps, masks = self._run(self._in_order(frames, colours), LABEL_MAP, MASKS)
+        label_maps, masks = self.run(self._in_order(frames, colours), LABEL_MAP, MASKS)
         return label_maps, masks
 
     def _in_order(self, frames: np.ndarray, colours: str) -> np.ndarray:
         """Frames in the file's colour order, contiguous."""
         return np.ascontiguousarray(frames if colours == self.colours else frames[..., ::-1])
 
-    def _run(self, frames: np.ndarray, *outputs: str) -> list[np.ndarray]:
-        """Outputs of the file; what the runtime raises becomes an InputError."""
+    def run(self, frames: np.ndarray, *outputs: str) -> list[np.ndarray]:
+        """Outputs, by name, of contiguous frames uint8 (N, H, W, 3) in the file's colour order.
+
+        Raises:
+            InputError: If the runtime raises.
+        """
         try:
             return self._infer(frames, outputs)
         except self._errors as error:

@@ -1,0 +1,151 @@
+"""Exporting whole: written beside its place, compared with its network, and only then put there."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from ..evaluation.thresholds import Thresholds
+from .export import convert_to_openvino, export_onnx, export_program, export_torchscript
+from .parity import BAR, Frame, Parity, compare, drawn_frames, real_frames
+from .quantisation import calibration_frames, half_onnx, quantise_onnx
+from .segmenter import Segmenter
+
+SUFFIXES = dict(onnx='.onnx', openvino='.xml', torch='.pt2', torchscript='.torchscript')
+# Formats whose runtime computes in them, or keeps them small.
+PRECISIONS = dict(float32=tuple(SUFFIXES), float16=('onnx', 'openvino'), int8=('onnx', 'openvino'))
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is to be written.
+
+    Attributes:
+        kind: Of `SUFFIXES`.
+        path: Where to; OpenVINO's ``.bin`` goes beside.
+        precision: Of `PRECISIONS`.
+        max_loss: Points of mIoU, or without truth percent of pixels, that other precisions than float32 may
+            cost.
+        overwrite: Whether a file that is there may be replaced.
+    """
+
+    kind: str
+    path: Path
+    precision: str = 'float32'
+    max_loss: float = 1.0
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Raise an InputError for what cannot be written, before anything is computed."""
+        if self.kind not in PRECISIONS[self.precision]:
+            raise InputError(
+                f'--format {self.kind} has no {self.precision}; formats that have it: '
+                f'{", ".join(PRECISIONS[self.precision])}'
+            )
+        if self.path.suffix != SUFFIXES[self.kind]:
+            raise InputError(f'{self.path}: files of --format {self.kind} end in {SUFFIXES[self.kind]}')
+        if not self.path.parent.is_dir():
+            raise InputError(f'{self.path}: {self.path.parent} does not exist; name a folder that does')
+        for part in self.parts():
+            if part.exists() and not self.overwrite:
+                raise InputError(f'{part}: is there already; name another --out, or give --overwrite')
+
+    def parts(self) -> tuple[Path, ...]:
+        """The files it consists of, the one that is opened last."""
+        return (self.path.with_suffix('.bin'), self.path) if self.kind == 'openvino' else (self.path,)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a file is compared on, beside drawn frames.
+
+    Attributes:
+        data_root: Real frames; None for drawn ones alone. Its validation drives calibrate int8.
+        drives: Those it is compared on: a split's name, or drives.
+        frames: How many.
+    """
+
+    data_root: Path | None = None
+    drives: str | Sequence[str] = 'test'
+    frames: int = 32
+
+    def of(self, scheme: str | None) -> Iterator[tuple[str, Iterator[Frame]]]:
+        """Kinds of frames by name, with their ids under a scheme."""
+        yield 'drawn frames', drawn_frames(scheme)
+        if self.data_root is not None:
+            yield 'real frames', real_frames(self.data_root, self.drives, scheme, self.frames)
+
+
+def export(segmenter: Segmenter, wanted: Export, proof: Proof, say: Callable[[str], None]) -> None:
+    """Write a model, compare the file with it, and put it in its place.
+
+    Args:
+        segmenter: The model, in PyTorch on the CPU.
+        wanted: What is to be written.
+        proof: What it is compared on.
+        say: Takes what was found, in lines.
+
+    Raises:
+        InputError: If the file is not as good as it has to be (there is none then), a package is missing, or
+            the model cannot be exported.
+    """
+    wanted.check()
+    kinds = list(proof.of(segmenter.network.scheme))
+    with tempfile.TemporaryDirectory(prefix='.export-', dir=wanted.path.parent) as folder:
+        path = Path(folder) / wanted.path.name
+        _write(segmenter, wanted, path, proof.data_root)
+        candidate = Segmenter(path, trust=True)
+        for what, frames in kinds:
+            parity = compare(segmenter, candidate, frames)
+            for line in parity.lines(what):
+                say(line)
+            _require(parity, wanted, what)
+        del candidate
+        if wanted.kind == 'openvino':
+            # Never the graph of one model beside the weights of another.
+            wanted.path.unlink(missing_ok=True)
+        for part in wanted.parts():
+            (path.parent / part.name).replace(part)
+
+
+def _write(segmenter: Segmenter, wanted: Export, path: Path, data_root: Path | None) -> None:
+    """Write the file, or OpenVINO's two, at a path."""
+    thresholds: Thresholds | None = segmenter.thresholds
+    given = (segmenter.network, path, None if thresholds is None else thresholds.masks)
+    if wanted.kind in ('torch', 'torchscript'):
+        (export_program if wanted.kind == 'torch' else export_torchscript)(*given)
+        return
+    plain = path.with_name('float32.onnx')
+    onnx = export_onnx(given[0], plain, given[2])
+    if wanted.precision == 'int8':
+        onnx = path.with_name('int8.onnx')
+        quantise_onnx(plain, onnx, calibration_frames(data_root))
+    elif wanted.precision == 'float16' and wanted.kind == 'onnx':
+        onnx = path.with_name('float16.onnx')
+        half_onnx(plain, onnx)
+    if wanted.kind == 'openvino':
+        convert_to_openvino(onnx, path, half=wanted.precision == 'float16')
+    else:
+        onnx.replace(path)
+
+
+def _require(parity: Parity, wanted: Export, what: str) -> None:
+    """Raise an InputError for a file that is not as good as its precision has to be."""
+    if wanted.precision == 'float32':
+        # Not nan either, which compares as false.
+        if not parity.agreement >= BAR:
+            raise InputError(
+                f'{wanted.path}: not written, the file labels {100 * parity.agreement:.4f} % of pixels ({what}) '
+                f'as PyTorch does, and {100 * BAR:g} % is asked for; try another --format'
+            )
+        return
+    loss = 100 * (1 - parity.agreement) if parity.miou is None else parity.miou[0] - parity.miou[1]
+    if not loss <= wanted.max_loss:
+        unit = '% of pixels' if parity.miou is None else 'points of mIoU'
+        raise InputError(
+            f'{wanted.path}: not written, {wanted.precision} costs {loss:.2f} {unit} ({what}), and --max-loss is '
+            f'{wanted.max_loss:g}; allow more with it, or leave --half and --int8 out'
+        )

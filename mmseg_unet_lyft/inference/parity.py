@@ -1,0 +1,150 @@
+"""An exported file beside the network it was made from: the same labels, the same score, how fast."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..datasets.labels import get_scheme, tags_to_ids
+from ..datasets.loading import read_image, read_label
+from ..datasets.lyft_carla import find_pairs
+from ..datasets.scenes import draw_frame
+from ..errors import InputError
+from ..evaluation.counts import confusion_matrix, mean_iou
+from .export import FrameNetwork
+from .segmenter import Segmenter
+
+BAR = 0.9999  # Share of pixels that an exported file in float32 must label as the network does.
+# (drive, frame, height, width): the set's own size, and odd ones.
+_DRAWN = (('F1', 0, 600, 800), ('F3', 40, 600, 800), ('02_00', 10, 333, 411), ('F62', 5, 97, 131))
+_ROUNDS = 5
+
+Frame = tuple[np.ndarray, np.ndarray | None]
+
+
+@dataclass
+class Parity:
+    """What was found.
+
+    Attributes:
+        same_pixels: With the same label, and in the masks, of all that were compared.
+        pixels: How many were compared.
+        confusions: Of network and file, int64 (C, C), rows the truth.
+        speed_ratios: Seconds a frame in PyTorch over those of the file, in turns.
+    """
+
+    same_pixels: int = 0
+    pixels: int = 0
+    confusions: list[np.ndarray] = field(default_factory=list)
+    speed_ratios: list[float] = field(default_factory=list)
+
+    @property
+    def agreement(self) -> float:
+        """Share of pixels that agree."""
+        return self.same_pixels / self.pixels
+
+    @property
+    def miou(self) -> list[float] | None:
+        """Percent, of network and file; None where no truth was at hand."""
+        if not self.confusions or not self.confusions[0].sum():
+            return None
+        return [100 * mean_iou(confusion) for confusion in self.confusions]
+
+    def lines(self, what: str) -> Iterator[str]:
+        """What was found, in lines for people."""
+        yield f'{what}: {100 * self.agreement:.4f} % of {self.pixels / 1e6:.2f} million pixels labelled alike'
+        if self.miou is not None:
+            before, now = self.miou
+            yield f'{what}: mIoU {before:.2f} in PyTorch, {now:.2f} in the file ({now - before:+.2f})'
+        if self.speed_ratios:
+            ratio, least, most = (function(self.speed_ratios) for function in (statistics.median, min, max))
+            yield f'{what}: {ratio:.2f} ({least:.2f}-{most:.2f}) times as fast as PyTorch on the CPU'
+
+
+def drawn_frames(scheme: str | None) -> Iterator[Frame]:
+    """Drawn frames, BGR, uint8 (H, W, 3), of several sizes, with their ids, uint8 (H, W), if there is a scheme."""
+    for drive, frame, height, width in _DRAWN:
+        image, tags = draw_frame(drive, frame, height=height, width=width)
+        label = None if scheme is None else tags_to_ids(tags, get_scheme(scheme))
+        yield np.ascontiguousarray(image[..., ::-1]), label
+
+
+def real_frames(
+    data_root: Path, split: str | Sequence[str], scheme: str | None, number: int
+) -> Iterator[Frame]:
+    """Frames of a data root, evenly spread over a split's, as `drawn_frames` gives them.
+
+    Raises:
+        InputError: If there are none, or one cannot be read.
+    """
+    pairs = find_pairs(data_root, split)
+    chosen = [
+        pairs[index * len(pairs) // min(number, len(pairs))] for index in range(min(number, len(pairs)))
+    ]
+    for pair in chosen:
+        label = None if scheme is None else read_label(pair['seg_map_path'], scheme, str(data_root))
+        yield read_image(pair['img_path']), label
+
+
+def compare(reference: Segmenter, exported: Segmenter, frames: Iterable[Frame]) -> Parity:
+    """A file beside the network it was made from, both on frames at their own size, alone and in a batch.
+
+    Args:
+        reference: The network, in PyTorch.
+        exported: The file.
+        frames: BGR, uint8 (H, W, 3), and their ids, uint8 (H, W), or None.
+    """
+    thresholds = None if reference.thresholds is None else reference.thresholds.masks
+    module = FrameNetwork(reference.network, thresholds).eval()
+    parity, first = Parity(), None
+    for frame, label in frames:
+        first = frame if first is None else first
+        expected = _outputs(module, frame)
+        found = exported.network.run(frame[None], *module.outputs)
+        for one, other in zip(expected, found, strict=True):
+            parity.same_pixels += int((one == other[0]).sum())
+            parity.pixels += one.size
+        if label is not None:
+            classes = len(reference.classes)
+            pair = [confusion_matrix(label, labels, classes) for labels in (expected[0], found[0][0])]
+            parity.confusions = [sum(both) for both in zip(parity.confusions or [0, 0], pair, strict=True)]
+    if first is None:
+        raise InputError('there are no frames to compare an exported file with its network on')
+    _compare_batch(module, exported, first, parity)
+    _measure_speed(reference, exported, first, parity)
+    return parity
+
+
+def _outputs(module: FrameNetwork, frame: np.ndarray) -> list[np.ndarray]:
+    """What the network gives for a frame: label map and, if it gives them, masks."""
+    with torch.inference_mode():
+        found = module(torch.from_numpy(frame)[None])
+    return [one[0].numpy() for one in (found if isinstance(found, tuple) else (found,))]
+
+
+def _compare_batch(module: FrameNetwork, exported: Segmenter, frame: np.ndarray, parity: Parity) -> None:
+    """Count a batch of two frames of an odd size."""
+    batch = np.ascontiguousarray(np.stack([frame, frame[:, ::-1]])[:, :77, :101])
+    found = exported.network.run(batch, *module.outputs)
+    for index, one_frame in enumerate(batch):
+        for one, other in zip(_outputs(module, one_frame), found, strict=True):
+            parity.same_pixels += int((one == other[index]).sum())
+            parity.pixels += one.size
+
+
+def _measure_speed(reference: Segmenter, exported: Segmenter, frame: np.ndarray, parity: Parity) -> None:
+    """Time both in turn, each by its public call; the first turn is not counted."""
+    for turn in range(_ROUNDS + 1):
+        seconds = []
+        for segmenter in (reference, exported):
+            start = time.perf_counter()
+            segmenter(frame, colours='BGR')
+            seconds.append(time.perf_counter() - start)
+        if turn:
+            parity.speed_ratios.append(seconds[0] / seconds[1])
