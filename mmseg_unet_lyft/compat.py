@@ -76,6 +76,12 @@ def require_opencv() -> None:
         ) from error
 
 
+def require_torch(path: str) -> None:
+    """Raise an InputError that names the remedy unless PyTorch, which runs a file, is installed."""
+    if find_spec('torch') is None:
+        raise InputError(f'{path}: needs torch; install with: pip install torch')
+
+
 def stand_in_for_ops() -> None:
     """Let ``mmcv.ops`` be imported where mmcv has no compiled operators (mmcv-lite).
 

@@ -46,7 +46,7 @@ def _export(argv: list[str] | None) -> None:
     wanted.check()
     words = (checkpoint,) if config is None else (config, checkpoint)
     segmenter = Segmenter(*words, thresholds=args.thresholds)
-    proof = Proof(args.data_root, args.drives or 'test', args.frames)
+    proof = Proof(args.data_root, args.drives or 'test', args.calibrate_on or 'val', args.frames)
     export(segmenter, wanted, proof, say)
     for part in wanted.parts():
         say(f'wrote {part} ({part.stat().st_size / 1e6:.2f} MB)')

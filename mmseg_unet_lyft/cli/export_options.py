@@ -45,15 +45,11 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help='points of mIoU that --half or --int8 may cost (1)',
     )
     add('--thresholds', metavar='F', help='of tools/tune_thresholds.py, to go into the file')
+    add('--data-root', metavar='DIR', type=Path, help='real frames to compare on and to calibrate --int8')
     add(
-        '--data-root',
-        metavar='DIR',
-        type=Path,
-        help='real frames to compare on, and to calibrate --int8 with',
+        '--drives', nargs='+', metavar='DRIVE', help='of --data-root to compare on; the test split by default'
     )
-    add(
-        '--drives', nargs='+', metavar='DRIVE', help='of --data-root to compare on; its test split by default'
-    )
+    add('--calibrate-on', nargs='+', metavar='DRIVE', help='for --int8; the validation split by default')
     add('--frames', type=int, default=32, metavar='N', help='real frames to compare on (32)')
     add('--overwrite', action='store_true', help='replace a file that is there')
     add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override the config')
@@ -75,8 +71,9 @@ def check_export_arguments(args: argparse.Namespace) -> tuple[str | None, str]:
         raise InputError(f'--frames {args.frames}: give 1 or more')
     if not args.max_loss >= 0:
         raise InputError(f'--max-loss {args.max_loss}: give 0 or more')
-    if args.drives and args.data_root is None:
-        raise InputError('--drives: are of --data-root; give that too')
+    for option in ('drives', 'calibrate_on'):
+        if getattr(args, option) and args.data_root is None:
+            raise InputError(f'--{option.replace("_", "-")}: are of --data-root; give that too')
     if args.format == 'safetensors' and (args.half or args.int8 or args.thresholds):
         raise InputError(
             '--format safetensors: holds the weights as they are; leave --half, --int8 and --thresholds out'

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 def require_runtime(config: str | None, model: str) -> None:
     """Raise an InputError unless what a model runs in is installed; imports neither torch nor an mm stack."""
-    from ..compat import require_opencv, require_stack
+    from ..compat import require_opencv, require_stack, require_torch
 
     if config is None and model.endswith(formats.EXPORTED):
         require_opencv()
+        if model.endswith(formats.PROGRAMS):
+            require_torch(model)
     else:
         require_stack()
 
@@ -53,6 +55,7 @@ def open_segmenter(args: argparse.Namespace, config: Config | None, model: str) 
     from ..inference.segmenter import Segmenter
 
     given = dict(threads=getattr(args, 'threads', None), thresholds=getattr(args, 'thresholds', None))
+    given |= dict(trust=args.trust)
     name = _device(args, config, model)
     if config is None:
         return Segmenter(model, device=name, **given)

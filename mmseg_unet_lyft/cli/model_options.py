@@ -27,8 +27,19 @@ def add_model_arguments(parser: argparse.ArgumentParser, inputs: str) -> None:
         f'before it the config of a checkpoint that does not describe its model; then {inputs}',
     )
     parser.add_argument('--device', help='cpu, cuda or cuda:N; a GPU by default if there is one')
+    add_trust(parser)
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override the config'
+    )
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the one way to read a program of PyTorch's."""
+    parser.add_argument(
+        '--trust',
+        action='store_true',
+        help=f'read a {" or ".join(formats.PROGRAMS)} file, which can run whatever it holds: only if '
+        'you know where it comes from',
     )
 
 

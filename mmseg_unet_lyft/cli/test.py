@@ -41,7 +41,7 @@ def _test(argv: list[str] | None) -> None:
     is_exported = path.endswith(EXPORTED)
     device.choose_device(args.device or ('cpu' if is_exported else None))
     if is_exported:
-        for line in score_exported(config, path, args.device, uncertainty=args.uncertainty):
+        for line in score_exported(config, path, args.device, args.trust, args.uncertainty):
             say(line)
     else:
         weights = checkpoint.read_weights(path)

@@ -6,6 +6,7 @@ import argparse
 
 from ..errors import InputError
 from ..inference import formats
+from .model_options import add_trust
 from .options import add_run_arguments, add_uncertainty
 
 
@@ -15,6 +16,7 @@ def add_test_arguments(parser: argparse.ArgumentParser) -> None:
     add('config', help='config file, or the name of one in the package')
     add('checkpoint', nargs='?', help='checkpoint, or exported file')
     add('--model', metavar='FILE', help=f'exported file ({exported}) in the place of the checkpoint')
+    add_trust(parser)
     add_run_arguments(parser)
     add('--out', metavar='DIR', help='write the predicted ids of every frame as palette PNGs')
     add('--show-dir', metavar='DIR', help='write image | truth | prediction of every frame')

@@ -59,7 +59,7 @@ def build_model(
         named = _named(scheme)
     else:
         config = config if isinstance(config, Config) else load_config(config)
-        model_config, steps = inference_part(config.model), image_steps(config)
+        model_config, steps, scheme = inference_part(config.model), image_steps(config), scheme_of(config)
         named = named_by_config(config)
     model, transforms = _build(model_config, steps)
     _fit(model, weights, path)
@@ -67,6 +67,7 @@ def build_model(
     described = meta.get(KEY) if isinstance(meta.get(KEY), dict) else {}
     fields = meta.get('dataset_meta') or named
     fields = dict(fields if isinstance(fields, Mapping) else {}, data_sha256=described.get('data_sha256'))
+    fields.setdefault('scheme', scheme)
     classes = checked_classes(fields, path, _REMEDY)
     if len(classes.names) != model.num_classes:
         raise InputError(

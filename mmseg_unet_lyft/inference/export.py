@@ -254,6 +254,9 @@ def export_program(
 ) -> Path:
     """Write a network as torch.export's ``.pt2`` program; arguments and errors as in `export_onnx`."""
     program = to_program(FrameNetwork(network, mask_thresholds, for_torch=True))
+    for node in program.graph.nodes:
+        # The source lines it comes from, and so the paths of this machine.
+        node.meta.pop('stack_trace', None)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         torch.export.save(program, str(path), extra_files={METADATA_KEY: metadata_of(network)})

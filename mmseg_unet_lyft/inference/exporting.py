@@ -15,6 +15,7 @@ from .quantisation import calibration_frames, half_onnx, quantise_onnx
 from .segmenter import Segmenter
 
 SUFFIXES = dict(onnx='.onnx', openvino='.xml', torch='.pt2', torchscript='.torchscript')
+_CALIBRATION_FRAMES = 32
 # Formats whose runtime computes in them, or keeps them small.
 PRECISIONS = dict(float32=tuple(SUFFIXES), float16=('onnx', 'openvino'), int8=('onnx', 'openvino'))
 
@@ -63,13 +64,15 @@ class Proof:
     """What a file is compared on, beside drawn frames.
 
     Attributes:
-        data_root: Real frames; None for drawn ones alone. Its validation drives calibrate int8.
+        data_root: Real frames; None for drawn ones alone.
         drives: Those it is compared on: a split's name, or drives.
+        calibrated_on: Those that int8 is calibrated on.
         frames: How many.
     """
 
     data_root: Path | None = None
     drives: str | Sequence[str] = 'test'
+    calibrated_on: str | Sequence[str] = 'val'
     frames: int = 32
 
     def of(self, scheme: str | None) -> Iterator[tuple[str, Iterator[Frame]]]:
@@ -93,10 +96,15 @@ def export(segmenter: Segmenter, wanted: Export, proof: Proof, say: Callable[[st
             the model cannot be exported.
     """
     wanted.check()
+    if segmenter.thresholds is not None and any(segmenter.thresholds.dilations):
+        raise InputError(
+            f'{wanted.path}: not written, the thresholds dilate masks by {segmenter.thresholds.dilations} '
+            'pixels, which an exported file cannot; set them to 0 in their file, or use the checkpoint'
+        )
     kinds = list(proof.of(segmenter.network.scheme))
     with tempfile.TemporaryDirectory(prefix='.export-', dir=wanted.path.parent) as folder:
         path = Path(folder) / wanted.path.name
-        _write(segmenter, wanted, path, proof.data_root)
+        _write(segmenter, wanted, path, proof)
         candidate = Segmenter(path, trust=True)
         for what, frames in kinds:
             parity = compare(segmenter, candidate, frames)
@@ -111,7 +119,7 @@ def export(segmenter: Segmenter, wanted: Export, proof: Proof, say: Callable[[st
             (path.parent / part.name).replace(part)
 
 
-def _write(segmenter: Segmenter, wanted: Export, path: Path, data_root: Path | None) -> None:
+def _write(segmenter: Segmenter, wanted: Export, path: Path, proof: Proof) -> None:
     """Write the file, or OpenVINO's two, at a path."""
     thresholds: Thresholds | None = segmenter.thresholds
     given = (segmenter.network, path, None if thresholds is None else thresholds.masks)
@@ -122,7 +130,9 @@ def _write(segmenter: Segmenter, wanted: Export, path: Path, data_root: Path | N
     onnx = export_onnx(given[0], plain, given[2])
     if wanted.precision == 'int8':
         onnx = path.with_name('int8.onnx')
-        quantise_onnx(plain, onnx, calibration_frames(data_root))
+        quantise_onnx(
+            plain, onnx, calibration_frames(proof.data_root, _CALIBRATION_FRAMES, proof.calibrated_on)
+        )
     elif wanted.precision == 'float16' and wanted.kind == 'onnx':
         onnx = path.with_name('float16.onnx')
         half_onnx(plain, onnx)
@@ -138,14 +148,14 @@ def _require(parity: Parity, wanted: Export, what: str) -> None:
         # Not nan either, which compares as false.
         if not parity.agreement >= BAR:
             raise InputError(
-                f'{wanted.path}: not written, the file labels {100 * parity.agreement:.4f} % of pixels ({what}) '
-                f'as PyTorch does, and {100 * BAR:g} % is asked for; try another --format'
+                f'{wanted.path}: not written, the file labels {100 * parity.agreement:.4f} % of pixels '
+                f'({what}) as PyTorch does, and {100 * BAR:g} % is asked for; try another --format'
             )
         return
     loss = 100 * (1 - parity.agreement) if parity.miou is None else parity.miou[0] - parity.miou[1]
     if not loss <= wanted.max_loss:
         unit = '% of pixels' if parity.miou is None else 'points of mIoU'
         raise InputError(
-            f'{wanted.path}: not written, {wanted.precision} costs {loss:.2f} {unit} ({what}), and --max-loss is '
-            f'{wanted.max_loss:g}; allow more with it, or leave --half and --int8 out'
+            f'{wanted.path}: not written, {wanted.precision} costs {loss:.2f} {unit} ({what}), and '
+            f'--max-loss is {wanted.max_loss:g}; allow more with it, or leave --half and --int8 out'
         )

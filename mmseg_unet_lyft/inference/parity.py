@@ -68,7 +68,7 @@ class Parity:
 
 
 def drawn_frames(scheme: str | None) -> Iterator[Frame]:
-    """Drawn frames, BGR, uint8 (H, W, 3), of several sizes, with their ids, uint8 (H, W), if there is a scheme."""
+    """Drawn frames of several sizes, BGR, uint8 (H, W, 3), with their ids, uint8 (H, W), under a scheme."""
     for drive, frame, height, width in _DRAWN:
         image, tags = draw_frame(drive, frame, height=height, width=width)
         label = None if scheme is None else tags_to_ids(tags, get_scheme(scheme))
@@ -84,10 +84,8 @@ def real_frames(
         InputError: If there are none, or one cannot be read.
     """
     pairs = find_pairs(data_root, split)
-    chosen = [
-        pairs[index * len(pairs) // min(number, len(pairs))] for index in range(min(number, len(pairs)))
-    ]
-    for pair in chosen:
+    number = min(number, len(pairs))
+    for pair in (pairs[index * len(pairs) // number] for index in range(number)):
         label = None if scheme is None else read_label(pair['seg_map_path'], scheme, str(data_root))
         yield read_image(pair['img_path']), label
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class ProgramNetwork(ExportedNetwork):
                 self._module = torch.jit.load(path, map_location=self.device, _extra_files=extra).eval()
             # A program does not name its outputs; their number says which they are.
             number = len(self._call(np.zeros((1, 16, 16, 3), np.uint8)))
-        except (RuntimeError, ValueError, KeyError, OSError, EOFError, TypeError) as error:
+        except (RuntimeError, ValueError, KeyError, OSError, EOFError, TypeError, BadZipFile) as error:
             raise InputError(f'{path}: cannot be read as a program ({first_line(error)})') from error
         metadata = extra[METADATA_KEY]
         text = metadata.decode(errors='replace') if isinstance(metadata, bytes) else metadata
