@@ -35,6 +35,10 @@ _HDF5, _ZIP = b'\x89HDF\r\n\x1a\n', b'PK\x03\x04'
 _MOST_BYTES = {_WEIGHTS: 2 << 30, _CONFIG: 16 << 20}
 _MOST_EXPANSION = 200  # JSON of many equal layers packs 30 times.
 _MOST_LAYERS = 10_000
+WANTED = (
+    'only the tutorial U-Net can be imported: levels of two 3x3 convolutions with ReLU, 2x2 max-pools down, '
+    'Conv2DTranspose and concatenation up'
+)
 _AGAIN = 'copy it again, or save it again in Keras'
 
 
@@ -171,7 +175,7 @@ def _read_hdf5(path: Path, content: BinaryIO, size: int, config: dict[str, Any] 
             held = ', '.join(reader.names(root)[:8]) or 'nothing'
             raise InputError(
                 f'{path}: holds no Keras layers (neither "layers" nor layer_names; it has {held}); in Keras, '
-                'model.save("unet.keras") makes a file that does'
+                'model.save("unet.h5") makes a file that does'
             )
         return KerasFile(str(path), reader.stated(group), True, config)
 
@@ -218,8 +222,8 @@ class _Reader:
                 continue
             if not kind:
                 raise InputError(
-                    f'{self.path}: layers/{group_name} has weights; only Conv2D, Conv2DTranspose and '
-                    'BatchNormalization have any in the tutorial U-Net, which is what can be imported'
+                    f'{self.path}: layers/{group_name} has weights, and is no Conv2D, Conv2DTranspose or '
+                    f'BatchNormalization; {WANTED}'
                 )
             arrays = tuple(self.array(self.child(variables, str(at))) for at in range(len(numbers)))
             found.append(StoredLayer(f'layers/{group_name}', '', kind, arrays, ()))
@@ -237,9 +241,8 @@ class _Reader:
             kind = NORM if 'moving_variance' in roles else ''
             if not kind and set(roles) - {'kernel', 'bias'}:
                 raise InputError(
-                    f'{self.path}: layer {name} has the weights {", ".join(roles)}; only convolutions '
-                    '(kernel, bias) and batch norm have any in the tutorial U-Net, which is what can be '
-                    'imported'
+                    f'{self.path}: layer {name} has the weights {", ".join(roles)}, and is neither a '
+                    f'convolution (kernel, bias) nor a batch norm; {WANTED}'
                 )
             arrays = tuple(self.array(self.child(layer, path)) for path in paths)
             found.append(StoredLayer(f'layer {name}', name, kind, arrays, roles))
@@ -268,7 +271,8 @@ class _Reader:
         self.bytes_left -= dataset.nbytes
         if self.bytes_left < 0:
             raise InputError(f'{place}: with the arrays before it is larger than the file; {_AGAIN}')
-        numbers = dataset[()].astype(np.float32)
+        with np.errstate(over='ignore'):
+            numbers = dataset[()].astype(np.float32)
         if not np.isfinite(numbers).all():
             bad = int(numbers.size - np.isfinite(numbers).sum())
             raise InputError(

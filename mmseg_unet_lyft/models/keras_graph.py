@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ..errors import InputError
+from .keras_file import WANTED
 
 _DROPOUT = 'Dropout'
 # Of training alone.
 _IDLE = {_DROPOUT, 'SpatialDropout2D', 'GaussianDropout', 'AlphaDropout', 'GaussianNoise', 'Identity'}
-_WANTED = 'what can be imported is the tutorial U-Net; see docs/deployment.md'
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,17 @@ def _read_layers(config: Mapping[str, Any], path: str) -> tuple[dict[str, Layer]
     """All layers by name, in the config's order, and the name of the last."""
     kind, model = config['class_name'], config['config']
     if kind not in ('Functional', 'Model'):
-        raise InputError(f'{path}: is a {kind} model and no functional one, as a U-Net is; {_WANTED}')
+        raise InputError(f'{path}: is a {kind} model and no functional one, as a U-Net is; {WANTED}')
     layers = {}
     for entry in model['layers']:
         nodes = entry['inbound_nodes']
         if len(nodes) > 1:
-            raise InputError(f'{path}: layer {entry["name"]} is used {len(nodes)} times; {_WANTED}')
+            raise InputError(f'{path}: layer {entry["name"]} is used {len(nodes)} times; {WANTED}')
         name = entry['config']['name']
         layers[name] = Layer(name, entry['class_name'], entry['config'], tuple(_inputs_of(nodes)))
     outputs = list(_inputs_of(model['output_layers']))
     if len(outputs) != 1:
-        raise InputError(f'{path}: has {len(outputs)} outputs ({", ".join(outputs)}); expected 1; {_WANTED}')
+        raise InputError(f'{path}: has {len(outputs)} outputs ({", ".join(outputs)}); expected 1; {WANTED}')
     return layers, outputs[0]
 
 
@@ -163,7 +163,7 @@ class _Walk:
             blocks, at, ratio = self.level(at)
             levels.insert(0, blocks)
         if not steps:
-            self.refuse(at, 'is where a Concatenate layer is expected')
+            self.refuse(at, f'is {at.kind}; expected Concatenate')
         size, rescaling = self.start(at)
         order: dict[str, list[str]] = {}
         for layer in self.layers.values():
@@ -200,6 +200,8 @@ class _Walk:
             axis = at.settings['axis']
             if (axis[0] if isinstance(axis, list) else axis) not in (-1, 3):
                 self.refuse(at, f'normalises axis {axis}; expected the last')
+            if not isinstance(at.settings['epsilon'], float):
+                self.refuse(at, f'has epsilon={at.settings["epsilon"]}; expected a number')
             norm = at
             at, _ = self.before(at)
         self.expect(at, 'Conv2D', padding='same', strides=(1, 1), dilation_rate=(1, 1), groups=1)
@@ -236,7 +238,9 @@ class _Walk:
         """Size and rescaling of the input."""
         rescaling = None
         if at.kind == 'Rescaling':
-            rescaling = float(at.settings['scale']), float(at.settings['offset'])
+            rescaling = at.settings['scale'], at.settings['offset']
+            if not all(isinstance(number, (int, float)) for number in rescaling):
+                self.refuse(at, f'rescales by {rescaling}; expected two numbers')
             at, _ = self.before(at)
         self.expect(at, 'InputLayer')
         shape = at.settings.get('batch_shape') or at.settings['batch_input_shape']
@@ -257,7 +261,7 @@ class _Walk:
         while True:
             self.steps_left -= 1
             if self.steps_left < 0:
-                raise InputError(f'{self.path}: its layers go round in circles; {_WANTED}')
+                raise InputError(f'{self.path}: its layers go round in circles; {WANTED}')
             layer = self.layers[name]
             idle = layer.kind in _IDLE or (
                 layer.kind == 'Activation' and layer.settings['activation'] == 'linear'
@@ -265,7 +269,9 @@ class _Walk:
             if not idle:
                 return layer, ratio
             if layer.kind == _DROPOUT:
-                ratio = float(layer.settings['rate'])
+                ratio = layer.settings['rate']
+                if not 0 <= ratio < 1:
+                    self.refuse(layer, f'has rate={ratio}; expected one from 0 to below 1')
             (name,) = layer.inputs
 
     def expect(self, layer: Layer, kind: str, **settings: Any) -> None:
@@ -282,4 +288,4 @@ class _Walk:
 
     def refuse(self, layer: Layer, what: str) -> NoReturn:
         """Raise an InputError that names a layer."""
-        raise InputError(f'{self.path}: layer {layer.name} {what}; {_WANTED}')
+        raise InputError(f'{self.path}: layer {layer.name} {what}; {WANTED}')

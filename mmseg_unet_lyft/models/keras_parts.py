@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import InputError
-from .keras_file import CONV, GROUP_NAMES, NORM, TRANSPOSED, KerasFile, StoredLayer
-from .keras_graph import Block, Graph
+from .keras_file import CONV, GROUP_NAMES, NORM, TRANSPOSED, WANTED, KerasFile, StoredLayer
+from .keras_graph import Block, Graph, Layer
 
 NORM_ROLES = ('gamma', 'beta', 'moving_mean', 'moving_variance')
 KERNEL_ROLES = ('kernel', 'bias')
-WANTED = 'what can be imported is the tutorial U-Net; see docs/deployment.md'
 
 
 @dataclass(frozen=True)
@@ -87,34 +86,26 @@ def parts_by_graph(file: KerasFile, graph: Graph) -> Parts:
     """
     stored = {layer.name if file.has_names else layer.place: layer for layer in file.layers}
 
-    def find(name: str, kind: str, roles: tuple[str, ...]) -> Part:
+    def find(layer: Layer) -> Part:
         # Keras 3 numbers layers within their class, whatever they are called.
-        number = graph.order[kind].index(name)
-        place = f'layers/{GROUP_NAMES[kind]}' + (f'_{number}' if number else '')
-        layer = stored.get(name if file.has_names else place)
-        if layer is None:
+        number = graph.order[layer.kind].index(layer.name)
+        place = f'layers/{GROUP_NAMES[layer.kind]}' + (f'_{number}' if number else '')
+        found = stored.get(layer.name if file.has_names else place)
+        if found is None:
             raise InputError(
-                f'{file.path}: its config has the layer {name}, but the file holds no weights of it; save '
-                'the model again in Keras'
+                f'{file.path}: its config has the layer {layer.name}, but the file holds no weights of it; '
+                'save the model again in Keras'
             )
-        layer = replace(layer, place=f'layer {name}')
-        return _part(file, layer, roles)
+        return _part(file, replace(found, place=f'layer {layer.name}'), _roles(layer))
 
     def find_blocks(pairs: Iterable[tuple[Block, Block]]) -> list[tuple[Part, Part | None]]:
-        return [
-            (
-                find(block.conv.name, CONV, KERNEL_ROLES),
-                block.norm and find(block.norm.name, NORM, _norm_roles(block)),
-            )
-            for pair in pairs
-            for block in pair
-        ]
+        return [(find(block.conv), block.norm and find(block.norm)) for pair in pairs for block in pair]
 
     parts = Parts(
         find_blocks(graph.levels),
         find_blocks(step.blocks for step in graph.steps),
-        [find(step.upsampling.name, TRANSPOSED, KERNEL_ROLES) for step in graph.steps],
-        find(graph.output.name, CONV, KERNEL_ROLES),
+        [find(step.upsampling) for step in graph.steps],
+        find(graph.output),
     )
     bare = [conv.place for conv, norm in (*parts.levels, *parts.steps) if norm is None]
     if bare and len(bare) != len(parts.levels) + len(parts.steps):
@@ -124,27 +115,34 @@ def parts_by_graph(file: KerasFile, graph: Graph) -> Parts:
     return parts
 
 
-def _norm_roles(block: Block) -> tuple[str, ...]:
-    """What a batch norm's arrays are, by its settings."""
-    has = (block.norm.settings.get('scale', True), block.norm.settings.get('center', True), True, True)
-    return tuple(role for role, is_there in zip(NORM_ROLES, has, strict=True) if is_there)
+def _roles(layer: Layer) -> tuple[str, ...]:
+    """What a layer's arrays are, by its settings."""
+    switches = dict(bias='use_bias', gamma='scale', beta='center')
+    return tuple(
+        role
+        for role in (NORM_ROLES if layer.kind == NORM else KERNEL_ROLES)
+        if role not in switches or layer.settings.get(switches[role], True)
+    )
 
 
-def _part(file: KerasFile, layer: StoredLayer, roles: tuple[str, ...] = ()) -> Part:
-    """A layer's arrays by what they are: as the file says, as told, or by their number alone.
+def _part(file: KerasFile, layer: StoredLayer, told: tuple[str, ...] = ()) -> Part:
+    """A layer's arrays by what they are: as the file says, as the config tells, or by their number alone.
 
     Raises:
         InputError: If there are more or fewer than such a layer has.
     """
-    known, number = (NORM_ROLES, 4) if layer.kind == NORM else (KERNEL_ROLES, len(layer.arrays))
-    roles = layer.roles or roles[:number] or known[:number]
-    if (
-        len(layer.arrays) != len(roles)
-        or not set(roles) <= set(known)
-        or not {'kernel', known[-1]} & set(roles)
-    ):
+    number = len(layer.arrays)
+    if layer.kind == NORM:
+        # Of three, the first is gamma or beta: only a config tells.
+        by_number, needed = NORM_ROLES[-2:] if number == 2 else NORM_ROLES, set(NORM_ROLES[-2:])
+    else:
+        by_number, needed = KERNEL_ROLES[: max(number, 1)], {KERNEL_ROLES[0]}
+    wanted = told or layer.roles or by_number
+    found = layer.roles or wanted
+    if len(found) != number or set(found) != set(wanted) or not needed <= set(found):
         raise InputError(
-            f'{file.path}: {layer.place} has {len(layer.arrays)} arrays; expected {len(roles)}: '
-            f'{", ".join(roles)}. Save the whole model in Keras, model.save("unet.keras"), which tells more'
+            f'{file.path}: {layer.place} has {number} arrays{": " * bool(layer.roles)}'
+            f'{", ".join(layer.roles)}; expected {", ".join(told or by_number)}. Save the whole model in '
+            'Keras, model.save("unet.keras"), which tells all'
         )
-    return Part(layer.place, dict(zip(roles, layer.arrays, strict=True)))
+    return Part(layer.place, dict(zip(found, layer.arrays, strict=True)))

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .keras_file import read_keras_file
+from .keras_file import WANTED, read_keras_file
 from .keras_graph import Graph, read_graph
-from .keras_parts import WANTED, Part, Parts, parts_by_graph, parts_by_order
+from .keras_parts import Part, Parts, parts_by_graph, parts_by_order
 
 KERAS_EPSILON = 1e-3  # Of BatchNormalization, unless its config says otherwise; PyTorch's is 1e-5.
 # Source: ITU-R BT.601, by which PIL, OpenCV and TensorFlow make grey of red, green and blue.
@@ -94,7 +94,7 @@ def read_keras_unet(path: str | Path, epsilon: float | None = None) -> KerasUNet
         num_stages=len(parts.levels) // 2,
         outputs=parts.output.arrays['kernel'].shape[3],
         is_grey=is_grey,
-        epsilon=_epsilon(file.path, graph, epsilon) if parts.levels[0][1] else None,
+        epsilon=_epsilon(file.path, graph, epsilon, parts.levels[0][1] is not None),
         graph=graph,
     )
 
@@ -153,6 +153,8 @@ def _check_shapes(path: str, parts: Parts) -> None:
                     f'{" or ".join(map(str, shapes))} in a U-Net of {len(parts.levels) // 2} levels whose '
                     f'first is {kernel[3]} wide; {WANTED}'
                 )
+            if not array.size:
+                raise InputError(f'{path}: {part.place} has an empty {role}; {WANTED}')
         if (part.arrays.get('moving_variance', np.zeros(1)) < 0).any():
             raise InputError(f'{path}: {part.place} has a negative moving variance; take an earlier save')
 
@@ -171,29 +173,31 @@ def _expected(parts: Parts, in_channels: int, base: int) -> Iterator[tuple[Part,
     for at, part in enumerate(parts.upsamplings):
         width = base * 2**at
         yield part, [(side, side, width, 2 * width) for side in (3, 2)], width
-    outputs = parts.output.arrays['kernel'].shape[-1]
-    yield parts.output, [(1, 1, base, outputs)], outputs
+    outputs = parts.output.arrays['kernel'].shape[-1:]
+    yield parts.output, [(1, 1, base, *outputs)], sum(outputs)
 
 
-def _epsilon(path: str, graph: Graph | None, given: float | None) -> float:
-    """Of all batch norms: as the config says, as given, or Keras' default.
+def _epsilon(path: str, graph: Graph | None, given: float | None, has_norm: bool) -> float | None:
+    """Of all batch norms: as the config says, as given, or Keras' default; None where there are none.
 
     Raises:
-        InputError: If they differ among each other, or from the one given.
+        InputError: If they differ among each other or from the one given, or it makes no sense.
     """
-    if graph is None:
-        return KERAS_EPSILON if given is None else given
-    pairs = (*graph.levels, *(step.blocks for step in graph.steps))
-    found = {float(block.norm.settings.get('epsilon', KERAS_EPSILON)) for pair in pairs for block in pair}
-    if len(found) > 1 or (given is not None and found != {given}):
-        told = '' if given is None else f', and {given} was given'
+    if not has_norm:
+        if given is not None:
+            raise InputError(f'--epsilon {given}: {path} has no batch norm; leave it out')
+        return None
+    found = {KERAS_EPSILON if given is None else given}
+    if graph:
+        pairs = (*graph.levels, *(step.blocks for step in graph.steps))
+        found = {block.norm.settings['epsilon'] for pair in pairs for block in pair}
+    epsilon = min(found)
+    if len(found) > 1 or epsilon != (epsilon if given is None else given):
+        told = '' if given is None else f', but --epsilon is {given}'
         raise InputError(
-            f'{path}: its batch norms have an epsilon of {", ".join(map(str, sorted(found)))}{told}; one for '
-            'all can be imported'
+            f'{path}: its batch norms have an epsilon of {", ".join(map(str, sorted(found)))}{told}; the '
+            'imported network has one, and that of its file'
         )
-    epsilon = found.pop()
     if not 0 < epsilon < 1:
-        raise InputError(
-            f'{path}: its batch norms have an epsilon of {epsilon}; expected one between 0 and 1'
-        )
+        raise InputError(f'{path}: batch norm with an epsilon of {epsilon}; expected one between 0 and 1')
     return epsilon
