@@ -1,0 +1,73 @@
+"""Make a checkpoint of the tutorial U-Net trained in Keras, without Keras.
+
+python tools/import_keras.py unet.keras --out unet.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import InputError
+from ..inference.formats import CHECKPOINTS
+from .console import guarded, say
+from .options import check_file_option
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add('weights', type=Path, help='what Keras saved: .keras, .weights.h5 or .h5')
+    add('--out', type=Path, metavar='F', help='the checkpoint (as the weights, .pth, in this folder)')
+    add('--config', default='unet_lyft.py', help='says how the network is applied (unet_lyft.py)')
+    add('--scheme', help='label scheme (of 13 outputs carla13, of 3 challenge3, of 1 road)')
+    numbers = dict(nargs='+', type=float, metavar='X')
+    add('--mean', **numbers, help='subtracted from levels 0 to 255 in the Keras training, 1 or 3 numbers (0)')
+    add(
+        '--std',
+        **numbers,
+        help='divided by then (255: inputs were 0 to 1; 1 for a model with a Rescaling layer)',
+    )
+    add('--colours', choices=['RGB', 'BGR'], help='order of the channels in the Keras training (RGB)')
+    add(
+        '--size',
+        nargs=2,
+        type=int,
+        metavar=('HEIGHT', 'WIDTH'),
+        help="frames are resized to it (the model's own where the file tells, else the config's: 600 800)",
+    )
+    add('--epsilon', type=float, help='of batch norm, for files that do not tell (0.001)')
+    add('--overwrite', action='store_true', help='replace the checkpoint')
+    return parser.parse_args(argv)
+
+
+def _import_keras(argv: list[str] | None) -> None:
+    args = parse_args(argv)
+    name = args.weights.name.removesuffix('.h5').removesuffix('.weights').removesuffix('.keras')
+    out = args.out or Path(f'{name}.pth')
+    if out.suffix not in CHECKPOINTS:
+        raise InputError(f'--out {out}: a checkpoint ends in {" or ".join(CHECKPOINTS)}')
+    check_file_option('--out', out)
+    if out.exists() and not args.overwrite:
+        raise InputError(f'{out}: is there already; name another --out, or add --overwrite')
+    from ..compat import require_stack
+
+    require_stack()
+    from ..engine.config import load_config
+    from ..engine.keras_import import Frames, choose_scheme, configure, summary, write_checkpoint
+    from ..models.keras_weights import read_keras_unet
+
+    unet = read_keras_unet(args.weights, args.epsilon)
+    scheme = choose_scheme(unet, args.scheme)
+    frames = Frames(args.mean, args.std, args.colours, args.size)
+    config = configure(unet, load_config(args.config), frames, scheme)
+    write_checkpoint(unet, config, out)
+    say(summary(unet, config))
+    say(f'use it: python tools/predict.py {out} frames/')
+    say(f'wrote {out}')
+
+
+main = guarded(_import_keras)
