@@ -1,4 +1,4 @@
-"""What a network costs and what the machine can do: products, copies, and the floors that follow from them."""
+"""What a network costs and what the machine can do: products, copies, and floors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ _SIDE, _ROWS, _COLUMNS = 2048, 32, 64
 PRODUCT_FLOP = 2 * _SIDE**3
 # Beyond any cache; float32.
 _COPIED_NUMBERS = 1 << 26
-# Backward, a convolution takes two products, for its input and for its weights, each over the same two maps.
-TRAINING_PASSES = 3
 
 
 @dataclass
@@ -75,7 +73,9 @@ def copied_bytes() -> int:
     return 2 * 4 * _COPIED_NUMBERS
 
 
-def count_flop(model: nn.Module, network: Callable[[nn.Module, Tensor], object], size: tuple[int, ...]) -> int:
+def count_flop(
+    model: nn.Module, network: Callable[[nn.Module, Tensor], object], size: tuple[int, ...]
+) -> int:
     """Multiplications and additions of a pass over images of a size (N, 3, H, W), as PyTorch counts them.
 
     Nothing is computed. Gradients are on: without them our head takes another way to the same sums, on which
@@ -93,9 +93,12 @@ def convolution_costs(
     size: tuple[int, ...],
     number_bytes: int = 4,
 ) -> list[Cost]:
-    """What each convolution of a pass costs, in order; arguments as in `count_flop`.
+    """What each convolution of a pass costs, in order; nothing is computed.
 
     Args:
+        model: The network.
+        network: A pass of a model over images.
+        size: Of the images, (N, 3, H, W).
         number_bytes: Of a number in a map.
     """
     bare = copy.deepcopy(model).to('meta')
@@ -119,22 +122,37 @@ def convolution_costs(
     return found
 
 
-def floors(costs: list[Cost], flop_rate: float, byte_rate: float, passes: int = 1) -> dict[str, float]:
+def total_flop(costs: list[Cost], training: bool = False) -> int:
+    """Multiplications and additions of a forward pass, or of a training step."""
+    return sum(passes * cost.flop for passes, cost in _with_passes(costs, training))
+
+
+def floors(costs: list[Cost], flop_rate: float, byte_rate: float, training: bool = False) -> dict[str, float]:
     """Seconds below which the convolutions cannot be done.
 
     Args:
-        costs: Of each.
+        costs: Of each, in order.
         flop_rate: Of the machine, a second.
         byte_rate: Bytes it reads and writes a second.
-        passes: 1 forward, `TRAINING_PASSES` for a training step.
+        training: Whether of a training step in place of a forward pass.
 
     Returns:
         ``arithmetic`` and ``memory``, each as if the other were free, and ``both``: of every convolution
         the larger one, summed.
     """
-    pairs = [(passes * cost.flop / flop_rate, passes * cost.map_bytes / byte_rate) for cost in costs]
+    pairs = [
+        (passes * cost.flop / flop_rate, passes * cost.map_bytes / byte_rate)
+        for passes, cost in _with_passes(costs, training)
+    ]
     return dict(
         arithmetic=sum(flop for flop, _ in pairs),
         memory=sum(moved for _, moved in pairs),
         both=sum(map(max, pairs)),
     )
+
+
+def _with_passes(costs: list[Cost], training: bool) -> list[tuple[int, Cost]]:
+    """How many times each is done: a step goes back to its weights and, but for the first, to its input."""
+    if not training:
+        return [(1, cost) for cost in costs]
+    return [(3 if index else 2, cost) for index, cost in enumerate(costs)]

@@ -76,9 +76,7 @@ class Own:
         return compile_problem(torch.device(self.device).type) if self.is_compiled else _NOT_ASKED
 
 
-def make_own(
-    size: tuple[int, int], base_channels: int, device: str, folder: Path, is_compiled: bool
-) -> Own:
+def make_own(size: tuple[int, int], base_channels: int, device: str, folder: Path, is_compiled: bool) -> Own:
     """Our network of a width, for frames of a (height, width), with random weights in a folder."""
     knobs = dict(base_channels=base_channels, image_scale_wh=size[::-1], class_weight=None)
     config = load_config(DEFAULT_CONFIG, knobs)

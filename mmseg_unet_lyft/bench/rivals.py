@@ -120,7 +120,9 @@ def mmseg_config(base_channels: int, is_default: bool = False) -> Config:
     if is_default:
         model['auxiliary_head'] = head(2 * base_channels, 3, 0.4)
     # Nothing is resized: frames are labelled at their own size, as by ours.
-    return Config(dict(model=model, test_pipeline=[dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]))
+    return Config(
+        dict(model=model, test_pipeline=[dict(type='LoadImageFromFile'), dict(type='PackSegInputs')])
+    )
 
 
 def mmseg_system(name: str, config: Config, device: str) -> System:
