@@ -62,8 +62,9 @@ def _draw(axis, bars: list[Bar]) -> None:
     axis.invert_yaxis()
     axis.grid(axis='x', alpha=0.3)
     for place, bar in enumerate(bars):
-        axis.annotate(
-            f'{bar.ratio["median"]:.2f}', (0, place), xytext=(3, 0), textcoords='offset points', va='center'
+        # Beside the panel, where no whisker crosses it.
+        axis.text(
+            1.01, place, f'{bar.ratio["median"]:.2f}', transform=axis.get_yaxis_transform(), va='center'
         )
         if bar.aim is not None:
             axis.plot([bar.aim] * 2, [place - 0.45, place + 0.45], color='tab:red', lw=2)
