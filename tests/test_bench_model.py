@@ -223,6 +223,19 @@ def test_why_nothing_is_compiled_stands_in_its_place(own, monkeypatch):
     assert own_ways.label_map_ways(own)[COMPILED] == 'no compiler for cpu'
 
 
+def test_why_a_file_is_not_run_stands_in_its_place(own, monkeypatch):
+    assert own_ways.exported_problem(OPENVINO, 'cuda:1') == 'runs on the CPU'
+    import onnxruntime
+
+    if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
+        assert own_ways.exported_problem(ONNX, 'cuda') == 'this onnxruntime knows no CUDA'
+    monkeypatch.setattr(own_ways, 'find_spec', lambda name: None if name == 'openvino' else name)
+    ways = own_ways.forward_ways(own, torch.zeros(1, 3, 32, 48))
+    assert ways[OPENVINO] == 'not installed (openvino)'
+    assert own_ways.label_map_ways(own)[OPENVINO] == 'not installed (openvino)'
+    assert list(own_ways.export_files(own)) == [ONNX]
+
+
 # --- memory ------------------------------------------------------------------------------------------------
 
 needs_proc = pytest.mark.skipif(peak.problem('cpu') is not None, reason='needs /proc')

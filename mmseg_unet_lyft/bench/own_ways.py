@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,9 @@ EAGER, PLAIN, COMPILED, ONNX, OPENVINO = (
     'ours, ONNX Runtime',
     'ours, OpenVINO',
 )
+# To write the file and to run it.
+_NEEDED = {ONNX: ('onnx', 'onnxruntime'), OPENVINO: ('onnx', 'openvino')}
+_CUDA_PROVIDER = 'CUDAExecutionProvider'
 _NOT_ASKED = 'not asked for'
 Call = Callable[[], object]
 
@@ -101,12 +105,27 @@ def forward_ways(own: Own, images: Tensor) -> dict[str, Call | str]:
         compiled.compile()
         ways[COMPILED] = _inferred(compiled.model, images)
     path = own.folder / 'logits.onnx'
-    for name, make in ((ONNX, _onnx_logits), (OPENVINO, _openvino_logits)):
-        try:
-            ways[name] = make(network, path, images)
-        except ImportError as error:
-            ways[name] = f'{NOT_INSTALLED} ({error.name})'
+    for name, opened in ((ONNX, _onnx_logits), (OPENVINO, _openvino_logits)):
+        reason = exported_problem(name, own.device)
+        if not reason and not path.is_file():
+            _write_logits(network.model, path, images)
+        ways[name] = reason or opened(path, own.threads, own.device, images)
     return ways
+
+
+def exported_problem(name: str, device: str) -> str | None:
+    """Why an exported file cannot be run by `ONNX` or `OPENVINO` here, None if it can."""
+    if name == OPENVINO and device != 'cpu':
+        return 'runs on the CPU'
+    missing = [package for package in _NEEDED[name] if find_spec(package) is None]
+    if missing:
+        return f'{NOT_INSTALLED} ({", ".join(missing)})'
+    if name == ONNX and device != 'cpu':
+        import onnxruntime
+
+        if _CUDA_PROVIDER not in onnxruntime.get_available_providers():
+            return 'this onnxruntime knows no CUDA'
+    return None
 
 
 def _inferred(model: nn.Module, images: Tensor) -> Call:
@@ -128,17 +147,14 @@ class _Logits(nn.Module):
         return segmentor_logits(self.model, images)
 
 
-def _onnx_logits(network: TorchNetwork, path: Path, images: Tensor) -> Call | str:
-    """ONNX Runtime on a file that ends at the logits; its number and size of images stay free, as ours."""
-    import onnx  # noqa: F401  (the exporter asks for it only once it has traced)
-    import onnxruntime
-
+def _write_logits(model: nn.Module, path: Path, images: Tensor) -> None:
+    """Write a file that ends at the logits; its number and size of images stay free, as of our own files."""
     free = {0: 'N', 2: 'H', 3: 'W'}
     with warnings.catch_warnings(), torch.inference_mode():
         # Of the tracer, as in `inference.export`.
         warnings.simplefilter('ignore')
         torch.onnx.export(
-            _Logits(copy.deepcopy(network.model).cpu()).eval(),
+            _Logits(copy.deepcopy(model).cpu()).eval(),
             (images.cpu(),),
             str(path),
             input_names=['images'],
@@ -147,25 +163,27 @@ def _onnx_logits(network: TorchNetwork, path: Path, images: Tensor) -> Call | st
             opset_version=18,
             dynamo=False,
         )
-    provider = 'CPUExecutionProvider' if network.device == 'cpu' else 'CUDAExecutionProvider'
-    if provider not in onnxruntime.get_available_providers():
-        return 'this onnxruntime knows no CUDA'
+
+
+def _onnx_logits(path: Path, threads: int, device: str, images: Tensor) -> Call:
+    """ONNX Runtime on the file of `_write_logits`; on a GPU it copies images and logits too."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = network.threads or 0
+    options.intra_op_num_threads = threads
+    provider = 'CPUExecutionProvider' if device == 'cpu' else _CUDA_PROVIDER
     session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     numbers = images.cpu().numpy()
     return lambda: session.run(None, dict(images=numbers))[0]
 
 
-def _openvino_logits(network: TorchNetwork, path: Path, images: Tensor) -> Call | str:
-    """OpenVINO on the file of `_onnx_logits`."""
+def _openvino_logits(path: Path, threads: int, device: str, images: Tensor) -> Call:
+    """OpenVINO on the file of `_write_logits`."""
     import openvino
 
-    if network.device != 'cpu':
-        return 'runs on the CPU'
-    model = openvino.convert_model(str(path))
-    settings = dict(INFERENCE_PRECISION_HINT='f32', INFERENCE_NUM_THREADS=network.threads)
-    request = openvino.Core().compile_model(model, 'CPU', settings).create_infer_request()
+    settings = dict(INFERENCE_PRECISION_HINT='f32', INFERENCE_NUM_THREADS=threads)
+    compiled = openvino.Core().compile_model(openvino.convert_model(str(path)), device.upper(), settings)
+    request = compiled.create_infer_request()
     numbers = images.numpy()
     return lambda: request.infer([numbers])[0]
 
@@ -182,23 +200,21 @@ def label_map_ways(own: Own) -> dict[str, Callable[[np.ndarray], np.ndarray] | s
     problem = own.compiling_problem()
     ways[COMPILED] = problem or labelling(Segmenter(own.config, own.checkpoint, *place, compiled=True))
     exported = export_files(own)
-    for name, path in exported.items():
-        is_here = own.device == 'cpu' or name == ONNX
-        ways[name] = labelling(Segmenter(path, device=own.device, threads=own.threads)) if is_here else _CPU
+    for name in (ONNX, OPENVINO):
+        ways[name] = exported_problem(name, own.device) or labelling(Segmenter(exported[name], None, *place))
     return ways
 
 
-_CPU = 'runs on the CPU'
-
-
 def export_files(own: Own) -> dict[str, str]:
-    """Paths of our network's exported files by way, in the folder of its weights."""
-    network = TorchNetwork(own.config, own.checkpoint)
+    """Paths of our network's exported files that can be run here, by way, in the folder of its weights."""
     path = own.folder / 'unet.onnx'
-    if not path.is_file():
-        export_onnx(network, path)
-        convert_to_openvino(path, path.with_suffix('.xml'))
-    return {ONNX: str(path), OPENVINO: str(path.with_suffix('.xml'))}
+    found = {ONNX: path, OPENVINO: path.with_suffix('.xml')}
+    found = {name: place for name, place in found.items() if not exported_problem(name, own.device)}
+    if found and not path.is_file():
+        export_onnx(TorchNetwork(own.config, own.checkpoint), path)
+        if OPENVINO in found:
+            convert_to_openvino(path, found[OPENVINO])
+    return {name: str(place) for name, place in found.items()}
 
 
 def training_ways(own: Own) -> dict[str, nn.Module | str]:
