@@ -42,6 +42,12 @@ def _figures(args: argparse.Namespace) -> tuple[dict, str]:
 
         size = (args.height, args.width)
         figures = measure(args.words, args.cfg_options, args.device, size, args.rounds, args.starts, progress)
+    elif args.part == 'model':
+        from ..bench.model import Plan, measure
+        from ..bench.model_table import table
+
+        what = (args.base_channels, tuple(args.batches), args.device, args.rounds, args.starts)
+        figures = measure(Plan((args.height, args.width), *what, not args.no_compile, args.smp), progress)
     else:
         from ..bench.video import measure, table
 
@@ -65,6 +71,10 @@ def _benchmark(argv: list[str] | None) -> None:
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
         say(f'wrote {args.json}')
+    if getattr(args, 'plot', None):
+        from ..bench.model_table import save_plot
+
+        say(f'wrote {save_plot(args.plot, result)}')
 
 
 main = guarded(_benchmark)

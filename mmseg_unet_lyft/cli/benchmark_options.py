@@ -35,6 +35,17 @@ def add_parts(parser: argparse.ArgumentParser) -> None:
     part.add_argument('--small', type=int, default=4, help='channels of a faster network, 0 for none (4)')
     part.add_argument('--memory-frames', type=int, default=2000, help='to watch memory over, 0 for none')
     _add_common(part, rounds=5)
+    part = parts.add_parser('model', help="our network beside mmseg's, smp's and the machine's own rate")
+    part.add_argument('--height', type=int, default=600, help='of a frame (default: 600)')
+    part.add_argument('--width', type=int, default=800, help='of a frame (default: 800)')
+    part.add_argument('--base-channels', type=int, default=16, help="of ours and of mmseg's beside it (16)")
+    part.add_argument('--batches', type=int, nargs='+', default=[1, 2, 4], help='batch sizes (1 2 4)')
+    part.add_argument('--starts', type=int, default=3, help='fresh processes for memory, 0 for none (3)')
+    part.add_argument('--no-compile', action='store_true', help='leave torch.compile out')
+    part.add_argument('--smp', type=Path, metavar='FOLDER', help='where segmentation_models_pytorch lies')
+    part.add_argument('--plot', type=Path, metavar='F', help='also draw the ratios to F')
+    part.add_argument('--device', help='cpu, cuda or cuda:N; a GPU by default if there is one')
+    _add_common(part, rounds=20)
 
 
 def _add_model(part: argparse.ArgumentParser) -> None:
@@ -57,11 +68,18 @@ def _add_common(part: argparse.ArgumentParser, rounds: int) -> None:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise an InputError for what would fail once all has been measured, or on the way there."""
-    for name in ('rounds', 'frames', 'samples', 'workers'):
+    for name in ('rounds', 'frames', 'samples', 'workers', 'base_channels'):
         value = getattr(args, name, None)
         if value is not None and value < 1:
-            raise InputError(f'--{name} {value}: give 1 or more')
+            raise InputError(f'--{name.replace("_", "-")} {value}: give 1 or more')
+    for number in getattr(args, 'batches', []):
+        if number < 1:
+            raise InputError(f'--batches {number}: give 1 or more')
     for name in ('starts', 'small', 'memory_frames'):
         if getattr(args, name, 0) < 0:
             raise InputError(f'--{name.replace("_", "-")} {getattr(args, name)}: give 0 or more')
     check_file_option('--json', args.json)
+    check_file_option('--plot', getattr(args, 'plot', None))
+    folder = getattr(args, 'smp', None)
+    if folder is not None and not folder.is_dir():
+        raise InputError(f'--smp {folder}: no such folder; give what pip install --target was given')
