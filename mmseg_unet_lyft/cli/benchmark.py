@@ -42,6 +42,12 @@ def _figures(args: argparse.Namespace) -> tuple[dict, str]:
 
         size = (args.height, args.width)
         figures = measure(args.words, args.cfg_options, args.device, size, args.rounds, args.starts, progress)
+    elif args.part == 'scaling':
+        from ..bench.scaling import measure, table
+
+        batch = (args.frames, args.height, args.width)
+        steps = (args.step_ms, args.bucket_mb)
+        figures = measure(args.cfg_options, args.device, batch, *steps, args.rounds, progress)
     else:
         from ..bench.video import measure, table
 

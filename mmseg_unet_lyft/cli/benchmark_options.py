@@ -35,6 +35,16 @@ def add_parts(parser: argparse.ArgumentParser) -> None:
     part.add_argument('--small', type=int, default=4, help='channels of a faster network, 0 for none (4)')
     part.add_argument('--memory-frames', type=int, default=2000, help='to watch memory over, 0 for none')
     _add_common(part, rounds=5)
+    part = parts.add_parser('scaling', help='a training step on 1 to 64 GPUs, and the model behind it tried')
+    _add_config(part)
+    part.add_argument('--height', type=int, default=304, help='of the crops (default: 304)')
+    part.add_argument('--width', type=int, default=400, help='of the crops (default: 400)')
+    part.add_argument('--frames', type=int, default=2, help='crops of a step on each GPU (default: 2)')
+    part.add_argument(
+        '--step-ms', type=float, nargs='+', default=[], metavar='MS', help='predict for such steps too'
+    )
+    part.add_argument('--bucket-mb', type=int, metavar='MB', help="PyTorch's bucket_cap_mb (its own choice)")
+    _add_common(part, rounds=20)
 
 
 def _add_model(part: argparse.ArgumentParser) -> None:
@@ -45,6 +55,11 @@ def _add_model(part: argparse.ArgumentParser) -> None:
         metavar='[CONFIG] [MODEL]',
         help='a checkpoint or exported file, a config and its checkpoint, or a config alone: random weights',
     )
+    _add_config(part)
+
+
+def _add_config(part: argparse.ArgumentParser) -> None:
+    """Add where it computes, and what changes its config."""
     part.add_argument('--device', help='cpu, cuda or cuda:N; a GPU by default if there is one')
     part.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override the config')
 
@@ -57,11 +72,15 @@ def _add_common(part: argparse.ArgumentParser, rounds: int) -> None:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise an InputError for what would fail once all has been measured, or on the way there."""
-    for name in ('rounds', 'frames', 'samples', 'workers'):
+    for name in ('rounds', 'frames', 'samples', 'workers', 'bucket_mb'):
         value = getattr(args, name, None)
         if value is not None and value < 1:
-            raise InputError(f'--{name} {value}: give 1 or more')
+            raise InputError(f'--{name.replace("_", "-")} {value}: give 1 or more')
     for name in ('starts', 'small', 'memory_frames'):
         if getattr(args, name, 0) < 0:
             raise InputError(f'--{name.replace("_", "-")} {getattr(args, name)}: give 0 or more')
+    for milliseconds in getattr(args, 'step_ms', ()):
+        # `not`, for nan.
+        if not 0 < milliseconds < float('inf'):
+            raise InputError(f'--step-ms {milliseconds:g}: give milliseconds above 0')
     check_file_option('--json', args.json)
