@@ -48,6 +48,12 @@ def _figures(args: argparse.Namespace) -> tuple[dict, str]:
 
         what = (args.base_channels, tuple(args.batches), args.device, args.rounds, args.starts)
         figures = measure(Plan((args.height, args.width), *what, not args.no_compile, args.smp), progress)
+    elif args.part == 'scaling':
+        from ..bench.scaling import measure, table
+
+        batch = (args.frames, args.height, args.width)
+        steps = (args.step_ms, args.bucket_mb)
+        figures = measure(args.cfg_options, args.device, batch, *steps, args.rounds, progress)
     else:
         from ..bench.video import measure, table
 

@@ -46,6 +46,16 @@ def add_parts(parser: argparse.ArgumentParser) -> None:
     part.add_argument('--plot', type=Path, metavar='F', help='also draw the ratios to F')
     part.add_argument('--device', help='cpu, cuda or cuda:N; a GPU by default if there is one')
     _add_common(part, rounds=20)
+    part = parts.add_parser('scaling', help='a training step on 1 to 64 GPUs, and the model behind it tried')
+    _add_config(part)
+    part.add_argument('--height', type=int, default=304, help='of the crops (default: 304)')
+    part.add_argument('--width', type=int, default=400, help='of the crops (default: 400)')
+    part.add_argument('--frames', type=int, default=2, help='crops of a step on each GPU (default: 2)')
+    part.add_argument(
+        '--step-ms', type=float, nargs='+', default=[], metavar='MS', help='predict for such steps too'
+    )
+    part.add_argument('--bucket-mb', type=int, metavar='MB', help="PyTorch's bucket_cap_mb (its own choice)")
+    _add_common(part, rounds=20)
 
 
 def _add_model(part: argparse.ArgumentParser) -> None:
@@ -56,6 +66,11 @@ def _add_model(part: argparse.ArgumentParser) -> None:
         metavar='[CONFIG] [MODEL]',
         help='a checkpoint or exported file, a config and its checkpoint, or a config alone: random weights',
     )
+    _add_config(part)
+
+
+def _add_config(part: argparse.ArgumentParser) -> None:
+    """Add where it computes, and what changes its config."""
     part.add_argument('--device', help='cpu, cuda or cuda:N; a GPU by default if there is one')
     part.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override the config')
 
@@ -68,7 +83,7 @@ def _add_common(part: argparse.ArgumentParser, rounds: int) -> None:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise an InputError for what would fail once all has been measured, or on the way there."""
-    for name in ('rounds', 'frames', 'samples', 'workers', 'base_channels'):
+    for name in ('rounds', 'frames', 'samples', 'workers', 'base_channels', 'bucket_mb'):
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise InputError(f'--{name.replace("_", "-")} {value}: give 1 or more')
@@ -78,6 +93,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in ('starts', 'small', 'memory_frames'):
         if getattr(args, name, 0) < 0:
             raise InputError(f'--{name.replace("_", "-")} {getattr(args, name)}: give 0 or more')
+    for milliseconds in getattr(args, 'step_ms', ()):
+        # `not`, for nan.
+        if not 0 < milliseconds < float('inf'):
+            raise InputError(f'--step-ms {milliseconds:g}: give milliseconds above 0')
     check_file_option('--json', args.json)
     check_file_option('--plot', getattr(args, 'plot', None))
     folder = getattr(args, 'smp', None)
