@@ -138,7 +138,10 @@ def export_onnx(
 
 
 def convert_to_openvino(onnx_path: str | Path, path: str | Path) -> Path:
-    """Write an exported ``.onnx`` file as OpenVINO's ``.xml`` and ``.bin``, its metadata with it."""
+    """Write an exported ``.onnx`` file as OpenVINO's ``.xml`` and ``.bin``, its metadata with it.
+
+    Of a file from `quantisation` the weights stay float16 or int8.
+    """
     import onnx
     import openvino
 
@@ -147,7 +150,9 @@ def convert_to_openvino(onnx_path: str | Path, path: str | Path) -> Path:
         entry.value for entry in onnx.load(str(onnx_path)).metadata_props if entry.key == METADATA_KEY
     )
     model.set_rt_info(metadata, [METADATA_KEY])
-    openvino.save_model(model, str(path), compress_to_fp16=False)
+    # Converting widens float16 weights.
+    is_half = json.loads(metadata).get('precision') == 'float16'
+    openvino.save_model(model, str(path), compress_to_fp16=is_half)
     return Path(path)
 
 
