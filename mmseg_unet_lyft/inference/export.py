@@ -219,13 +219,14 @@ def export_onnx(
     return Path(path)
 
 
-def convert_to_openvino(onnx_path: str | Path, path: str | Path, half: bool = False) -> Path:
+def convert_to_openvino(onnx_path: str | Path, path: str | Path) -> Path:
     """Write an exported ``.onnx`` file as OpenVINO's ``.xml`` and ``.bin``, its metadata with it.
 
+    Of a file from `quantisation` the weights stay float16 or int8.
+
     Args:
-        onnx_path: As `export_onnx` writes it, or quantised.
+        onnx_path: As `export_onnx` writes it, or `quantisation`.
         path: The ``.xml`` file.
-        half: Whether weights are stored as float16.
 
     Raises:
         InputError: If onnx or openvino is not installed.
@@ -242,10 +243,10 @@ def convert_to_openvino(onnx_path: str | Path, path: str | Path, half: bool = Fa
     (metadata,) = (
         entry.value for entry in onnx.load(str(onnx_path)).metadata_props if entry.key == METADATA_KEY
     )
-    if half:
-        metadata = json.dumps(json.loads(metadata) | dict(precision='float16'))
     model.set_rt_info(metadata, [METADATA_KEY])
-    openvino.save_model(model, str(path), compress_to_fp16=half)
+    # Converting widens float16 weights.
+    is_half = json.loads(metadata).get('precision') == 'float16'
+    openvino.save_model(model, str(path), compress_to_fp16=is_half)
     return Path(path)
 
 

@@ -133,11 +133,11 @@ def _write(segmenter: Segmenter, wanted: Export, path: Path, proof: Proof) -> No
         quantise_onnx(
             plain, onnx, calibration_frames(proof.data_root, _CALIBRATION_FRAMES, proof.calibrated_on)
         )
-    elif wanted.precision == 'float16' and wanted.kind == 'onnx':
+    elif wanted.precision == 'float16':
         onnx = path.with_name('float16.onnx')
         half_onnx(plain, onnx)
     if wanted.kind == 'openvino':
-        convert_to_openvino(onnx, path, half=wanted.precision == 'float16')
+        convert_to_openvino(onnx, path)
     else:
         onnx.replace(path)
 

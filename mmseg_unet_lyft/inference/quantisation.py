@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,115 +14,154 @@ import numpy as np
 from ..datasets.reading import read_image
 from ..datasets.scenes import draw_frame
 from ..errors import InputError
-from .exported import FRAMES, METADATA_KEY
+from .exported import FRAMES, METADATA_KEY, open_exported
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto
 
 _CONVOLUTIONS = ('Conv', 'ConvTranspose')
-_REMEDY = 'export the model with mmseg_unet_lyft.inference.export'
-# Of frames that are drawn where there are no data: those of the Lyft data.
-_DRAWN_SIZE = (600, 800)
+# Norms that were not folded, and what is rare, compute in float32.
+_QUANTISED = (
+    *_CONVOLUTIONS,
+    *('Relu', 'LeakyRelu', 'Clip'),
+    *('MaxPool', 'AveragePool', 'Resize'),
+    *('Add', 'Concat', 'Slice', 'Pad'),
+)
+# Of drawn frames: the size of the Lyft data's, and some five metres from one to the next.
+_DRAWN_SIZE, _DRAWN_STEP = (600, 800), 5
 
 
-def half_onnx(path: str | Path, out: str | Path) -> None:
-    """Write an exported file with its network in float16: half as large.
+def half_onnx(path: str | Path, out: str | Path, computes_half: bool = False) -> None:
+    """Write an exported file with float16 weights: half as large.
 
-    What is around the network, that is normalisation, softmax and thresholds, stays in float32.
+    Its runtime widens them once, when it loads the file. OpenVINO's files made of it by
+    `export.convert_to_openvino` hold float16 as well.
 
     Args:
         path: A float32 ``.onnx`` file from `export.export_onnx`.
         out: The file; may be ``path``.
+        computes_half: Whether the network computes in float16 too, for GPUs that gain by it. On a CPU,
+            ONNX Runtime converts between layers and takes longer. Normalisation, softmax and thresholds
+            stay in float32.
 
     Raises:
         InputError: If a package is missing, or the file cannot be read or is not a float32 one of ours.
     """
     _require_packages()
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
     model, metadata = _load(path)
-    inner = _network_nodes(model.graph)
-    outer = [node.name for node in model.graph.node if node.name not in inner]
-    half = convert_float_to_float16(model, keep_io_types=True, op_block_list=[], node_block_list=outer)
-    _save(half, out, metadata, 'float16')
+    if computes_half:
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        inner = _network_nodes(model.graph)
+        outer = [node.name for node in model.graph.node if node.name not in inner]
+        model = convert_float_to_float16(model, op_block_list=[], node_block_list=outer)
+    else:
+        _halve_weights(model.graph)
+    _save(model, out, metadata, 'float16')
+
+
+def _halve_weights(graph: GraphProto) -> None:
+    """Store the weights of convolutions in float16, with a Cast to float32 behind each."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    names = {node.input[1] for node in graph.node if node.op_type in _CONVOLUTIONS}
+    for weight in graph.initializer:
+        if weight.name in names and weight.data_type == TensorProto.FLOAT:
+            name, half = weight.name, f'{weight.name}.half'
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), half))
+            graph.node.insert(0, helper.make_node('Cast', [half], [name], half, to=TensorProto.FLOAT))
 
 
 def quantise_onnx(path: str | Path, out: str | Path, frames: Iterable[np.ndarray]) -> None:
-    """Write an exported file with its network in int8, calibrated on frames; a quarter as large.
+    """Write an exported file with its network in int8, calibrated on frames: nearly a quarter as large.
+
+    Weights are int8, one scale a channel, activations uint8. The first convolution, whose input is bytes
+    already stretched by the normalisation, and the last, whose output are the logits, stay in float32 with
+    all around the network: they cost most of the accuracy and next to no time.
 
     Args:
         path: A float32 ``.onnx`` file from `export.export_onnx`.
         out: The file; may be ``path``.
-        frames: As the network will see them, uint8 (H, W, 3) in the file's colour order, BGR; read one by
-            one.
+        frames: As the network will see them, BGR, uint8 (H, W, 3); read one by one.
 
     Raises:
-        InputError: As in `half_onnx`, or if there are no frames.
+        InputError: As in `half_onnx`, or if there are no frames or one is none.
     """
     _require_packages()
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    _, metadata = _load(path)
+    model, metadata = _load(path)
+    reader = _FrameReader(frames)
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantised = Path(folder) / 'prepared.onnx', Path(folder) / 'int8.onnx'
-        quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-        model = _read(prepared)
-        inner = _network_nodes(model.graph)
-        reader = _FrameReader(path, frames)
+        # Shapes alone: norms are folded already, and what it optimises it ties to a runtime's version.
+        quant_pre_process(str(path), str(prepared), skip_optimization=True, skip_symbolic_shape=True)
         quantize_static(
             str(prepared),
             str(quantised),
             reader,
             quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_QUANTISED),
+            nodes_to_quantize=sorted(_network_nodes(model.graph) - _end_convolutions(model.graph)),
             per_channel=True,
+            # What CPUs multiply fastest; signed activations took a third longer.
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_quantize=sorted(inner),
+            # Cutting off at a percentile lost more, and needs every activation at once.
             calibrate_method=CalibrationMethod.MinMax,
-            extra_options=dict(CalibMaxIntermediateOutputs=1),
         )
         _save(_read(quantised), out, metadata, 'int8')
 
 
-def calibration_frames(data_root: str | Path | None, number: int, split: str | list[str] = 'val') -> Iterator:
-    """Frames to calibrate with, BGR, uint8 (H, W, 3), one by one.
+def calibration_frames(
+    data_root: str | Path | None, number: int, split: str | Sequence[str] = 'val'
+) -> Iterator[np.ndarray]:
+    """Frames to calibrate with, BGR, uint8 (H, W, 3), read one by one.
 
     Args:
         data_root: Folder of a data set; None for drawn frames.
-        number: Of frames, spread evenly over the split.
+        number: Of frames at most, spread evenly over the split.
         split: As in `datasets.lyft_carla.find_pairs`.
 
     Raises:
-        InputError: As in `datasets.lyft_carla.find_pairs`, if an image is damaged.
+        InputError: As in `datasets.lyft_carla.find_pairs`; while reading, if an image is damaged.
     """
     if data_root is None:
-        height, width = _DRAWN_SIZE
-        for index in range(number):
-            image, _ = draw_frame('F1', 5 * index, height=height, width=width)
-            yield np.ascontiguousarray(image[..., ::-1])
-        return
+        return (_drawn_frame(index) for index in range(number))
     from ..datasets.lyft_carla import find_pairs
 
     pairs = find_pairs(Path(data_root), split)
     chosen = np.linspace(0, len(pairs) - 1, min(number, len(pairs))).astype(int)
-    for index in chosen:
-        yield read_image(pairs[index]['img_path'])
+    return (read_image(pairs[index]['img_path']) for index in chosen)
+
+
+def _drawn_frame(index: int) -> np.ndarray:
+    height, width = _DRAWN_SIZE
+    image, _ = draw_frame('F1', _DRAWN_STEP * index, height=height, width=width)
+    return np.ascontiguousarray(image[..., ::-1])
 
 
 class _FrameReader:
     """Frames as ONNX Runtime's calibration asks for them: one at a time."""
 
-    def __init__(self, path: str | Path, frames: Iterable[np.ndarray]) -> None:
+    def __init__(self, frames: Iterable[np.ndarray]) -> None:
         self._frames = iter(frames)
-        self._first = list(islice(self._frames, 1))
-        if not self._first:
-            raise InputError(f'{path}: no frames to calibrate int8 with; give some, or leave int8 out')
+        # Before anything is computed.
+        self._next = next(self._frames, None)
+        if self._next is None:
+            raise InputError('int8 needs frames to calibrate with and there are none; give some 32')
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """The next frame as a batch of one; None at the end."""
-        frame = self._first.pop() if self._first else next(self._frames, None)
-        return None if frame is None else {FRAMES: np.ascontiguousarray(frame[None])}
+        frame, self._next = self._next, next(self._frames, None)
+        if frame is None:
+            return None
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise InputError(
+                f'a frame to calibrate with is {frame.dtype} {frame.shape}; expected uint8 (height, width, 3)'
+            )
+        return {FRAMES: np.ascontiguousarray(frame[None])}
 
 
 def _require_packages() -> None:
@@ -134,29 +172,25 @@ def _require_packages() -> None:
         raise InputError(f'float16 and int8 files need {names}; install with: pip install {names}')
 
 
+def _load(path: str | Path) -> tuple[ModelProto, dict]:
+    """An exported file, and its metadata."""
+    if Path(path).suffix != '.onnx':
+        raise InputError(f'{path}: float16 and int8 start from an .onnx file; export that first')
+    # It knows what is wrong with a file.
+    open_exported(str(path), threads=1)
+    model = _read(path)
+    (text,) = (entry.value for entry in model.metadata_props if entry.key == METADATA_KEY)
+    metadata = json.loads(text)
+    precision = metadata.get('precision', 'float32')
+    if precision != 'float32':
+        raise InputError(f'{path}: is {precision} already; start from the float32 file')
+    return model, metadata
+
+
 def _read(path: str | Path) -> ModelProto:
     import onnx
 
     return onnx.load(str(path))
-
-
-def _load(path: str | Path) -> tuple[ModelProto, dict]:
-    """An exported file, and its metadata."""
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = _read(path)
-    except FileNotFoundError:
-        raise InputError(f'{path}: no such file') from None
-    except DecodeError as error:
-        raise InputError(f'{path}: cannot be read as an ONNX model ({error})') from error
-    texts = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
-    if not texts:
-        raise InputError(f'{path}: was not exported by this project, it holds no {METADATA_KEY}; {_REMEDY}')
-    metadata = json.loads(texts[0])
-    if metadata.get('precision', 'float32') != 'float32':
-        raise InputError(f'{path}: is {metadata["precision"]} already; start from the float32 file')
-    return model, metadata
 
 
 def _save(model: ModelProto, path: str | Path, metadata: dict, precision: str) -> None:
@@ -168,20 +202,35 @@ def _save(model: ModelProto, path: str | Path, metadata: dict, precision: str) -
 
 
 def _network_nodes(graph: GraphProto) -> set[str]:
-    """Names of the nodes from the first convolution to the last, the logits: the network alone."""
+    """Names of the nodes from the first convolution to the logits: the network, without what is around it."""
+    behind, before = _reach(graph)
+    convolutions = {node.name for node in graph.node if node.op_type in _CONVOLUTIONS}
+    return (behind | convolutions) & (before | convolutions)
+
+
+def _end_convolutions(graph: GraphProto) -> set[str]:
+    """Names of the convolutions that have no other before them, or none behind them."""
+    behind, before = _reach(graph)
+    return {
+        node.name
+        for node in graph.node
+        if node.op_type in _CONVOLUTIONS and not (node.name in behind and node.name in before)
+    }
+
+
+def _reach(graph: GraphProto) -> tuple[set[str], set[str]]:
+    """Names of the nodes that lie behind a convolution, and of those that lie before one."""
     behind, before = set(), set()
-    reached: set[str] = set()
+    made: set[str] = set()
     for node in graph.node:
-        if node.op_type in _CONVOLUTIONS or reached.intersection(node.input):
+        if made.intersection(node.input):
             behind.add(node.name)
-            reached.update(node.output)
+        if node.name in behind or node.op_type in _CONVOLUTIONS:
+            made.update(node.output)
     needed: set[str] = set()
     for node in reversed(graph.node):
-        if node.op_type in _CONVOLUTIONS or needed.intersection(node.output):
+        if needed.intersection(node.output):
             before.add(node.name)
-            needed.update(_inputs(node))
-    return behind & before
-
-
-def _inputs(node: NodeProto) -> list[str]:
-    return [name for name in node.input if name]
+        if node.name in before or node.op_type in _CONVOLUTIONS:
+            needed.update(node.input)
+    return behind, before
