@@ -24,11 +24,14 @@ TORCH = [
     'matplotlib>=3.7',
     'packaging>=22',
     'prettytable>=3',
+    'safetensors>=0.4.3,<1',
 ]
 # To run an exported file: neither torch nor an mm stack.
 DEPLOY = ['onnxruntime>=1.18,<2', 'opencv-python>=4.8', 'av>=14,<19']
 OPENVINO = ['openvino>=2024.4', 'opencv-python>=4.8', 'av>=14,<19']
-EXPORT = ['onnx>=1.16,<2']
+# ONNX Runtime makes the smaller files, and runs what was written beside PyTorch.
+EXPORT = ['onnx>=1.16,<2', 'onnxscript>=0.5', 'onnxruntime>=1.18,<2']
+KERAS = ['h5py>=3.8,<4']
 ONEDL = [
     'onedl-mmsegmentation>=1.4.2,<1.5',
     'onedl-mmcv>=2.3.6,<2.4',
@@ -44,7 +47,8 @@ OPENMMLAB = [
     'regex',
     'setuptools<81',
 ]
-TEST = ['pytest>=8', 'build>=1.2', 'setuptools>=70.1', *DEPLOY, *OPENVINO, *EXPORT]
+# Keras itself is the reference that imported weights are held to.
+TEST = ['pytest>=8', 'build>=1.2', 'setuptools>=70.1', *DEPLOY, *OPENVINO, *EXPORT, *KERAS, 'keras>=3.6,<4']
 LINT = ['ruff>=0.12']
 
 setup(
@@ -74,6 +78,7 @@ setup(
         'deploy': DEPLOY,
         'openvino': OPENVINO,
         'export': EXPORT,
+        'keras': KERAS,
         'test': TEST,
         'dev': TEST + LINT,
     },

@@ -9,7 +9,8 @@ import argparse
 import json
 
 from .benchmark_options import add_parts, check_arguments
-from .console import guarded, progress, say
+from .benchmark_parts import measure_part
+from .console import guarded, say
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -21,47 +22,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _figures(args: argparse.Namespace) -> tuple[dict, str]:
-    """What the part found, and the table of it."""
-    if args.part == 'input':
-        import cv2
-        import torch
-
-        from ..bench.input import measure, table
-
-        # What a worker has.
-        cv2.setNumThreads(1)
-        torch.set_num_threads(1)
-        figures = measure(args.data_root, args.frames, args.rounds, args.samples, progress)
-    elif args.part == 'inspect':
-        from ..bench.inspect import measure, table
-
-        figures = measure(args.data_root, args.rounds, args.workers, progress)
-    elif args.part == 'latency':
-        from ..bench.latency import measure, table
-
-        size = (args.height, args.width)
-        figures = measure(args.words, args.cfg_options, args.device, size, args.rounds, args.starts, progress)
-    elif args.part == 'model':
-        from ..bench.model import Plan, measure
-        from ..bench.model_table import table
-
-        what = (args.base_channels, tuple(args.batches), args.device, args.rounds, args.starts)
-        figures = measure(Plan((args.height, args.width), *what, not args.no_compile, args.smp), progress)
-    elif args.part == 'scaling':
-        from ..bench.scaling import measure, table
-
-        batch = (args.frames, args.height, args.width)
-        steps = (args.step_ms, args.bucket_mb)
-        figures = measure(args.cfg_options, args.device, batch, *steps, args.rounds, progress)
-    else:
-        from ..bench.video import measure, table
-
-        model = (args.words, args.cfg_options, args.device, (args.height, args.width))
-        figures = measure(*model, args.frames, args.small, args.memory_frames, args.rounds, progress)
-    return figures, table(figures)
-
-
 def _benchmark(argv: list[str] | None) -> None:
     args = parse_args(argv)
     check_arguments(args)
@@ -70,7 +30,7 @@ def _benchmark(argv: list[str] | None) -> None:
     require_stack()
     from ..bench.machine import describe_machine
 
-    figures, table = _figures(args)
+    figures, table = measure_part(args)
     result = dict(machine=describe_machine(), **figures)
     say(table)
     say(json.dumps(result['machine']))
