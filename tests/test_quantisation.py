@@ -205,6 +205,11 @@ def test_calibration_frames_are_spread_over_a_split(kaggle):
     for frame, index in zip(found, (0, 2, 4), strict=True):
         np.testing.assert_array_equal(frame, written[index])
     assert len(list(calibration_frames(kaggle.root, 9, ['F1']))) == 5
+    (halved,) = calibration_frames(kaggle.root, 1, ['F1'], (12, 16))
+    # Between four pixels, half way.
+    corner = written[0][:2, :2].reshape(4, 3).mean(axis=0)
+    np.testing.assert_allclose(halved[0, 0], corner, atol=0.75)
+    assert halved.shape == (12, 16, 3)
     with pytest.raises(InputError, match=r"no frames of split \['F3'\] \(drives F3\)"):
         calibration_frames(kaggle.root, 3, ['F3'])
 
@@ -213,6 +218,8 @@ def test_without_data_calibration_frames_are_drawn():
     first, second = calibration_frames(None, 2)
     assert (first != second).any()
     np.testing.assert_array_equal(second[..., ::-1], draw_frame('F1', 5)[0])
+    (small,) = calibration_frames(None, 1, size=(96, 128))
+    np.testing.assert_array_equal(small[..., ::-1], draw_frame('F1', 0, height=96, width=128)[0])
 
 
 def test_frames_that_are_none_are_refused(folder, tmp_path):
