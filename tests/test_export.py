@@ -143,8 +143,8 @@ def test_real_frames_are_compared_and_scored(checkpoint, kaggle, tmp_path, capsy
     kaggle.add('F2-0', size=(33, 47), tags=7)
     arguments = ['--data-root', str(kaggle.root), '--drives', 'F2', '--format', 'torchscript']
     assert export.main([checkpoint, '--out', str(tmp_path / 'x.torchscript'), *arguments]) == 0
-    # A label map and two masks of 33x47, once alone and twice in a batch.
-    assert 'real frames: 100.0000 % of 0.01 million pixels' in capsys.readouterr().out
+    # At the network's 96x128: a label map and two masks alone, and twice 77x101 in a batch.
+    assert 'real frames: 100.0000 % of 0.08 million pixels' in capsys.readouterr().out
 
 
 def test_thresholds_go_into_the_masks(checkpoint, frames, tmp_path, capsys):

@@ -10,7 +10,8 @@ from pathlib import Path
 from ..errors import InputError
 from ..evaluation.thresholds import Thresholds
 from .export import convert_to_openvino, export_onnx, export_program, export_torchscript
-from .parity import BAR, Frame, Parity, compare, drawn_frames, real_frames
+from .network import TorchNetwork
+from .parity import BAR, Frame, Parity, chosen_pairs, compare, drawn_frames, real_frames
 from .quantisation import calibration_frames, half_onnx, quantise_onnx
 from .segmenter import Segmenter
 
@@ -75,11 +76,12 @@ class Proof:
     calibrated_on: str | Sequence[str] = 'val'
     frames: int = 32
 
-    def of(self, scheme: str | None) -> Iterator[tuple[str, Iterator[Frame]]]:
-        """Kinds of frames by name, with their ids under a scheme."""
-        yield 'drawn frames', drawn_frames(scheme)
+    def of(self, network: TorchNetwork) -> Iterator[tuple[str, Iterator[Frame]]]:
+        """Kinds of frames by name, with their ids under a network's scheme; real ones at its size."""
+        yield 'drawn frames', drawn_frames(network.scheme)
         if self.data_root is not None:
-            yield 'real frames', real_frames(self.data_root, self.drives, scheme, self.frames)
+            pairs = chosen_pairs(self.data_root, self.drives, self.frames)
+            yield 'real frames', real_frames(pairs, self.data_root, network.scheme, network.size)
 
 
 def export(segmenter: Segmenter, wanted: Export, proof: Proof, say: Callable[[str], None]) -> None:
@@ -101,7 +103,7 @@ def export(segmenter: Segmenter, wanted: Export, proof: Proof, say: Callable[[st
             f'{wanted.path}: not written, the thresholds dilate masks by {segmenter.thresholds.dilations} '
             'pixels, which an exported file cannot; set them to 0 in their file, or use the checkpoint'
         )
-    kinds = list(proof.of(segmenter.network.scheme))
+    kinds = list(proof.of(segmenter.network))
     with tempfile.TemporaryDirectory(prefix='.export-', dir=wanted.path.parent) as folder:
         path = Path(folder) / wanted.path.name
         _write(segmenter, wanted, path, proof)
@@ -131,7 +133,11 @@ def _write(segmenter: Segmenter, wanted: Export, path: Path, proof: Proof) -> No
     if wanted.precision == 'int8':
         onnx = path.with_name('int8.onnx')
         quantise_onnx(
-            plain, onnx, calibration_frames(proof.data_root, _CALIBRATION_FRAMES, proof.calibrated_on)
+            plain,
+            onnx,
+            calibration_frames(
+                proof.data_root, _CALIBRATION_FRAMES, proof.calibrated_on, segmenter.network.size
+            ),
         )
     elif wanted.precision == 'float16':
         onnx = path.with_name('float16.onnx')

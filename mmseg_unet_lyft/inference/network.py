@@ -43,6 +43,12 @@ class TorchNetwork:
         # Frames are read as BGR; either key swaps the channels.
         self.is_rgb = bool(preprocessing.get('bgr_to_rgb') or preprocessing.get('rgb_to_bgr'))
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) that its pipeline scales frames to; None if they keep their own."""
+        scales = (getattr(step, 'scale', None) for step in self._steps)
+        return next((tuple(scale[::-1]) for scale in scales if scale is not None), None)
+
     def compile(self) -> None:
         """Compile the network at its next call, for each size of frames; errors as in `Segmenter.compile`."""
         compile_for_inference(self.model, self.device)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
@@ -75,19 +76,29 @@ def drawn_frames(scheme: str | None) -> Iterator[Frame]:
         yield np.ascontiguousarray(image[..., ::-1]), label
 
 
-def real_frames(
-    data_root: Path, split: str | Sequence[str], scheme: str | None, number: int
-) -> Iterator[Frame]:
-    """Frames of a data root, evenly spread over a split's, as `drawn_frames` gives them.
-
-    Raises:
-        InputError: If there are none, or one cannot be read.
-    """
+def chosen_pairs(data_root: Path, split: str | Sequence[str], number: int) -> list[dict]:
+    """Frames of a data root, evenly spread over a split's, as from `find_pairs`; errors as there."""
     pairs = find_pairs(data_root, split)
     number = min(number, len(pairs))
-    for pair in (pairs[index * len(pairs) // number] for index in range(number)):
+    return [pairs[index * len(pairs) // number] for index in range(number)]
+
+
+def real_frames(
+    pairs: Sequence[dict], data_root: Path, scheme: str | None, size: tuple[int, int] | None
+) -> Iterator[Frame]:
+    """Frames and labels of a data root as `drawn_frames` gives them, at a (height, width) if one is given.
+
+    Raises:
+        InputError: If one cannot be read.
+    """
+    for pair in pairs:
+        image = read_image(pair['img_path'])
         label = None if scheme is None else read_label(pair['seg_map_path'], scheme, str(data_root))
-        yield read_image(pair['img_path']), label
+        if size is not None and image.shape[:2] != size:
+            image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+            if label is not None:
+                label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        yield image, label
 
 
 def compare(reference: Segmenter, exported: Segmenter, frames: Iterable[Frame]) -> Parity:
