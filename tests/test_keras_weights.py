@@ -430,6 +430,8 @@ def test_keras_2_config_is_understood_and_gives_the_size(tmp_path):
     assert main([str(path), '--out', str(out)]) == 0
     steps = read_checkpoint(str(out))['meta'][KEY]['steps']
     assert steps == [dict(type='Resize', scale=(96, 64), keep_ratio=False)]
+    model = read_checkpoint(str(out))['meta'][KEY]['model']
+    assert (model['backbone']['dropout'], model['decode_head']['dropout']) == ((0.25,), (0.0,))
 
 
 def test_weights_alone_keep_the_configs_size_and_default_scaling(tmp_path, capsys):
@@ -542,6 +544,7 @@ CHANGED = [
     (dict(drop=dict(inputs=['drop'])), 'its layers go round in circles'),
     (dict(drop=dict(rate=1.5)), 'layer drop has rate=1.5; expected one from 0 to below 1'),
     (dict(outputs=[['conv6', 0, 0], ['conv5', 0, 0]]), r'has 2 outputs \(conv6, conv5\); expected 1'),
+    (dict(conv2=dict(inputs=['drop', 'conv0'])), 'layer conv2 has 2 inputs; expected 1'),
     (dict(conv2=dict(inputs=['lost'])), r'its config is broken \(KeyError'),
     (dict(input=dict(batch_input_shape=[None])), r'its config is broken \(ValueError'),
 ]
@@ -567,6 +570,49 @@ def test_a_norm_behind_the_relu_is_refused(keras, tmp_path):
         InputError, match='layer late normalises behind the ReLU; expected convolution, batch'
     ):
         read_graph(config, 'x.keras')
+
+
+CHANGED_LAYERS = [
+    ('BatchNormalization', dict(axis=1), 'normalises axis 1; expected the last'),
+    ('BatchNormalization', dict(epsilon='small'), 'has epsilon=small; expected a number'),
+    ('ReLU', dict(max_value=6.0), 'has max_value=6.0; expected None'),
+    ('ReLU', dict(negative_slope=0.1), 'has negative_slope=0.1; expected 0'),
+    ('Rescaling', dict(scale=[1, 2, 3]), r'rescales by \(\[1, 2, 3\], -1\); expected two numbers'),
+    ('Conv2D', dict(activation='relu'), "has the activation 'relu' before 'softmax'"),
+]
+
+
+@pytest.mark.parametrize(('kind', 'change', 'message'), CHANGED_LAYERS)
+def test_settings_of_keras_layers_that_change_the_output_are_refused(keras, kind, change, message):
+    config = json.loads(variant(keras, keras.Input((*SIZE, 3)), norm={}, rescale=True, pools=1).to_json())
+    layer = [layer for layer in config['config']['layers'] if layer['class_name'] == kind][-1]
+    layer['config'] |= change
+    with pytest.raises(InputError, match=f'x.keras: layer {layer["name"]} {message}'):
+        read_graph(config, 'x.keras')
+
+
+def test_models_that_are_no_plain_graph_are_refused(keras):
+    config = json.loads(keras.Sequential([keras.Input((*SIZE, 3)), keras.layers.Conv2D(2, 3)]).to_json())
+    with pytest.raises(InputError, match='x.keras: is a Sequential model and no functional one'):
+        read_graph(config, 'x.keras')
+    config = config_by_hand()
+    config['config']['layers'][2]['inbound_nodes'] *= 2
+    with pytest.raises(InputError, match='x.keras: layer conv1 is used 2 times'):
+        read_graph(config, 'x.keras')
+
+
+def test_colour_order_of_a_grey_network_is_refused(tmp_path, capsys):
+    parts = parts_by_hand() | dict(conv0=arrays_of((3, 3, 1, 2), 0))
+    path = write_legacy(tmp_path / 'a.h5', parts)
+    assert main([str(path), '--out', str(tmp_path / 'a.pth'), '--colours', 'BGR']) == 2
+    assert_matches(capsys.readouterr().err, '--colours BGR: .*a.h5 takes grey frames; leave it out')
+
+
+@pytest.mark.parametrize('epsilon', [0, -1, 1, float('nan')])
+def test_an_epsilon_that_makes_no_sense_is_refused(tmp_path, epsilon):
+    path = write_numbered(tmp_path / 'a.weights.h5', numbered(norms=6))
+    with pytest.raises(InputError, match='batch norm with an epsilon of .*; expected one between 0 and 1'):
+        read_keras_unet(path, epsilon)
 
 
 def replaced(name: str, role: int, array) -> dict:
@@ -608,6 +654,8 @@ UNFIT = [
         bias(1.0, 2, 3),
         r'layer conv1 has a bias of \(3,\); expected \(2,\) in a U-Net of 2 levels whose first is 2',
     ),
+    (zeros('conv0', 3, 3, 3, 0), r'layer conv0 has a kernel of \(3, 3, 3, 0\); expected'),
+    (parts_by_hand() | dict(conv6=arrays_of((1, 1, 2, 0), 0)), 'layer conv6 has an empty kernel'),
     (bias(1.0, np.nan), 'conv1/bias:0: 1 of its 2 numbers are not finite'),
     (bias(1e300, -np.inf), 'conv1/bias:0: 2 of its 2 numbers are not finite'),
     (bias(1, 2), 'conv1/bias:0: holds int64; expected float16, float32 or float64'),
@@ -861,6 +909,11 @@ def hide_packed_bomb(file, secret):
     file['conv1'].create_dataset('conv1/bias:0', data=zeros, compression='gzip')
 
 
+def hide_chunks(file, secret):
+    del file['conv1/conv1/bias:0']
+    file['conv1'].create_dataset('conv1/bias:0', data=np.zeros(2, np.float32), chunks=(2,))
+
+
 def hide_group(file, secret):
     del file['conv1/conv1/bias:0']
     file.create_group('conv1/conv1/bias:0')
@@ -881,6 +934,7 @@ def hide_group(file, secret):
         ),
         (hide_bomb, '/conv1/conv1/bias:0: is not stored as plain numbers within the file; refused'),
         (hide_packed_bomb, '/conv1/conv1/bias:0: is not stored as plain numbers within the file; refused'),
+        (hide_chunks, '/conv1/conv1/bias:0: is not stored as plain numbers within the file; refused'),
         (hide_group, '/conv1/conv1/bias:0: is a group where an array is expected'),
     ],
 )

@@ -192,7 +192,7 @@ def _epsilon(path: str, graph: Graph | None, given: float | None, has_norm: bool
         pairs = (*graph.levels, *(step.blocks for step in graph.steps))
         found = {block.norm.settings['epsilon'] for pair in pairs for block in pair}
     epsilon = min(found)
-    if len(found) > 1 or epsilon != (epsilon if given is None else given):
+    if len(found) > 1 or (given is not None and given not in found):
         told = '' if given is None else f', but --epsilon is {given}'
         raise InputError(
             f'{path}: its batch norms have an epsilon of {", ".join(map(str, sorted(found)))}{told}; the '
