@@ -47,8 +47,9 @@ OPENMMLAB = [
     'regex',
     'setuptools<81',
 ]
+TEST = ['pytest>=8', 'build>=1.2', 'setuptools>=70.1', *DEPLOY, *OPENVINO, *EXPORT, *KERAS]
 # Keras itself is the reference that imported weights are held to.
-TEST = ['pytest>=8', 'build>=1.2', 'setuptools>=70.1', *DEPLOY, *OPENVINO, *EXPORT, *KERAS, 'keras>=3.6,<4']
+TEST += ["keras>=3.15,<4; python_version >= '3.11'"]
 LINT = ['ruff>=0.12']
 
 setup(

@@ -375,8 +375,11 @@ def test_what_a_file_cannot_do_is_not_exported(checkpoint, tmp_path, knobs, key)
 
 def test_outputs_that_are_not_bytes_are_refused(onnx_file, tmp_path):
     model = onnx.load(str(onnx_file))
-    (cast,) = [node for node in model.graph.node if node.output[0] == 'label_map']
-    cast.attribute[0].i = onnx.TensorProto.INT64
+    for node in model.graph.node:
+        node.input[:] = ['ids' if name == 'label_map' else name for name in node.input]
+        node.output[:] = ['ids' if name == 'label_map' else name for name in node.output]
+    cast = onnx.helper.make_node('Cast', ['ids'], ['label_map'], to=onnx.TensorProto.INT64)
+    model.graph.node.append(cast)
     model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
     onnx.save(model, str(tmp_path / 'x.onnx'))
     with pytest.raises(InputError, match=r'x\.onnx: its label_map is not uint8; export the model with'):

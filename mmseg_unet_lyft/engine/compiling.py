@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch._inductor.config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -52,9 +51,12 @@ def compile_for_inference(model: nn.Module, device: str) -> None:
     problem = compile_problem(torch.device(device).type)
     if problem:
         raise InputError(problem)
+    # Late: importing it changes the environment.
+    from torch._inductor import config as inductor
+
     # Weights in oneDNN's own layout, and activations fused into its convolutions. Read at the first call;
     # graphs that want gradients do not heed it.
-    torch._inductor.config.freezing = True
+    inductor.freezing = True
     compile_parts(model)
 
 
