@@ -380,7 +380,7 @@ def test_a_second_folder_with_the_same_names_is_refused(trained, drawn_root, tmp
     [
         (
             ['frames'],
-            'frames: is no model (.pth, .pt, .safetensors, .onnx, .xml, .pt2, .torchscript); name one before what',
+            'frames: is no model (.pth, .pt, .safetensors, .onnx, .xml, .pt2, .torchscript); name one',
         ),
         (['unet_lyft.py', 'frames'], 'unet_lyft.py: is no model'),
         (['x.pth'], 'x.pth: nothing to label; name it behind the model'),
