@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
 from mmseg_unet_lyft.bench.subject import drawn_frames, save_random_weights
-from mmseg_unet_lyft.engine.compiling import LyftCompileHook, compile_problem
+from mmseg_unet_lyft.engine.compiling import LyftCompileHook, compile_problem, pays_back
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.runner import build_runner
 from mmseg_unet_lyft.errors import InputError
@@ -69,12 +69,20 @@ def checkpoint(tmp_path):
 
 @pytest.mark.parametrize(
     ('wanted', 'max_iters', 'compiles'),
-    [('auto', 4999, False), ('auto', 5000, True), (True, 1, True), (False, 5000, False)],
+    [('auto', 5000, False), (True, 1, True), (False, 5000, False)],
 )
-def test_training_compiles_where_it_pays(frames, tmp_path, wanted, max_iters, compiles):
+def test_training_compiles_where_it_is_asked_for_and_not_by_itself_on_a_cpu(
+    frames, tmp_path, wanted, max_iters, compiles
+):
     runner = runner_of(tmp_path, compiled=wanted, max_iters=max_iters)
     next(hook for hook in runner.hooks if isinstance(hook, LyftCompileHook)).before_train(runner)
     assert is_compiled(runner.model) == [compiles] * 2
+
+
+def test_compiling_pays_on_a_gpu_over_many_steps():
+    assert pays_back('cuda', 5000)
+    assert not pays_back('cuda', 4999)
+    assert not pays_back('cpu', 10**6)
 
 
 @pytest.mark.slow

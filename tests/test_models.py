@@ -363,6 +363,16 @@ def test_nothing_is_resized_sorted_or_made_a_softmax_for_a_label_map():
     assert not {'upsample_bilinear2d', 'topk', 'one_hot', 'scatter_', 'scatter'} & operators.names
 
 
+def test_maps_in_a_list_can_go_once_they_are_joined():
+    model = segmentor()
+    with torch.no_grad():
+        maps = model.extract_feat(torch.rand(1, 3, 32, 48))
+        listed = list(maps)
+        expected, found = model.decode_head(maps), model.decode_head(listed)
+    assert (len(maps), len(listed)) == (5, 0)
+    assert torch.equal(found, expected)
+
+
 def test_channels_last_changes_the_memory_format_and_not_the_result():
     plain = segmentor()
     fast = segmentor(channels_last=True)

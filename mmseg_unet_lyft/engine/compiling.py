@@ -13,7 +13,8 @@ from torch import nn
 
 from ..errors import InputError
 
-# Compiling takes 15 to 30 s on two cores and saves a tenth of each step of 0.25 s: 1,200 steps pay for it.
+# On a GPU, where compiling takes up to a minute. On a CPU it does not pay: compiled training steps were 0.83
+# times as fast (docs/benchmarks.md).
 _PAYS_FROM_ITERS = 5000
 _PARTS = ('backbone', 'neck', 'decode_head')
 
@@ -60,12 +61,18 @@ def compile_for_inference(model: nn.Module, device: str) -> None:
     compile_parts(model)
 
 
+def pays_back(device: str, steps: int) -> bool:
+    """Whether compiling for so many training steps is expected to win time on a kind of device."""
+    return device != 'cpu' and steps >= _PAYS_FROM_ITERS
+
+
 @HOOKS.register_module()
 class LyftCompileHook(Hook):
     """Compile the network for training; validation runs it as it is, which is as fast there.
 
     Args:
-        wanted: True, False, or ``'auto'``: where there is a compiler and at least 5,000 steps to win by it.
+        wanted: True, False, or ``'auto'``: on a GPU, where there is a compiler and at least 5,000 steps to
+            win by it.
     """
 
     def __init__(self, wanted: bool | str = 'auto') -> None:
@@ -76,10 +83,11 @@ class LyftCompileHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Compile at the first step, or say why not."""
-        if not self.wanted or (self.wanted == 'auto' and runner.max_iters < _PAYS_FROM_ITERS):
-            return
         bare = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        problem = compile_problem(next(bare.parameters()).device.type)
+        device = next(bare.parameters()).device.type
+        if not self.wanted or (self.wanted == 'auto' and not pays_back(device, runner.max_iters)):
+            return
+        problem = compile_problem(device)
         if problem:
             runner.logger.warning('training without compiling: %s', problem)
             return

@@ -90,6 +90,12 @@ class LyftSegmentor(EncoderDecoder):
         """The backbone's maps, finest first, of float images (N, C, H, W)."""
         return super().extract_feat(inputs.contiguous(memory_format=self.memory_format))
 
+    def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
+        """Logits of the input's size, float (N, out_channels, H, W), of a whole frame or a window."""
+        # A list, which the head empties: the maps of all levels are a fifth of what labelling takes.
+        maps = list(self.extract_feat(inputs))
+        return self.decode_head.predict(maps, batch_img_metas, self.test_cfg)
+
     def _forward(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> Tensor:
         """Logits of the input's own size, float (N, out_channels, H, W)."""
         logits = super()._forward(inputs, data_samples)

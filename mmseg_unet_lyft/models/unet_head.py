@@ -121,15 +121,25 @@ class LyftUNetHead(BaseDecodeHead):
         """Logits at the finest map's size.
 
         Args:
-            inputs: Maps of the backbone, float (N, C_i, H_i, W_i), finest first.
+            inputs: Maps of the backbone, float (N, C_i, H_i, W_i), finest first. A list of them is emptied,
+                so that each can go once it is joined.
 
         Returns:
             Logits, float (N, out_channels, H_0, W_0).
         """
-        *skips, current = self._transform_inputs(inputs)
-        for index in reversed(range(len(skips))):
-            joined = upsample_and_join(self.upsamplings[index], current, skips[index])
-            current = run_level(self.levels[index], self.concat_dropouts[index](joined), self.with_cp)
+        maps = self._transform_inputs(inputs)
+        if isinstance(inputs, list):
+            inputs.clear()
+        current = maps.pop()
+        for index in reversed(range(len(maps))):
+            # No name but `current` holds a map once the next one is made of it.
+            current = upsample_and_join(self.upsamplings[index], current, maps.pop())
+            current = self.concat_dropouts[index](current)
+            if self.with_cp:
+                current = run_level(self.levels[index], current, self.with_cp)
+                continue
+            for layer in self.levels[index]:
+                current = layer(current)
         return self.cls_seg(current)
 
     def loss(self, inputs: Sequence[Tensor], batch_data_samples: list, train_cfg: dict) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ weight_decay = 0.01
 warmup_iters = 100  # steps from 1 % of the learning rate to all of it; 0 is none
 accumulate = 1  # steps whose gradients are added up before the weights change
 ema_momentum = None  # share of each step in a moving average of the weights, say 0.001; None is no average
-compiled = 'auto'  # torch.compile in training: True, False, or 'auto': from 5,000 steps on, if it can
+compiled = 'auto'  # torch.compile in training: True, False, or 'auto': on a GPU, from 5,000 steps on
 early_stop_patience = None  # validations without a better mIoU before training stops; None is never
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=val_interval)
