@@ -4,7 +4,7 @@ from .errors import InputError
 
 try:
     from .datasets import augment, loading, lyft_carla, stream
-    from .engine import compiling, device
+    from .engine import compiling, device, saving, train_loop
     from .evaluation import calibration_metric, iou_metric, lyft_score
     from .inference import exported_segmentor
     from .models import losses, preprocessor, segmentor, unet, unet_head
@@ -31,8 +31,10 @@ __all__ = [
     'lyft_score',
     'output_hook',
     'preprocessor',
+    'saving',
     'segmentor',
     'stream',
+    'train_loop',
     'unet',
     'unet_head',
 ]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..errors import InputError
 from .console import guarded, say
-from .options import add_run_arguments, read_config
+from .options import read_config
+from .train_options import add_train_arguments, check_train_arguments
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -18,36 +18,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config file, or the name of one in the package')
-    add_run_arguments(parser)
-    parser.add_argument('--amp', action='store_true', help='float16 on a GPU, bfloat16 on a CPU')
-    parser.add_argument(
-        '--resume', nargs='?', const='auto', metavar='PATH', help='go on from PATH, or from the work dir'
-    )
-    parser.add_argument(
-        '--load-from', metavar='PATH', help='start from those weights of a checkpoint that fit the model'
-    )
-    parser.add_argument('--strict', action='store_true', help='refuse --load-from unless all weights fit')
-    parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='scale the learning rate with the frames of a step'
-    )
-    parser.add_argument('--seed', type=int, help='seed of all random numbers')
-    parser.add_argument('--deterministic', action='store_true', help='only algorithms that repeat exactly')
+    add_train_arguments(parser)
     return parser.parse_args(argv)
 
 
-def _train(argv: list[str] | None) -> None:
+def _train(argv: list[str] | None) -> int:
     args = parse_args(argv)
-    if args.load_from and args.resume:
-        raise InputError('--load-from starts anew and --resume goes on; give one of them')
-    if args.strict and not args.load_from:
-        raise InputError('--strict: says how to take the weights of --load-from; give that too')
+    check_train_arguments(args)
     from ..compat import require_stack
 
     require_stack()
     from ..engine import checkpoint, data_stats, device, launch, preflight
     from ..engine.ranks import is_first
     from ..engine.runner import StartWeightsHook, build_runner, check_deterministic
+    from ..engine.stopping import EXIT_STOPPED, StopOnSignalHook
     from ..report.figures import save_training_curves
 
     config = read_config(args)
@@ -55,7 +39,8 @@ def _train(argv: list[str] | None) -> None:
     device.set_randomness(config, args.seed, args.deterministic)
     if args.load_from:
         checkpoint.read_weights(args.load_from)
-    checkpoint.use_resume(config, args.resume)
+    for line in checkpoint.use_resume(config, args.resume):
+        say(line)
     preflight.check_data(config, 'train_dataloader', 'val_dataloader')
     for line in data_stats.apply_stats(config, args.cfg_options, bool(args.load_from)):
         say(line)
@@ -68,12 +53,21 @@ def _train(argv: list[str] | None) -> None:
     check_deterministic(runner)
     if args.load_from:
         runner.register_hook(StartWeightsHook(args.load_from, args.strict))
-    runner.train()
-    launch.leave_group()
+    asked = StopOnSignalHook()
+    runner.register_hook(asked)
+    with asked:
+        runner.train()
+    if not asked.signal:
+        launch.leave_group()
     if is_first():
         say(f'curves: {save_training_curves(Path(config.work_dir))}')
         say(checkpoint.describe_best(config.work_dir))
         say(f'wrote {config.work_dir}')
+    if asked.signal:
+        say(f'stopped by {asked.signal}; all is saved, go on with --resume')
+        asked.part()
+        launch.leave_group()
+    return EXIT_STOPPED if asked.signal else 0
 
 
 main = guarded(_train)

@@ -16,17 +16,25 @@ from torch import nn
 
 from ..compat import plain_types_only
 from ..errors import InputError
+from .saving import is_intact, saved_steps
 from .weights_format import SUFFIX, read_weights_file
 
 _TRAINED_WITH = 'Name the config it was trained with: its work dir holds it, the --cfg-options included'
 _WRAPPED = 'module.'  # before each name, from a model wrapped for several processes
 
 
-def use_resume(config: Config, resume: str | None) -> None:
-    """Set what to resume from: a checkpoint path, ``auto`` for the newest in the work dir, or None.
+def use_resume(config: Config, resume: str | None) -> list[str]:
+    """Set what to resume from, and the seed that run had.
+
+    Args:
+        config: Changed in place.
+        resume: A checkpoint path, ``auto`` for the newest sound one in the work dir, or None.
+
+    Returns:
+        Lines on newer checkpoints that were passed over, since they are damaged.
 
     Raises:
-        InputError: If there is nothing to resume from, or weights alone.
+        InputError: If there is nothing to resume from, or weights alone, or another seed is asked for.
     """
     source = resume or (config.get('load_from') if config.get('resume') else None)
     if source and str(source).endswith(SUFFIX):
@@ -35,15 +43,36 @@ def use_resume(config: Config, resume: str | None) -> None:
             'they are from, or start anew from them with --load-from'
         )
     if resume is None:
-        return
-    if resume == 'auto':
-        last = _last_checkpoint(config.work_dir)
-        if last is None:
-            raise InputError(f'--resume: {config.work_dir} holds no checkpoint; start without --resume')
-        resume = str(last)
-    read_checkpoint(resume)
-    config.load_from = resume
-    config.resume = True
+        return []
+    passed_over: list[str] = []
+    content = _newest_sound(Path(config.work_dir), passed_over) if resume == 'auto' else None
+    path = resume if content is None else content.pop('path')
+    if content is None:
+        if is_intact(Path(path)) is False:
+            raise InputError(f'{path}: is not what was saved, its checksum differs; resume from another one')
+        content = read_checkpoint(path)
+    config.load_from, config.resume = path, True
+    meta = content.get('meta')
+    seed = meta.get('seed') if isinstance(meta, dict) else None
+    wanted = (config.get('randomness') or {}).get('seed')
+    if isinstance(seed, int):
+        if wanted not in (None, seed):
+            raise InputError(f'--seed {wanted}: the run that is resumed has seed {seed}; leave --seed out')
+        config.randomness = dict(config.get('randomness') or {}, seed=seed)
+    return passed_over
+
+
+def _newest_sound(work_dir: Path, passed_over: list[str]) -> dict[str, Any]:
+    """The content of a work dir's newest checkpoint that is what was saved, with its ``path``."""
+    for path in (work_dir / f'iter_{step}.pth' for step in reversed(saved_steps(work_dir))):
+        try:
+            if is_intact(path) is False:
+                raise InputError(f'{path}: is not what was saved, its checksum differs')
+            return dict(read_checkpoint(str(path)), path=str(path))
+        except InputError as error:
+            passed_over.append(f'{error}; going on from the one before')
+    damaged = ''.join(f'\n  {line}' for line in passed_over)
+    raise InputError(f'--resume: {work_dir} holds no sound checkpoint; start without --resume{damaged}')
 
 
 def load_safely() -> None:
@@ -204,13 +233,9 @@ def best_checkpoint(work_dir: str) -> Path | None:
 
 
 def _last_checkpoint(work_dir: str) -> Path | None:
-    """The checkpoint that mmengine noted as the last of a work dir, None if it noted none."""
-    note = Path(work_dir) / 'last_checkpoint'
-    if not note.is_file():
-        return None
-    noted = Path(note.read_text().strip())
-    # The path is absolute; a work dir that was moved holds the file all the same.
-    return noted if noted.is_file() else note.with_name(noted.name)
+    """The checkpoint of the last step saved in a work dir, None if there is none."""
+    steps = saved_steps(Path(work_dir))
+    return Path(work_dir) / f'iter_{steps[-1]}.pth' if steps else None
 
 
 def describe_best(work_dir: str) -> str:

@@ -148,7 +148,7 @@ def _compare_batch(module: FrameNetwork, exported: Segmenter, frame: np.ndarray,
 
 
 def _measure_speed(reference: Segmenter, exported: Segmenter, frame: np.ndarray, parity: Parity) -> None:
-    """Time both in turn on a frame of the network's size, by their public calls; the first turn does not count."""
+    """Time both in turn on a frame of the network's size, by their public calls; the first is not counted."""
     if reference.network.size is not None:
         frame = cv2.resize(frame, reference.network.size[::-1])
     for turn in range(_ROUNDS + 1):

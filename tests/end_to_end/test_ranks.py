@@ -17,6 +17,8 @@ from mmengine.config import Config
 from mmseg_unet_lyft.cli import console
 from mmseg_unet_lyft.engine import launch, ranks
 from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, read_weights
+from mmseg_unet_lyft.engine.saving import is_intact
+from mmseg_unet_lyft.engine.stopping import EXIT_STOPPED
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.inference.export import export_onnx
 from mmseg_unet_lyft.inference.segmenter import Segmenter
@@ -180,18 +182,18 @@ def ranks_of(launcher: subprocess.Popen, work_dir: Path) -> list[int]:
 ENDLESS = ('max_iters=100000', 'val_interval=50000', 'num_workers=1', 'default_hooks.logger.interval=1')
 
 
-@pytest.mark.parametrize(
-    ('name', 'code'), [('SIGTERM', 143), pytest.param('SIGUSR1', 138, marks=pytest.mark.slow)]
-)
-def test_a_signal_reaches_the_ranks_and_nothing_survives(drawn_root, tmp_path, name, code):
+@pytest.mark.parametrize('name', ['SIGTERM', pytest.param('SIGUSR1', marks=pytest.mark.slow)])
+def test_a_signal_saves_the_run_ends_both_ranks_and_nothing_survives(drawn_root, tmp_path, name):
     launcher = dist_train(drawn_root, tmp_path, options=ENDLESS)
     ranks = ranks_of(launcher, tmp_path)
     workers = [pid for rank in ranks for pid in all_children(rank)]
     assert workers
     launcher.send_signal(getattr(signal, name))
-    _, stderr = launcher.communicate(timeout=PATIENCE_SECONDS)
-    assert launcher.returncode == code, stderr
-    assert re.search(f'rank [01] was ended by {name}', stderr)
+    stdout, stderr = launcher.communicate(timeout=PATIENCE_SECONDS)
+    assert launcher.returncode == EXIT_STOPPED, stderr
+    assert f'stopped by {name}; all is saved, go on with --resume' in stdout
+    (saved,) = tmp_path.glob('iter_*.pth')
+    assert is_intact(saved)
     assert all_end(ranks + workers)
 
 
@@ -333,3 +335,18 @@ def test_slurm_train_asks_for_a_task_a_gpu(tmp_path):
         f'--kill-on-bad-exit=1 --time=60 --qos=low python -u {ROOT}/tools/train.py configs/unet_lyft.py '
         '--launcher slurm --amp\nport 1234\n'
     )
+
+
+def test_slurm_train_has_a_stopped_job_started_again_and_go_on(tmp_path):
+    for name, script in (('srun', 'echo "$@"; exit 75'), ('scontrol', 'echo scontrol "$@"')):
+        (tmp_path / name).write_text(f'#!/bin/sh\n{script}\n')
+        (tmp_path / name).chmod(0o755)
+    environ = os.environ | dict(PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}', SLURM_JOB_ID='7')
+    command = [ROOT / 'tools/slurm_train.sh', 'gpu', 'job', 'configs/unet_lyft.py']
+    first = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert first.returncode == EXIT_STOPPED
+    assert first.stdout.endswith('--launcher slurm\nscontrol requeue 7\n')
+    again = subprocess.run(
+        command, env=environ | dict(SLURM_RESTART_COUNT='1'), capture_output=True, text=True, check=False
+    )
+    assert '--launcher slurm --resume\n' in again.stdout

@@ -10,7 +10,7 @@ ema_momentum = None  # share of each step in a moving average of the weights, sa
 compiled = 'auto'  # torch.compile in training: True, False, or 'auto': on a GPU, from 5,000 steps on
 early_stop_patience = None  # validations without a better mIoU before training stops; None is never
 
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=val_interval)
+train_cfg = dict(type='LyftTrainLoop', max_iters=max_iters, val_interval=val_interval)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -37,7 +37,12 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook', by_epoch=False, interval=val_interval, save_best='mIoU', max_keep_ckpts=1
+        # Two: the one before is there when the newest is found damaged.
+        type='LyftCheckpointHook',
+        by_epoch=False,
+        interval=val_interval,
+        save_best='mIoU',
+        max_keep_ckpts=2,
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )

@@ -1,0 +1,35 @@
+"""The options of the train command, and what is wrong with them."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..errors import InputError
+from .options import add_run_arguments
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the train command takes."""
+    parser.add_argument('config', help='config file, or the name of one in the package')
+    add_run_arguments(parser)
+    parser.add_argument('--amp', action='store_true', help='float16 on a GPU, bfloat16 on a CPU')
+    parser.add_argument(
+        '--resume', nargs='?', const='auto', metavar='PATH', help='go on from PATH, or from the work dir'
+    )
+    parser.add_argument(
+        '--load-from', metavar='PATH', help='start from those weights of a checkpoint that fit the model'
+    )
+    parser.add_argument('--strict', action='store_true', help='refuse --load-from unless all weights fit')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate with the frames of a step'
+    )
+    parser.add_argument('--seed', type=int, help='seed of all random numbers')
+    parser.add_argument('--deterministic', action='store_true', help='only algorithms that repeat exactly')
+
+
+def check_train_arguments(args: argparse.Namespace) -> None:
+    """Raise an InputError for options that contradict each other."""
+    if args.load_from and args.resume:
+        raise InputError('--load-from starts anew and --resume goes on; give one of them')
+    if args.strict and not args.load_from:
+        raise InputError('--strict: says how to take the weights of --load-from; give that too')

@@ -1,0 +1,200 @@
+"""Saving a run: checkpoints whole and with their checksums, the old ones gone only once the new are safe."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
+from mmseg.registry import HOOKS
+
+from ..datasets.files import UNFINISHED, free_bytes, sync, write_whole
+from ..errors import InputError
+from .train_loop import VALIDATED
+
+CHECKSUM = '.sha256'  # Suffix behind a checkpoint's name, as `sha256sum -c` reads it.
+BACKEND = 'LyftWholeFiles'
+
+
+def checksum_file(path: Path) -> Path:
+    """Where a checkpoint's checksum stands."""
+    return path.with_name(path.name + CHECKSUM)
+
+
+def is_intact(path: Path) -> bool | None:
+    """Whether a checkpoint is what was written; None where no checksum is beside it."""
+    beside = checksum_file(path)
+    if not beside.is_file():
+        return None
+    listed = {line.split()[0] for line in beside.read_text(encoding='utf-8').splitlines() if line.split()}
+    with path.open('rb') as file:
+        return hashlib.sha256(file.read()).hexdigest() in listed
+
+
+def write_with_checksum(path: Path, content: bytes) -> None:
+    """Write a file whole, with its checksum beside it.
+
+    At every moment the file under this name, old or new, has its checksum among those listed.
+
+    Raises:
+        InputError: If there is no room for it, or it cannot be written; what was there stays.
+    """
+    room = free_bytes(path.parent)
+    if room < len(content):
+        raise InputError(
+            f'{path}: needs {len(content) / 1e6:.0f} MB, and the disk has {room / 1e6:.0f} MB left; make '
+            'room and go on with --resume. The checkpoints saved before are whole'
+        )
+    beside = checksum_file(path)
+    line = f'{hashlib.sha256(content).hexdigest()}  {path.name}\n'
+    before = beside.read_text(encoding='utf-8') if beside.is_file() and path.is_file() else ''
+    write_whole(beside, (before + line).encode())
+    write_whole(path, content)
+    sync(path.parent)
+    if before:
+        write_whole(beside, line.encode())
+
+
+class WholeFiles(LocalBackend):
+    """mmengine's local files, but there whole or not at all, each with its checksum beside it."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write bytes; errors as in `write_with_checksum`."""
+        write_with_checksum(Path(filepath), obj)
+
+    def remove(self, filepath: str | Path) -> None:
+        """Remove a file, then its checksum."""
+        super().remove(filepath)
+        checksum_file(Path(filepath)).unlink(missing_ok=True)
+
+
+register_backend(BACKEND, WholeFiles, force=True)
+
+
+@HOOKS.register_module()
+class LyftCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook, which can be killed at any moment without losing what was good.
+
+    - Files are written whole, with a checksum beside (`WholeFiles`).
+    - Old checkpoints, and the best one before, are removed once their successors are safe.
+    - Behind each validation the last checkpoint is saved again, so that it knows that it was done.
+    - A work dir may be moved: the best checkpoint is looked for in it.
+    - With accumulated gradients, which are not saved, saves wait for the step that uses them.
+
+    Args:
+        kwargs: As in mmengine's ``CheckpointHook``.
+
+    Attributes:
+        saved_step: Behind which step the run was saved last, None before.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**dict(backend_args=dict(backend=BACKEND)) | kwargs)
+        self._is_owed = False
+        self.saved_step: int | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Look for the best checkpoint in the present work dir, and check that the disk has room."""
+        super().before_train(runner)
+        if self.save_best is not None:
+            for key, path in self._best().items():
+                self._set_best(key, path and str(Path(self.out_dir) / Path(path).name))
+        self._check_room(runner)
+
+    def _check_room(self, runner: Runner) -> None:
+        """Raise an InputError unless the disk has room for what will lie there at once."""
+        weights = sum(weight.numel() * weight.element_size() for weight in runner.model.state_dict().values())
+        # Weights and two moments, one more with a moving average; the best, and the one being written, too.
+        kept = self.max_keep_ckpts if self.max_keep_ckpts > 0 else 2
+        needed = weights * (4 * (kept + 1) + 2 * len(self.save_best or ()))
+        room = free_bytes(Path(self.out_dir))
+        if room < needed:
+            raise InputError(
+                f'{self.out_dir}: checkpoints of this model take about {needed / 1e6:.0f} MB, and the disk '
+                f'has {room / 1e6:.0f} MB left; make room, or name another --work-dir'
+            )
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
+        """Save where it is time to, and an update of the weights was made."""
+        is_time = self.every_n_train_iters(runner, self.interval, self.save_begin)
+        is_last = self.save_last and self.is_last_train_iter(runner)
+        self._is_owed |= is_time or is_last
+        if not self.by_epoch and self._is_owed and (is_update(runner) or is_last):
+            runner.logger.info('saving behind step %d', runner.iter + 1)
+            self.save_now(runner)
+
+    def save_now(self, runner: Runner) -> None:
+        """Save the run as it stands behind the present step; to be called in ``after_train_iter``."""
+        self._is_owed = False
+        self._save_checkpoint(runner)
+        self.saved_step = runner.iter + 1
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Note that validation was done, keep a new best, and save the run with both."""
+        runner.message_hub.update_info(VALIDATED, runner.iter)
+        super().after_val_epoch(runner, metrics)
+        if self.last_ckpt is None or Path(self.last_ckpt).name != self.filename_tmpl.format(runner.iter):
+            return
+        self._save_checkpoint_with_step(runner, runner.iter, dict(epoch=runner.epoch, iter=runner.iter))
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        # mmengine would remove the old ones first.
+        keep, self.max_keep_ckpts = self.max_keep_ckpts, -1
+        try:
+            super()._save_checkpoint_with_step(runner, step, meta)
+        finally:
+            self.max_keep_ckpts = keep
+        if keep > 0 and is_main_process():
+            older = sorted(at for at in saved_steps(Path(self.out_dir), self.filename_tmpl) if at <= step)
+            for old in older[:-keep]:
+                self.file_backend.remove(str(Path(self.out_dir) / self.filename_tmpl.format(old)))
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
+        # mmengine would remove the old best first, if it knew of it.
+        before = self._best()
+        for key in before:
+            self._set_best(key, None)
+        super()._save_best_checkpoint(runner, metrics)
+        for key, path in before.items():
+            now = self._best()[key]
+            if now is None:
+                self._set_best(key, path)
+            elif path and path != now and is_main_process() and Path(path).is_file():
+                self.file_backend.remove(path)
+
+    def _best(self) -> dict[str | None, str | None]:
+        """Path of the best checkpoint of each metric, None where there is none yet."""
+        if not self.save_best:
+            return {}
+        if len(self.key_indicators) == 1:
+            return {None: self.best_ckpt_path}
+        return dict(self.best_ckpt_path_dict)
+
+    def _set_best(self, key: str | None, path: str | None) -> None:
+        if key is None:
+            self.best_ckpt_path = path
+        else:
+            self.best_ckpt_path_dict[key] = path
+
+
+def is_update(runner: Runner) -> bool:
+    """Whether the present step changed the weights, rather than only added to their gradients."""
+    return (runner.iter + 1) % getattr(runner.optim_wrapper, '_accumulative_counts', 1) == 0
+
+
+def saved_steps(folder: Path, template: str = 'iter_{}.pth') -> list[int]:
+    """Steps of the checkpoints in a folder, least first; files that are still being written do not count."""
+    pattern = re.compile(re.escape(template).replace(re.escape('{}'), r'(\d+)'))
+    found = (pattern.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(int(match[1]) for match in found if match)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed run was about to write."""
+    for path in folder.glob(f'*{UNFINISHED}'):
+        path.unlink()

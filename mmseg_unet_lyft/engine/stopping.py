@@ -1,0 +1,103 @@
+"""Stopping a run that is asked to: save it behind the present step, then end with a code of its own."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+from mmengine.device import get_device
+from mmengine.dist import all_reduce, barrier
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from .saving import LyftCheckpointHook, is_update
+
+# What Slurm, schedulers of spot machines, and Ctrl-C send; not all of them are on Windows.
+SIGNALS = ('SIGTERM', 'SIGINT', 'SIGUSR1')
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again, here with --resume.
+
+
+class StoppedError(Exception):
+    """A run was asked to stop while nothing was left to save."""
+
+
+class StopOnSignalHook(Hook):
+    """Save the run behind the step in which a signal comes, and end it; all ranks at the same step.
+
+    In a validation nothing is left to save, so the run ends there at once. A second signal ends the process.
+
+    Attributes:
+        signal: Name of the signal that came, None before.
+    """
+
+    # Behind the checkpoint hook, which may have saved this very step.
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self._before: dict[int, Any] = {}
+        self._is_validating = False
+        self._is_agreed = False
+
+    def __enter__(self) -> StopOnSignalHook:
+        """Take the signals over."""
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        for name in SIGNALS:
+            number = getattr(signal, name, None)
+            if number is not None:
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> bool:
+        """Give the signals back; a stop in a validation ends here."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+        return kind is StoppedError
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+        if self._is_validating:
+            raise StoppedError(self.signal)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Save and end, if any rank was asked to and this step changed the weights."""
+        if not is_update(runner) or not self._is_asked():
+            return
+        self.signal = self.signal or 'a signal to another rank'
+        saver = next((hook for hook in runner.hooks if isinstance(hook, LyftCheckpointHook)), None)
+        if saver is not None and saver.saved_step != runner.iter + 1:
+            saver.save_now(runner)
+        # A launcher ends all ranks as soon as one has ended: none goes before the first has saved.
+        barrier()
+        self._is_agreed = True
+        runner.train_loop.is_stopping = True
+
+    def _is_asked(self) -> bool:
+        """Whether a signal came to any rank."""
+        asked = torch.tensor(float(self.signal is not None), device=get_device())
+        all_reduce(asked, op='max')
+        return bool(asked)
+
+    def before_val(self, runner: Runner) -> None:
+        """From here on nothing is left to save."""
+        self._is_validating = True
+        if self.signal is not None:
+            raise StoppedError(self.signal)
+
+    def after_val(self, runner: Runner) -> None:
+        """Called behind a validation."""
+        self._is_validating = False
+
+    def part(self) -> None:
+        """Wait for the other ranks, if all stopped behind one step: none ends while another speaks."""
+        if self._is_agreed:
+            barrier()

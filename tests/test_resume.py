@@ -1,0 +1,235 @@
+"""A run that is ended anywhere and resumed has, to the bit, the weights of one that never was."""
+
+import shutil
+import signal
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from mmseg_unet_lyft.engine.checkpoint import use_resume
+from mmseg_unet_lyft.engine.config import load_config
+from mmseg_unet_lyft.engine.runner import build_runner
+from mmseg_unet_lyft.engine.saving import checksum_file, is_intact, saved_steps, write_with_checksum
+from mmseg_unet_lyft.engine.stopping import StopOnSignalHook
+from mmseg_unet_lyft.engine.train_loop import seed_step
+from mmseg_unet_lyft.errors import InputError
+
+from .conftest import flip_bit
+
+KNOBS = dict(
+    base_channels=2,
+    data_root='frames',
+    batch_size=2,
+    num_workers=0,
+    crop_size=(32, 32),
+    image_scale_wh=(48, 32),
+    train_drives=['F1'],
+    val_drives=['F3'],
+    test_drives=['F2'],
+    warmup_iters=2,
+    max_iters=6,
+    val_interval=2,
+)
+STEPS, INTERVAL = KNOBS['max_iters'], KNOBS['val_interval']
+
+
+class Killed(BaseException):
+    """What ends a run in these tests, past all that catches exceptions."""
+
+
+class Kill(Hook):
+    """End the run at a step: before it, behind it, or in the validation behind it."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, step, where):
+        self.step, self.where = step, where
+
+    def _die(self, runner, where):
+        if (runner.iter, where) == (self.step, self.where):
+            raise Killed
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self._die(runner, 'before')
+
+    def before_val(self, runner):
+        self._die(runner, 'validation')
+
+
+@pytest.fixture
+def frames(kaggle, tmp_path, monkeypatch):
+    """Frames of three drives at ``./frames``."""
+    for drive in ('F1', 'F2', 'F3'):
+        for number in range(3):
+            kaggle.add(f'{drive}-{number}', size=(32, 48))
+    kaggle.root.rename(tmp_path / 'frames')
+    monkeypatch.chdir(tmp_path)
+
+
+def run(work_dir, *hooks, resume=None, name='unet_lyft.py', seed=None, **knobs):
+    """A runner that trained, in a fresh state of all global random numbers."""
+    config = load_config(name, KNOBS | knobs)
+    config.work_dir = str(work_dir)
+    config.randomness.seed = seed
+    notes = use_resume(config, resume)
+    torch.manual_seed(torch.seed())
+    runner = build_runner(config)
+    for hook in hooks:
+        runner.register_hook(hook)
+    runner.notes = notes
+    runner.train()
+    return runner
+
+
+def weights_of(runner):
+    return {name: weight.clone() for name, weight in runner.model.state_dict().items()}
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight), name
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize(
+    'knobs',
+    [
+        dict(),
+        dict(name='unet_lyft_bn.py', ema_momentum=0.25, accumulate=2),
+        {'optim_wrapper.type': 'LyftCpuAmpOptimWrapper', 'num_workers': 1},
+    ],
+    ids=['dropout', 'average-accumulate', 'bfloat16-worker'],
+)
+def test_a_run_killed_anywhere_ends_with_the_same_weights(frames, tmp_path, knobs):
+    whole = weights_of(run(tmp_path / 'whole', seed=3, **knobs))
+    for step, where in ((3, 'before'), (4, 'validation'), (5, 'before')):
+        work_dir = tmp_path / f'{step}-{where}'
+        with pytest.raises(Killed):
+            run(work_dir, Kill(step, where), seed=3, **knobs)
+        # Resumed with another number of workers: samples follow from their position alone.
+        resumed = run(work_dir, resume='auto', **knobs)
+        assert_same(weights_of(resumed), whole)
+    different = weights_of(run(tmp_path / 'different', seed=4, **knobs))
+    assert any(not torch.equal(weight, whole[name]) for name, weight in different.items())
+
+
+def test_a_validation_that_was_due_is_done_first_and_once(frames, tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path / 'run', Kill(4, 'validation'), seed=3)
+    resumed = run(tmp_path / 'run', resume='auto')
+    assert [step for step, _ in scores(resumed)] == [2, 4, 6]
+    assert scores(resumed) == scores(run(tmp_path / 'whole', seed=3))
+
+
+def scores(runner):
+    """Steps and values of the validations that a run knows of."""
+    values, steps = runner.message_hub.get_scalar('val/mIoU').data
+    return [(2 * (index + 1), value) for index, value in enumerate(values)]
+
+
+def test_without_a_seed_one_is_drawn_and_kept(frames, tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path / 'run', Kill(3, 'before'))
+    shutil.copytree(tmp_path / 'run', tmp_path / 'again')
+    first, second = (weights_of(run(tmp_path / name, resume='auto')) for name in ('run', 'again'))
+    assert_same(first, second)
+    with pytest.raises(InputError, match=r'--seed 1: the run that is resumed has seed \d+; leave --seed out'):
+        run(tmp_path / 'run', resume='auto', seed=1)
+
+
+def test_a_moved_work_dir_goes_on_and_keeps_one_best(frames, tmp_path):
+    whole = weights_of(run(tmp_path / 'whole', seed=3))
+    with pytest.raises(Killed):
+        run(tmp_path / 'run', Kill(5, 'before'), seed=3)
+    (tmp_path / 'run').rename(tmp_path / 'moved')
+    assert_same(weights_of(run(tmp_path / 'moved', resume='auto')), whole)
+    assert len(list((tmp_path / 'moved').glob('best_*.pth'))) == 1
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_said(frames, tmp_path):
+    whole = weights_of(run(tmp_path / 'whole', seed=3))
+    with pytest.raises(Killed):
+        run(tmp_path / 'run', Kill(5, 'before'), seed=3)
+    assert saved_steps(tmp_path / 'run') == [2, 4]
+    newest = tmp_path / 'run' / 'iter_4.pth'
+    flip_bit(newest, newest.stat().st_size // 2)
+    with pytest.raises(InputError, match=r'iter_4\.pth: is not what was saved, its checksum differs'):
+        run(tmp_path / 'run', resume=str(newest))
+    resumed = run(tmp_path / 'run', resume='auto')
+    assert resumed.notes == [
+        f'{newest}: is not what was saved, its checksum differs; going on from the one before'
+    ]
+    assert_same(weights_of(resumed), whole)
+    for path in (tmp_path / 'run').glob('iter_*.pth'):
+        path.write_bytes(b'cut')
+    with pytest.raises(InputError, match=r'holds no sound checkpoint; start without --resume\n  .*iter_6'):
+        run(tmp_path / 'run', resume='auto')
+
+
+def test_a_signal_saves_behind_the_step_and_ends(frames, tmp_path):
+    class Signal(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    whole = weights_of(run(tmp_path / 'whole', seed=3))
+    asked = StopOnSignalHook()
+    with asked:
+        stopped = run(tmp_path / 'run', Signal(), asked, seed=3)
+    assert (asked.signal, stopped.iter) == ('SIGTERM', 3)
+    assert saved_steps(tmp_path / 'run') == [2, 3]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert_same(weights_of(run(tmp_path / 'run', resume='auto')), whole)
+
+
+# --- files -------------------------------------------------------------------------------------------------
+
+
+def test_every_checkpoint_has_its_checksum_and_old_ones_go(frames, tmp_path):
+    run(tmp_path / 'run', seed=3)
+    assert saved_steps(tmp_path / 'run') == [4, 6]
+    saved = sorted((tmp_path / 'run').glob('*.pth'))
+    assert len(saved) == 3
+    assert all(is_intact(path) for path in saved)
+    assert sorted((tmp_path / 'run').glob('*.sha256')) == [checksum_file(path) for path in saved]
+
+
+def test_a_checksum_is_there_before_and_behind_the_file_it_is_of(tmp_path, monkeypatch):
+    path = tmp_path / 'iter_2.pth'
+    write_with_checksum(path, b'old')
+    assert checksum_file(path).read_text().endswith('  iter_2.pth\n')
+    replaced = []
+
+    def replace(self, target):
+        # Killed between the two: whatever is under the name has its checksum listed.
+        replaced.append(is_intact(path))
+        return rename(self, target)
+
+    rename = type(path).replace
+    monkeypatch.setattr(type(path), 'replace', replace)
+    write_with_checksum(path, b'new')
+    assert replaced == [True, True, True]
+    assert path.read_bytes() == b'new'
+    assert len(checksum_file(path).read_text().splitlines()) == 1
+
+
+def test_no_room_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / 'iter_2.pth'
+    write_with_checksum(path, b'old')
+    monkeypatch.setattr('mmseg_unet_lyft.engine.saving.free_bytes', lambda folder: 2)
+    with pytest.raises(InputError, match=r'iter_2\.pth: needs 0 MB, and the disk has 0 MB left; make'):
+        write_with_checksum(path, b'newer')
+    assert path.read_bytes() == b'old'
+    assert is_intact(path)
+
+
+def test_random_numbers_of_a_step_follow_from_seed_rank_and_step():
+    drawn = {}
+    for key in ((1, 0, 5), (1, 0, 5), (2, 0, 5), (1, 1, 5), (1, 0, 6)):
+        seed_step(*key)
+        drawn.setdefault(key, []).append(float(torch.rand(1)))
+    assert len({tuple(set(values)) for values in drawn.values()}) == 4
+    assert len(set(drawn[1, 0, 5])) == 1
