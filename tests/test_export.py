@@ -15,7 +15,8 @@ from mmseg_unet_lyft.evaluation.thresholds import Thresholds, save_thresholds
 from mmseg_unet_lyft.inference import exporting, parity
 from mmseg_unet_lyft.inference.export import FrameNetwork
 from mmseg_unet_lyft.inference.exported import LABEL_MAP, MASKS, METADATA_KEY
-from mmseg_unet_lyft.inference.exporting import SUFFIXES, Export
+from mmseg_unet_lyft.inference.exporting import Export
+from mmseg_unet_lyft.inference.formats import EXPORT_SUFFIXES as SUFFIXES
 from mmseg_unet_lyft.inference.parity import Parity
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 

@@ -5,16 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..engine.weights_format import SUFFIX
 from ..errors import InputError
 from ..inference import formats
 
-SUFFIXES = dict(
-    onnx='.onnx',
-    openvino='.xml',
-    torch=formats.PROGRAM,
-    torchscript=formats.TORCHSCRIPT,
-    safetensors='.safetensors',
-)
+SUFFIXES = dict(formats.EXPORT_SUFFIXES, safetensors=SUFFIX)
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:

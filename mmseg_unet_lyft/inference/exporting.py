@@ -10,15 +10,15 @@ from pathlib import Path
 from ..errors import InputError
 from ..evaluation.thresholds import Thresholds
 from .export import convert_to_openvino, export_onnx, export_program, export_torchscript
+from .formats import EXPORT_SUFFIXES
 from .network import TorchNetwork
 from .parity import BAR, Frame, Parity, chosen_pairs, compare, drawn_frames, real_frames
 from .quantisation import calibration_frames, half_onnx, quantise_onnx
 from .segmenter import Segmenter
 
-SUFFIXES = dict(onnx='.onnx', openvino='.xml', torch='.pt2', torchscript='.torchscript')
 _CALIBRATION_FRAMES = 32
 # Formats whose runtime computes in them, or keeps them small.
-PRECISIONS = dict(float32=tuple(SUFFIXES), float16=('onnx', 'openvino'), int8=('onnx', 'openvino'))
+PRECISIONS = dict(float32=tuple(EXPORT_SUFFIXES), float16=('onnx', 'openvino'), int8=('onnx', 'openvino'))
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Export:
     """What is to be written.
 
     Attributes:
-        kind: Of `SUFFIXES`.
+        kind: Of `EXPORT_SUFFIXES`.
         path: Where to; OpenVINO's ``.bin`` goes beside.
         precision: Of `PRECISIONS`.
         max_loss: Points of mIoU, or without truth percent of pixels, that other precisions than float32 may
@@ -47,8 +47,10 @@ class Export:
                 f'--format {self.kind} has no {self.precision}; formats that have it: '
                 f'{", ".join(PRECISIONS[self.precision])}'
             )
-        if self.path.suffix != SUFFIXES[self.kind]:
-            raise InputError(f'{self.path}: files of --format {self.kind} end in {SUFFIXES[self.kind]}')
+        if self.path.suffix != EXPORT_SUFFIXES[self.kind]:
+            raise InputError(
+                f'{self.path}: files of --format {self.kind} end in {EXPORT_SUFFIXES[self.kind]}'
+            )
         if not self.path.parent.is_dir():
             raise InputError(f'{self.path}: {self.path.parent} does not exist; name a folder that does')
         for part in self.parts():

@@ -7,4 +7,6 @@ PROGRAM, TORCHSCRIPT = '.pt2', '.torchscript'
 # What PyTorch runs: reading one can run code that it brings.
 PROGRAMS = (PROGRAM, TORCHSCRIPT)
 EXPORTED = ('.onnx', '.xml', *PROGRAMS)
+# Of `tools/export.py --format`, weights alone aside.
+EXPORT_SUFFIXES = dict(onnx='.onnx', openvino='.xml', torch=PROGRAM, torchscript=TORCHSCRIPT)
 MODELS = (*CHECKPOINTS, *EXPORTED)
