@@ -128,6 +128,24 @@ def test_gradients_of_two_halves_are_those_of_the_whole():
     torch.testing.assert_close(weights[2], weights[1], atol=1e-5, rtol=1e-5)
 
 
+def test_the_fused_optimizer_makes_the_steps_of_the_plain_one():
+    init_default_scope('mmseg')
+    config = load_config('unet_lyft_bn.py', dict(base_channels=4))
+    assert config.optim_wrapper.optimizer.fused
+    images, labels = torch.randn(2, 3, 32, 48), torch.randint(0, 13, (2, 32, 48))
+    weights = {}
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = MODELS.build(config.model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, fused=fused)
+        for _ in range(3):
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights[fused] = torch.cat([weight.flatten() for weight in model.parameters()])
+    torch.testing.assert_close(weights[True], weights[False], atol=1e-4, rtol=1e-4)
+
+
 # --- inference ---------------------------------------------------------------------------------------------
 
 
