@@ -197,6 +197,11 @@ def test_a_program_that_is_none_is_named(tmp_path, suffix):
         Segmenter(path, trust=True)
 
 
+def test_frames_too_small_for_a_program_are_named(files):
+    with pytest.raises(InputError, match=r'x\.pt2: does not take frames of 8x8 \('):
+        Segmenter(files / 'x.pt2', trust=True)(np.zeros((8, 8, 3), np.uint8), colours='BGR')
+
+
 # --- what is refused ---------------------------------------------------------------------------------------
 
 

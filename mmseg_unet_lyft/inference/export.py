@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import warnings
@@ -19,7 +20,7 @@ from ..datasets.labels import hood_spans
 from ..errors import InputError
 from ..evaluation.challenge import challenge_ids
 from ..models.averaging import to_probabilities
-from .exported import FORMAT, FRAMES, LABEL_MAP, MASKS, METADATA_KEY
+from .exported import FORMAT, FRAMES, LABEL_MAP, MASKS, METADATA_KEY, first_line
 from .network import TorchNetwork
 
 # Of the frames that a network is traced with: none of 1, which torch takes for fixed, and odd.
@@ -127,12 +128,11 @@ def _require_plain(network: TorchNetwork) -> None:
 
 @contextmanager
 def _traceable(frame_network: FrameNetwork) -> Iterator[FrameNetwork]:
-    """The network in plain memory format within: a trace would fix sizes that the format is chosen by."""
-    model = frame_network.model
-    before = getattr(model, 'memory_format', None)
-    if before is not None:
-        model.memory_format = torch.contiguous_format
-    model.to(memory_format=torch.contiguous_format)
+    """A copy of the network in plain memory format: a trace would fix sizes that the format is chosen by."""
+    module = copy.deepcopy(frame_network).eval()
+    if hasattr(module.model, 'memory_format'):
+        module.model.memory_format = torch.contiguous_format
+    module.model.to(memory_format=torch.contiguous_format)
     # torch.export warns of what it does not find (torchvision), the tracer of sizes that are compared: with
     # each other, which holds for every frame.
     registration = logging.getLogger('torch.onnx._internal.exporter._registration')
@@ -141,11 +141,9 @@ def _traceable(frame_network: FrameNetwork) -> Iterator[FrameNetwork]:
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')
-            yield frame_network.eval()
+            yield module
     finally:
         registration.setLevel(level)
-        if before is not None:
-            model.memory_format = before
 
 
 def _frames() -> Tensor:
@@ -156,23 +154,29 @@ def to_program(frame_network: FrameNetwork) -> torch.export.ExportedProgram:
     """The network as torch.export's program; number and size of frames stay free.
 
     Raises:
-        InputError: If this torch cannot keep them free.
+        InputError: If this torch, or the network, cannot keep them free.
     """
     if not hasattr(symbolic, 'backed_size_oblivious'):
         raise InputError(f'torch {torch.__version__}: exporting needs torch 2.8; pip install "torch>=2.8"')
+    side = getattr(frame_network.model.backbone, 'smallest_side', _SMALLEST_SIDE)
     number, height, width = (
-        torch.export.Dim(name, min=least)
-        for name, least in (('N', 1), ('H', _SMALLEST_SIDE), ('W', _SMALLEST_SIDE))
+        torch.export.Dim(name, min=least) for name, least in (('N', 1), ('H', side), ('W', side))
     )
     # Both: comparisons of sizes (is this map the skip map's size, or a row more?) become checks at run time,
     # and the smallest frame, whose deepest map is one pixel, is no case of its own.
     with _traceable(frame_network) as module, symbolic.patch(backed_size_oblivious=True):
-        return torch.export.export(
-            module,
-            (_frames(),),
-            dynamic_shapes=({0: number, 1: height, 2: width},),
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
+        try:
+            return torch.export.export(
+                module,
+                (_frames(),),
+                dynamic_shapes=({0: number, 1: height, 2: width},),
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(
+                f'this network does not take frames of every size ({first_line(error)}), so it cannot be '
+                'exported; use its checkpoint'
+            ) from error
 
 
 def export_onnx(
@@ -199,6 +203,7 @@ def export_onnx(
 
     frame_network = FrameNetwork(network, mask_thresholds)
     program = to_program(frame_network)
+    # Within, for the warnings.
     with _traceable(frame_network):
         written = torch.onnx.export(
             program,

@@ -145,6 +145,9 @@ class OnnxNetwork(ExportedNetwork):
         if given is None or given.type != 'tensor(uint8)' or len(given.shape) != 4:
             raise InputError(f'{path}: does not take one batch of uint8 frames (N, H, W, 3); {_REMEDY}')
         self._input, self._errors = given.name, broken
+        # Masks are not computed where label maps alone are asked for.
+        self._asked_alone = onnxruntime.RunOptions()
+        self._asked_alone.only_execute_path_to_fetches = True
         _require_bytes(
             path, {output.name: output.type == 'tensor(uint8)' for output in self._session.get_outputs()}
         )
@@ -155,7 +158,7 @@ class OnnxNetwork(ExportedNetwork):
         )
 
     def _infer(self, frames: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
-        return self._session.run(list(outputs), {self._input: frames})
+        return self._session.run(list(outputs), {self._input: frames}, self._asked_alone)
 
 
 class OpenVinoNetwork(ExportedNetwork):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..datasets.files import sync
 from ..errors import InputError
 from ..evaluation.thresholds import Thresholds
 from .export import convert_to_openvino, export_onnx, export_program, export_torchscript
@@ -106,21 +107,33 @@ def export(segmenter: Segmenter, wanted: Export, proof: Proof, say: Callable[[st
             'pixels, which an exported file cannot; set them to 0 in their file, or use the checkpoint'
         )
     kinds = list(proof.of(segmenter.network))
-    with tempfile.TemporaryDirectory(prefix='.export-', dir=wanted.path.parent) as folder:
-        path = Path(folder) / wanted.path.name
-        _write(segmenter, wanted, path, proof)
-        candidate = Segmenter(path, trust=True)
-        for what, frames in kinds:
-            parity = compare(segmenter, candidate, frames)
-            for line in parity.lines(what):
-                say(line)
-            _require(parity, wanted, what)
-        del candidate
-        if wanted.kind == 'openvino':
-            # Never the graph of one model beside the weights of another.
-            wanted.path.unlink(missing_ok=True)
-        for part in wanted.parts():
-            (path.parent / part.name).replace(part)
+    try:
+        with tempfile.TemporaryDirectory(prefix='.export-', dir=wanted.path.parent) as folder:
+            path = Path(folder) / wanted.path.name
+            _write(segmenter, wanted, path, proof)
+            candidate = Segmenter(path, trust=True)
+            for what, frames in kinds:
+                parity = compare(segmenter, candidate, frames)
+                for line in parity.lines(what):
+                    say(line)
+                _require(parity, wanted, what)
+            del candidate
+            _put_in_place(path, wanted)
+    except OSError as error:
+        raise InputError(
+            f'{wanted.path}: not written ({error.strerror or error}); make room, or name another --out'
+        ) from error
+
+
+def _put_in_place(path: Path, wanted: Export) -> None:
+    """Give a proven file its name."""
+    if wanted.kind == 'openvino':
+        # Never the graph of one model beside the weights of another.
+        wanted.path.unlink(missing_ok=True)
+    for part in wanted.parts():
+        sync(path.parent / part.name)
+        (path.parent / part.name).replace(part)
+    sync(wanted.path.parent)
 
 
 def _write(segmenter: Segmenter, wanted: Export, path: Path, proof: Proof) -> None:

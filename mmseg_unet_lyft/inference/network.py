@@ -32,7 +32,7 @@ class TorchNetwork:
     def __init__(
         self, config: Config | str | None, checkpoint: str, device: str = 'cpu', threads: int | None = None
     ) -> None:
-        model, model_config, self._steps, classes = build_model(config, checkpoint)
+        model, model_config, self.steps, classes = build_model(config, checkpoint)
         self.model = fold_norms(model).to(device)
         self.device, self.threads = device, threads
         self.classes, self.palette, self.hood = classes.names, classes.palette, classes.hood
@@ -46,7 +46,7 @@ class TorchNetwork:
     @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) that its pipeline scales frames to; None if they keep their own."""
-        scales = (getattr(step, 'scale', None) for step in self._steps)
+        scales = (getattr(step, 'scale', None) for step in self.steps)
         return next((tuple(scale[::-1]) for scale in scales if scale is not None), None)
 
     def compile(self) -> None:
@@ -102,7 +102,7 @@ class TorchNetwork:
     def _step(self, frame: np.ndarray) -> np.ndarray:
         """A frame behind the image steps of the test pipeline."""
         results = dict(img=frame, img_shape=frame.shape[:2], ori_shape=frame.shape[:2])
-        for step in self._steps:
+        for step in self.steps:
             results = step(results)
         return results['img']
 

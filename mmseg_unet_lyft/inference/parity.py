@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from ..datasets.labels import get_scheme, tags_to_ids
 from ..datasets.loading import read_image, read_label
@@ -18,7 +18,7 @@ from ..datasets.lyft_carla import find_pairs
 from ..datasets.scenes import draw_frame
 from ..errors import InputError
 from ..evaluation.counts import confusion_matrix, mean_iou
-from .export import FrameNetwork
+from .exported import MASKS
 from .segmenter import Segmenter
 
 BAR = 0.9999  # Share of pixels that an exported file in float32 must label as the network does.
@@ -72,7 +72,9 @@ def drawn_frames(scheme: str | None) -> Iterator[Frame]:
     """Drawn frames of several sizes, BGR, uint8 (H, W, 3), with their ids, uint8 (H, W), under a scheme."""
     for drive, frame, height, width in _DRAWN:
         image, tags = draw_frame(drive, frame, height=height, width=width)
-        label = None if scheme is None else tags_to_ids(tags, get_scheme(scheme))
+        # Drawn tags are those of CARLA 0.8, whatever release the classes are read from.
+        named = None if scheme is None else get_scheme(scheme.partition('_from_')[0])
+        label = None if named is None else tags_to_ids(tags, named)
         yield np.ascontiguousarray(image[..., ::-1]), label
 
 
@@ -104,47 +106,57 @@ def real_frames(
 def compare(reference: Segmenter, exported: Segmenter, frames: Iterable[Frame]) -> Parity:
     """A file beside the network it was made from, both on frames at their own size, alone and in a batch.
 
+    Both by their public calls: the network's own normalisation, thresholds and masks are the reference, not
+    what was exported of them.
+
     Args:
         reference: The network, in PyTorch.
         exported: The file.
         frames: BGR, uint8 (H, W, 3), and their ids, uint8 (H, W), or None.
     """
-    thresholds = None if reference.thresholds is None else reference.thresholds.masks
-    module = FrameNetwork(reference.network, thresholds).eval()
     parity, first = Parity(), None
-    for frame, label in frames:
-        first = frame if first is None else first
-        expected = _outputs(module, frame)
-        found = exported.network.run(frame[None], *module.outputs)
-        for one, other in zip(expected, found, strict=True):
-            parity.same_pixels += int((one == other[0]).sum())
-            parity.pixels += one.size
-        if label is not None:
-            classes = len(reference.classes)
-            pair = [confusion_matrix(label, labels, classes) for labels in (expected[0], found[0][0])]
-            parity.confusions = [sum(both) for both in zip(parity.confusions or [0, 0], pair, strict=True)]
-    if first is None:
-        raise InputError('there are no frames to compare an exported file with its network on')
-    _compare_batch(module, exported, first, parity)
+    with _without_steps(reference):
+        for frame, label in frames:
+            first = frame if first is None else first
+            expected, found = _count(reference, exported, frame[None], parity)
+            if label is not None:
+                classes = len(reference.classes)
+                pair = [confusion_matrix(label, labels[0], classes) for labels in (expected, found)]
+                parity.confusions = [
+                    sum(both) for both in zip(parity.confusions or [0, 0], pair, strict=True)
+                ]
+        if first is None:
+            raise InputError('there are no frames to compare an exported file with its network on')
+        batch = np.stack([first, first[:, ::-1]])[:, :77, :101]
+        _count(reference, exported, np.ascontiguousarray(batch), parity)
     _measure_speed(reference, exported, first, parity)
     return parity
 
 
-def _outputs(module: FrameNetwork, frame: np.ndarray) -> list[np.ndarray]:
-    """What the network gives for a frame: label map and, if it gives them, masks."""
-    with torch.inference_mode():
-        found = module(torch.from_numpy(frame)[None])
-    return [one[0].numpy() for one in (found if isinstance(found, tuple) else (found,))]
+@contextmanager
+def _without_steps(segmenter: Segmenter) -> Iterator[None]:
+    """Frames keep their size within, as they do for a file."""
+    steps, segmenter.network.steps = segmenter.network.steps, []
+    try:
+        yield
+    finally:
+        segmenter.network.steps = steps
 
 
-def _compare_batch(module: FrameNetwork, exported: Segmenter, frame: np.ndarray, parity: Parity) -> None:
-    """Count a batch of two frames of an odd size."""
-    batch = np.ascontiguousarray(np.stack([frame, frame[:, ::-1]])[:, :77, :101])
-    found = exported.network.run(batch, *module.outputs)
-    for index, one_frame in enumerate(batch):
-        for one, other in zip(_outputs(module, one_frame), found, strict=True):
-            parity.same_pixels += int((one == other[index]).sum())
-            parity.pixels += one.size
+def _count(
+    reference: Segmenter, exported: Segmenter, batch: np.ndarray, parity: Parity
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count what agrees on frames uint8 (N, H, W, 3); returns both label maps, uint8 (N, H, W)."""
+    pairs = [
+        segmenter.labels_and_masks(batch, colours='BGR')
+        if MASKS in exported.network.outputs
+        else (segmenter(batch, colours='BGR'),)
+        for segmenter in (reference, exported)
+    ]
+    for one, other in zip(*pairs, strict=True):
+        parity.same_pixels += int((one == other).sum())
+        parity.pixels += one.size
+    return pairs[0][0], pairs[1][0]
 
 
 def _measure_speed(reference: Segmenter, exported: Segmenter, frame: np.ndarray, parity: Parity) -> None:

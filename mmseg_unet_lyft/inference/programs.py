@@ -55,7 +55,8 @@ class ProgramNetwork(ExportedNetwork):
             program = move_to_device_pass(program, self.device)
         return program.module()
 
-    _errors = (RuntimeError,)
+    # A program's own checks of sizes are assertions.
+    _errors = (RuntimeError, AssertionError)
 
     def _infer(self, frames: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
         found = dict(zip(self.outputs, self._call(frames), strict=True))
