@@ -134,11 +134,52 @@ def test_nothing_that_fits_is_an_error(tmp_path):
         checkpoint.load_weights(unet(), checkpoint.read_weights(path), path)
 
 
+def save_run(path, **left_out):
+    """A checkpoint with all that a run goes on from, but for what is left out."""
+    content = dict(
+        state_dict={}, optimizer={}, param_schedulers=[], message_hub={}, meta=dict(epoch=0, iter=5)
+    )
+    torch.save({key: value for key, value in content.items() if key not in left_out}, path)
+
+
+@pytest.mark.parametrize('key', ['optimizer', 'param_schedulers', 'message_hub', 'meta'])
+def test_a_checkpoint_without_its_run_is_nothing_to_resume_from(tmp_path, key):
+    config = Config(dict(work_dir=str(tmp_path), load_from=None, resume=False))
+    save_run(tmp_path / 'best.pth', **{key: True})
+    what = 'step' if key == 'meta' else key
+    message = f'best.pth: holds weights alone, no {what} to go on from; name an iter_N.pth, or start anew'
+    with pytest.raises(InputError, match=message):
+        checkpoint.use_resume(config, str(tmp_path / 'best.pth'))
+
+
+def test_the_end_of_an_older_run_is_not_taken_for_this_ones(tmp_path):
+    config = Config(dict(work_dir=str(tmp_path), load_from=None, resume=False))
+    for step in (1000, 1500, 20000):
+        save_run(tmp_path / f'iter_{step}.pth')
+    (tmp_path / 'last_checkpoint').write_text('/where/it/was/iter_1500.pth')
+    checkpoint.use_resume(config, 'auto')
+    assert config.load_from == str(tmp_path / 'iter_1500.pth')
+    # A kill between the two writes leaves it empty.
+    (tmp_path / 'last_checkpoint').write_text('')
+    checkpoint.use_resume(config, 'auto')
+    assert config.load_from == str(tmp_path / 'iter_20000.pth')
+
+
+def test_a_damaged_or_lonely_checksum_is_no_traceback(tmp_path):
+    config = Config(dict(work_dir=str(tmp_path), load_from=None, resume=False))
+    (tmp_path / 'iter_5.pth.sha256').write_bytes(b'\xff\xfe')
+    with pytest.raises(InputError, match=r'iter_5\.pth: no such checkpoint'):
+        checkpoint.use_resume(config, str(tmp_path / 'iter_5.pth'))
+    save_run(tmp_path / 'iter_5.pth')
+    with pytest.raises(InputError, match=r'iter_5\.pth: is not what was saved, its checksum differs'):
+        checkpoint.use_resume(config, 'auto')
+
+
 def test_resume_wants_a_checkpoint(tmp_path):
     config = Config(dict(work_dir=str(tmp_path), load_from=None, resume=False))
     with pytest.raises(InputError, match=f'--resume: {tmp_path} holds no sound checkpoint'):
         checkpoint.use_resume(config, 'auto')
-    torch.save(dict(state_dict={}), tmp_path / 'iter_5.pth')
+    save_run(tmp_path / 'iter_5.pth')
     with pytest.raises(InputError, match=r'iter_6.pth: no such checkpoint; .* holds iter_5.pth'):
         checkpoint.use_resume(config, str(tmp_path / 'iter_6.pth'))
     checkpoint.use_resume(config, str(tmp_path / 'iter_5.pth'))
@@ -158,7 +199,8 @@ def test_weights_alone_are_nothing_to_resume_from():
 
 def test_auto_resume_finds_the_last_one_in_a_work_dir_that_was_moved(tmp_path):
     config = Config(dict(work_dir=str(tmp_path), load_from=None, resume=False))
-    torch.save(dict(state_dict={}), tmp_path / 'iter_5.pth')
+    save_run(tmp_path / 'iter_5.pth')
+    (tmp_path / 'last_checkpoint').write_text('/where/it/was/iter_5.pth')
     checkpoint.use_resume(config, 'auto')
     assert (config.resume, config.load_from) == (True, str(tmp_path / 'iter_5.pth'))
 

@@ -11,13 +11,7 @@ place=()
 if [ "$per_node" -gt 0 ]; then place=("--gres=gpu:$per_node" "--ntasks-per-node=$per_node"); fi
 # A port of the job's own, the same for all its tasks: jobs that share a node do not meet.
 export MASTER_PORT=${PORT:-$((20000 + RANDOM % 20000))}
-# A job that Slurm has started again goes on.
-if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then set -- "$@" --resume; fi
-code=0
 # shellcheck disable=SC2086
-srun -p "$partition" --job-name="$job_name" "${place[@]}" --ntasks="$tasks" \
+exec srun -p "$partition" --job-name="$job_name" "${place[@]}" --ntasks="$tasks" \
     --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
-    "${PYTHON:-python}" -u "$(dirname "$0")/train.py" "$config" --launcher slurm "$@" || code=$?
-# 75: asked to stop, and saved. Inside a batch job (#SBATCH --signal=B:USR1@120, say) Slurm is to start it again.
-if [ "$code" = 75 ] && [ -n "${SLURM_JOB_ID:-}" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
-exit "$code"
+    "${PYTHON:-python}" -u "$(dirname "$0")/train.py" "$config" --launcher slurm "$@"

@@ -18,7 +18,7 @@ from ..engine import device
 from ..engine.config import load_config, parse_options
 from ..engine.description import KEY, describe
 from ..errors import InputError
-from ..inference.formats import EXPORTED
+from ..inference.formats import EXPORTED, PROGRAMS
 from ..inference.formats import MODELS as MODEL_SUFFIXES
 from ..inference.segmenter import Segmenter
 
@@ -63,6 +63,8 @@ def find_subject(words: Sequence[str], options: Sequence[str], wanted: str | Non
     """
     *configs, last = words or [DEFAULT_CONFIG]
     is_model = last.endswith(MODEL_SUFFIXES)
+    if last.endswith(PROGRAMS):
+        raise InputError(f'{last}: programs of PyTorch are not measured; name an .onnx, .xml or checkpoint')
     if len(configs) > 1 or (configs and not is_model):
         raise InputError(f'{" ".join(words)}: name a model, a config and its checkpoint, or a config alone')
     if is_model and not configs:

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
-from ..inference.formats import CHECKPOINTS
+from ..inference.formats import PICKLED
 from .console import guarded, say
 from .options import check_file_option
 
@@ -48,8 +48,10 @@ def _import_keras(argv: list[str] | None) -> None:
     args = parse_args(argv)
     name = args.weights.name.removesuffix('.h5').removesuffix('.weights').removesuffix('.keras')
     out = args.out or Path(f'{name}.pth')
-    if out.suffix not in CHECKPOINTS:
-        raise InputError(f'--out {out}: a checkpoint ends in {" or ".join(CHECKPOINTS)}')
+    if out.suffix not in PICKLED:
+        raise InputError(
+            f'--out {out}: a checkpoint ends in {" or ".join(PICKLED)}; tools/export.py makes others'
+        )
     check_file_option('--out', out)
     if out.exists() and not args.overwrite:
         raise InputError(f'{out}: is there already; name another --out, or add --overwrite')

@@ -64,8 +64,9 @@ def _train(argv: list[str] | None) -> int:
         say(checkpoint.describe_best(config.work_dir))
         say(f'wrote {config.work_dir}')
     if asked.signal:
-        say(f'stopped by {asked.signal}; all is saved, go on with --resume')
-        asked.part()
+        saved = 'all is saved, go on with --resume' if asked.has_saved else 'nothing was saved for it'
+        say(f'stopped by {asked.signal}; {saved}')
+        asked.wait_for_ranks()
         launch.leave_group()
     return EXIT_STOPPED if asked.signal else 0
 

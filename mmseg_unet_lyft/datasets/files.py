@@ -28,6 +28,7 @@ def write_whole(path: Path, content: bytes) -> None:
         sync(part)
         part.replace(path)
     except OSError as error:
+        part.unlink(missing_ok=True)
         raise InputError(
             f'{path}: cannot be written ({error.strerror}); make room, or name another folder'
         ) from error

@@ -51,6 +51,7 @@ def use_resume(config: Config, resume: str | None) -> list[str]:
         if is_intact(Path(path)) is False:
             raise InputError(f'{path}: is not what was saved, its checksum differs; resume from another one')
         content = read_checkpoint(path)
+    _require_run(content, path)
     config.load_from, config.resume = path, True
     meta = content.get('meta')
     seed = meta.get('seed') if isinstance(meta, dict) else None
@@ -62,17 +63,42 @@ def use_resume(config: Config, resume: str | None) -> list[str]:
     return passed_over
 
 
+def _require_run(content: dict[str, Any], path: str) -> None:
+    """Raise an InputError for a checkpoint that holds weights, but no run to go on with."""
+    meta = content.get('meta')
+    missing = [key for key in ('optimizer', 'param_schedulers', 'message_hub') if key not in content]
+    if missing or not isinstance(meta, dict) or not {'epoch', 'iter'} <= meta.keys():
+        raise InputError(
+            f'{path}: holds weights alone, no {" and ".join(missing) or "step"} to go on from; name an '
+            'iter_N.pth, or start anew from the weights with --load-from'
+        )
+
+
 def _newest_sound(work_dir: Path, passed_over: list[str]) -> dict[str, Any]:
     """The content of a work dir's newest checkpoint that is what was saved, with its ``path``."""
-    for path in (work_dir / f'iter_{step}.pth' for step in reversed(saved_steps(work_dir))):
+    for path in _newest_first(work_dir):
         try:
             if is_intact(path) is False:
                 raise InputError(f'{path}: is not what was saved, its checksum differs')
-            return dict(read_checkpoint(str(path)), path=str(path))
+            content = read_checkpoint(str(path))
+            _require_run(content, str(path))
+            return dict(content, path=str(path))
         except InputError as error:
             passed_over.append(f'{error}; going on from the one before')
     damaged = ''.join(f'\n  {line}' for line in passed_over)
     raise InputError(f'--resume: {work_dir} holds no sound checkpoint; start without --resume{damaged}')
+
+
+def _newest_first(work_dir: Path) -> list[Path]:
+    """A work dir's checkpoints to resume from: the one that was noted as the last, then those before it.
+
+    By number alone, an older run's end would be taken for this one's.
+    """
+    steps, note = saved_steps(work_dir), work_dir / 'last_checkpoint'
+    # The path is absolute, and a work dir may have been moved.
+    noted = re.fullmatch(r'iter_(\d+)\.pth', Path(note.read_text().strip()).name) if note.is_file() else None
+    last = int(noted[1]) if noted else max(steps, default=0)
+    return [work_dir / f'iter_{step}.pth' for step in reversed(steps) if step <= last]
 
 
 def load_safely() -> None:
@@ -234,8 +260,7 @@ def best_checkpoint(work_dir: str) -> Path | None:
 
 def _last_checkpoint(work_dir: str) -> Path | None:
     """The checkpoint of the last step saved in a work dir, None if there is none."""
-    steps = saved_steps(Path(work_dir))
-    return Path(work_dir) / f'iter_{steps[-1]}.pth' if steps else None
+    return next(iter(_newest_first(Path(work_dir))), None)
 
 
 def describe_best(work_dir: str) -> str:

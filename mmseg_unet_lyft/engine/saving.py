@@ -13,7 +13,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
-from ..datasets.files import UNFINISHED, free_bytes, sync, write_whole
+from ..datasets.files import UNFINISHED, free_bytes, sync, taken_bytes, write_whole
 from ..errors import InputError
 from .train_loop import VALIDATED
 
@@ -29,9 +29,10 @@ def checksum_file(path: Path) -> Path:
 def is_intact(path: Path) -> bool | None:
     """Whether a checkpoint is what was written; None where no checksum is beside it."""
     beside = checksum_file(path)
-    if not beside.is_file():
+    if not beside.is_file() or not path.is_file():
         return None
-    listed = {line.split()[0] for line in beside.read_text(encoding='utf-8').splitlines() if line.split()}
+    lines = beside.read_text(encoding='utf-8', errors='replace').splitlines()
+    listed = {line.split()[0] for line in lines if line.split()}
     with path.open('rb') as file:
         return hashlib.sha256(file.read()).hexdigest() in listed
 
@@ -104,6 +105,8 @@ class LyftCheckpointHook(CheckpointHook):
         if self.save_best is not None:
             for key, path in self._best().items():
                 self._set_best(key, path and str(Path(self.out_dir) / Path(path).name))
+        if is_main_process():
+            remove_unfinished(Path(self.out_dir))
         self._check_room(runner)
 
     def _check_room(self, runner: Runner) -> None:
@@ -112,7 +115,8 @@ class LyftCheckpointHook(CheckpointHook):
         # Weights and two moments, one more with a moving average; the best, and the one being written, too.
         kept = self.max_keep_ckpts if self.max_keep_ckpts > 0 else 2
         needed = weights * (4 * (kept + 1) + 2 * len(self.save_best or ()))
-        room = free_bytes(Path(self.out_dir))
+        folder = Path(self.out_dir)
+        room = free_bytes(folder) + taken_bytes(path for path in folder.glob('*.pth') if path.is_file())
         if room < needed:
             raise InputError(
                 f'{self.out_dir}: checkpoints of this model take about {needed / 1e6:.0f} MB, and the disk '

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import all_reduce, barrier
+from mmengine.dist import all_reduce, barrier, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from .saving import LyftCheckpointHook, is_update
+from .train_loop import LyftTrainLoop
 
 # What Slurm, schedulers of spot machines, and Ctrl-C send; not all of them are on Windows.
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGUSR1')
@@ -27,10 +28,12 @@ class StoppedError(Exception):
 class StopOnSignalHook(Hook):
     """Save the run behind the step in which a signal comes, and end it; all ranks at the same step.
 
-    In a validation nothing is left to save, so the run ends there at once. A second signal ends the process.
+    In a validation the run ends between two frames, each rank by itself: it was saved before. A second signal
+    ends the process.
 
     Attributes:
         signal: Name of the signal that came, None before.
+        has_saved: Whether the run can go on from where it was stopped.
     """
 
     # Behind the checkpoint hook, which may have saved this very step.
@@ -38,8 +41,8 @@ class StopOnSignalHook(Hook):
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self.has_saved = False
         self._before: dict[int, Any] = {}
-        self._is_validating = False
         self._is_agreed = False
 
     def __enter__(self) -> StopOnSignalHook:
@@ -63,8 +66,6 @@ class StopOnSignalHook(Hook):
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
-        if self._is_validating:
-            raise StoppedError(self.signal)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
@@ -76,28 +77,31 @@ class StopOnSignalHook(Hook):
         saver = next((hook for hook in runner.hooks if isinstance(hook, LyftCheckpointHook)), None)
         if saver is not None and saver.saved_step != runner.iter + 1:
             saver.save_now(runner)
+        self.has_saved = saver is not None
         # A launcher ends all ranks as soon as one has ended: none goes before the first has saved.
         barrier()
         self._is_agreed = True
+        if not isinstance(runner.train_loop, LyftTrainLoop):
+            raise StoppedError(self.signal)
         runner.train_loop.is_stopping = True
 
     def _is_asked(self) -> bool:
         """Whether a signal came to any rank."""
+        if get_world_size() == 1:
+            return self.signal is not None
         asked = torch.tensor(float(self.signal is not None), device=get_device())
         all_reduce(asked, op='max')
         return bool(asked)
 
-    def before_val(self, runner: Runner) -> None:
-        """From here on nothing is left to save."""
-        self._is_validating = True
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """End the run between two frames of a validation: the run was saved before it."""
         if self.signal is not None:
+            self.has_saved = any(isinstance(hook, LyftCheckpointHook) for hook in runner.hooks)
             raise StoppedError(self.signal)
 
-    def after_val(self, runner: Runner) -> None:
-        """Called behind a validation."""
-        self._is_validating = False
-
-    def part(self) -> None:
+    def wait_for_ranks(self) -> None:
         """Wait for the other ranks, if all stopped behind one step: none ends while another speaks."""
         if self._is_agreed:
             barrier()

@@ -13,6 +13,8 @@ from mmengine.runner import IterBasedTrainLoop
 from mmseg.registry import LOOPS
 from torch import nn
 
+from ..errors import InputError
+
 VALIDATED = 'validated_iter'  # In the message hub: behind which step validation was done last.
 
 
@@ -65,6 +67,8 @@ class LyftTrainLoop(IterBasedTrainLoop):
         batches = self._batches()
         while self._iter < self._max_iters and not self.stop_training and not self.is_stopping:
             runner.model.train()
+            # Twice: transforms of others draw where the batch is read, and a loader's start draws too.
+            seed_step(runner.seed, get_rank(), self._iter)
             batch = next(batches)
             seed_step(runner.seed, get_rank(), self._iter)
             self.run_iter(batch)
@@ -92,13 +96,18 @@ class LyftTrainLoop(IterBasedTrainLoop):
                 'reading %d batches again: %s cannot pass over samples', self._iter, type(sampler).__name__
             )
         passed = 0 if can_skip else self._iter
+        epoch = 0
         while True:
+            is_empty = True
             for batch in loader:
+                is_empty = False
                 if passed:
                     passed -= 1
                 else:
                     yield batch
+            if is_empty:
+                raise InputError('train_dataloader gives no batch: it has fewer frames than batch_size')
             # Of a sampler that ends: its next epoch.
             if hasattr(sampler, 'set_epoch'):
-                self._epoch += 1
-                sampler.set_epoch(self._epoch)
+                epoch += 1
+                sampler.set_epoch(epoch)

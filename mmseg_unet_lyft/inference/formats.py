@@ -2,7 +2,8 @@
 
 from ..engine.weights_format import SUFFIX
 
-CHECKPOINTS = ('.pth', '.pt', SUFFIX)
+PICKLED = ('.pth', '.pt')
+CHECKPOINTS = (*PICKLED, SUFFIX)
 PROGRAM, TORCHSCRIPT = '.pt2', '.torchscript'
 # What PyTorch runs: reading one can run code that it brings.
 PROGRAMS = (PROGRAM, TORCHSCRIPT)

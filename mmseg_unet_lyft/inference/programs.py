@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from zipfile import BadZipFile
 
 import numpy as np
@@ -12,6 +13,22 @@ import torch
 from ..errors import InputError
 from .exported import LABEL_MAP, MASKS, METADATA_KEY, ExportedNetwork, first_line
 from .formats import PROGRAM
+
+# Large enough for six pools.
+_TRIAL_SIZE = (64, 64)
+# What torch raises for a file that is no program, or a damaged one.
+_UNREADABLE = (
+    AssertionError,
+    AttributeError,
+    BadZipFile,
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    UnpicklingError,
+    ValueError,
+)
 
 
 class ProgramNetwork(ExportedNetwork):
@@ -30,9 +47,12 @@ class ProgramNetwork(ExportedNetwork):
     """
 
     def __init__(self, path: str, device: str = 'cpu', threads: int | None = None) -> None:
+        kind, _, index = device.partition(':')
+        if kind not in ('cpu', 'cuda') or (index and not index.isdecimal()):
+            raise InputError(f'--device {device}: choose cpu, cuda or cuda:N')
+        if kind == 'cuda' and int(index or 0) >= torch.cuda.device_count():
+            raise InputError(f'--device {device}: this torch sees no such GPU; use --device cpu')
         self.device, self.threads = torch.device(device), threads
-        if self.device.type == 'cuda' and not torch.cuda.is_available():
-            raise InputError(f'--device {device}: this torch sees no GPU; use --device cpu')
         extra = {METADATA_KEY: ''}
         try:
             if Path(path).suffix == PROGRAM:
@@ -40,8 +60,8 @@ class ProgramNetwork(ExportedNetwork):
             else:
                 self._module = torch.jit.load(path, map_location=self.device, _extra_files=extra).eval()
             # A program does not name its outputs; their number says which they are.
-            number = len(self._call(np.zeros((1, 16, 16, 3), np.uint8)))
-        except (RuntimeError, ValueError, KeyError, OSError, EOFError, TypeError, BadZipFile) as error:
+            number = len(self._call(np.zeros((1, *_TRIAL_SIZE, 3), np.uint8)))
+        except _UNREADABLE as error:
             raise InputError(f'{path}: cannot be read as a program ({first_line(error)})') from error
         metadata = extra[METADATA_KEY]
         text = metadata.decode(errors='replace') if isinstance(metadata, bytes) else metadata

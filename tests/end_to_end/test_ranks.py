@@ -335,18 +335,3 @@ def test_slurm_train_asks_for_a_task_a_gpu(tmp_path):
         f'--kill-on-bad-exit=1 --time=60 --qos=low python -u {ROOT}/tools/train.py configs/unet_lyft.py '
         '--launcher slurm --amp\nport 1234\n'
     )
-
-
-def test_slurm_train_has_a_stopped_job_started_again_and_go_on(tmp_path):
-    for name, script in (('srun', 'echo "$@"; exit 75'), ('scontrol', 'echo scontrol "$@"')):
-        (tmp_path / name).write_text(f'#!/bin/sh\n{script}\n')
-        (tmp_path / name).chmod(0o755)
-    environ = os.environ | dict(PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}', SLURM_JOB_ID='7')
-    command = [ROOT / 'tools/slurm_train.sh', 'gpu', 'job', 'configs/unet_lyft.py']
-    first = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-    assert first.returncode == EXIT_STOPPED
-    assert first.stdout.endswith('--launcher slurm\nscontrol requeue 7\n')
-    again = subprocess.run(
-        command, env=environ | dict(SLURM_RESTART_COUNT='1'), capture_output=True, text=True, check=False
-    )
-    assert '--launcher slurm --resume\n' in again.stdout
