@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ def write_whole(path: Path, content: bytes) -> None:
         sync(part)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        # A part keeps a full disk full.
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise InputError(
             f'{path}: cannot be written ({error.strerror}); make room, or name another folder'
         ) from error
