@@ -99,6 +99,16 @@ class KaggleFolder:
 
 
 @pytest.fixture
+def three_drives(kaggle: KaggleFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three frames 32x48 of each of F1, F2 and F3 at ``./frames`` of a folder that is the current one."""
+    for drive in ('F1', 'F2', 'F3'):
+        for number in range(3):
+            kaggle.add(f'{drive}-{number}', size=(32, 48))
+    monkeypatch.chdir(tmp_path)
+    return kaggle.root.rename(tmp_path / 'frames')
+
+
+@pytest.fixture
 def kaggle(tmp_path: Path) -> KaggleFolder:
     """An empty folder in the Kaggle layout; ``kaggle.add('F1-0')`` writes a frame into it."""
     root = tmp_path / 'kaggle'

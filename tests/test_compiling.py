@@ -23,16 +23,6 @@ from mmseg_unet_lyft.inference.video import COMPILE_FROM_FRAMES, compile_if_it_p
 SMALL = dict(base_channels=4, data_root='frames', batch_size=2, num_workers=0, crop_size=(32, 48))
 
 
-@pytest.fixture
-def frames(kaggle, tmp_path, monkeypatch):
-    """Frames of three drives at ``./frames``."""
-    for drive in ('F1', 'F2', 'F3'):
-        for number in range(2):
-            kaggle.add(f'{drive}-{number}', size=(32, 48))
-    kaggle.root.rename(tmp_path / 'frames')
-    monkeypatch.chdir(tmp_path)
-
-
 # Two levels: compiling five takes minutes.
 SHALLOW = {'model.backbone.num_stages': 2, 'model.decode_head.in_channels': [4, 8]}
 
@@ -72,7 +62,7 @@ def checkpoint(tmp_path):
     [('auto', 5000, False), (True, 1, True), (False, 5000, False)],
 )
 def test_training_compiles_where_it_is_asked_for_and_not_by_itself_on_a_cpu(
-    frames, tmp_path, wanted, max_iters, compiles
+    three_drives, tmp_path, wanted, max_iters, compiles
 ):
     runner = runner_of(tmp_path, compiled=wanted, max_iters=max_iters)
     next(hook for hook in runner.hooks if isinstance(hook, LyftCompileHook)).before_train(runner)
@@ -86,7 +76,7 @@ def test_compiling_pays_on_a_gpu_over_many_steps():
 
 
 @pytest.mark.slow
-def test_compiled_training_gives_the_weights_of_training_without(frames, tmp_path):
+def test_compiled_training_gives_the_weights_of_training_without(three_drives, tmp_path):
     weights = {}
     for compiled in (False, True):
         runner = runner_of(tmp_path, compiled=compiled, max_iters=3, val_interval=2, **SHALLOW)

@@ -12,7 +12,7 @@ from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.evaluation.challenge import challenge_ids
 from mmseg_unet_lyft.evaluation.thresholds import Thresholds, save_thresholds
-from mmseg_unet_lyft.inference import exporting, parity
+from mmseg_unet_lyft.inference import exporting, parity, samples
 from mmseg_unet_lyft.inference.export import FrameNetwork
 from mmseg_unet_lyft.inference.exported import LABEL_MAP, MASKS, METADATA_KEY
 from mmseg_unet_lyft.inference.exporting import Export
@@ -44,7 +44,7 @@ def save_random(path, **knobs):
 def _small_drawings():
     """Frames of the set's own size take a second each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, '_DRAWN', (('F1', 0, 96, 128), ('F62', 5, 97, 131)))
+        patch.setattr(samples, '_DRAWN', (('F1', 0, 96, 128), ('F62', 5, 97, 131)))
         patch.setattr(parity, '_ROUNDS', 1)
         yield
 

@@ -324,13 +324,8 @@ RUNNER_HOLDS: dict[str, Callable[[Runner], list]] = dict(
 
 
 @pytest.fixture
-def tiny_options(kaggle, tmp_path, monkeypatch):
-    """Frames of three drives at ``./frames`` and random weights of a ResNet-18 at ``./resnet.pth``."""
-    for drive in ('F1', 'F2', 'F3'):
-        for number in range(3):
-            kaggle.add(f'{drive}-{number}', size=(32, 48))
-    kaggle.root.rename(tmp_path / 'frames')
-    monkeypatch.chdir(tmp_path)
+def tiny_options(three_drives):
+    """Options of a run that is the same each time, and saves no more than it must."""
     return {'randomness.seed': 0, 'default_hooks.checkpoint.save_optimizer': False}
 
 

@@ -13,18 +13,18 @@ import onnx
 import openvino
 import pytest
 import torch
-from mmengine.registry import init_default_scope
-from mmseg.registry import MODELS
 
 from mmseg_unet_lyft import register  # noqa: F401
 from mmseg_unet_lyft.datasets.scenes import draw_frame
 from mmseg_unet_lyft.engine.config import load_config
-from mmseg_unet_lyft.engine.description import KEY, describe
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.inference.export import convert_to_openvino, export_onnx
 from mmseg_unet_lyft.inference.exported import METADATA_KEY
-from mmseg_unet_lyft.inference.quantisation import calibration_frames, half_onnx, quantise_onnx
+from mmseg_unet_lyft.inference.quantisation import half_onnx, quantise_onnx
+from mmseg_unet_lyft.inference.samples import calibration_frames
 from mmseg_unet_lyft.inference.segmenter import Segmenter
+
+from .test_segmenter import save_random
 
 SIZE = (96, 128)
 # Near what the random network gives, so that both masks have an edge.
@@ -43,16 +43,7 @@ def drawn(number: int, first: int = 0) -> list[np.ndarray]:
 def segmenter(tmp_path_factory):
     """A random network of three classes that all occur, large enough for its weights to make up the file."""
     config = load_config('configs/unet_lyft_challenge.py', dict(base_channels=8, image_scale_wh=SIZE[::-1]))
-    init_default_scope('mmseg')
-    torch.manual_seed(1)
-    model = MODELS.build(config.model)
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(layer.running_mean, std=0.1)
-            torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
-    path = tmp_path_factory.mktemp('model') / 'random.pth'
-    torch.save(dict(state_dict=model.state_dict(), meta={KEY: describe(config)}), path)
-    return Segmenter(path)
+    return Segmenter(save_random(config, tmp_path_factory.mktemp('model') / 'random.pth'))
 
 
 @pytest.fixture(scope='module')

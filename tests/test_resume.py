@@ -10,7 +10,12 @@ from mmengine.hooks import Hook
 from mmseg_unet_lyft.engine.checkpoint import use_resume
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.runner import build_runner
-from mmseg_unet_lyft.engine.saving import checksum_file, is_intact, saved_steps, write_with_checksum
+from mmseg_unet_lyft.engine.saving import (
+    checksum_file,
+    is_intact,
+    saved_checkpoints,
+    write_with_checksum,
+)
 from mmseg_unet_lyft.engine.stopping import StopOnSignalHook
 from mmseg_unet_lyft.engine.train_loop import seed_step
 from mmseg_unet_lyft.errors import InputError
@@ -57,16 +62,6 @@ class Kill(Hook):
         self._die(runner, 'validation')
 
 
-@pytest.fixture
-def frames(kaggle, tmp_path, monkeypatch):
-    """Frames of three drives at ``./frames``."""
-    for drive in ('F1', 'F2', 'F3'):
-        for number in range(3):
-            kaggle.add(f'{drive}-{number}', size=(32, 48))
-    kaggle.root.rename(tmp_path / 'frames')
-    monkeypatch.chdir(tmp_path)
-
-
 def run(work_dir, *hooks, resume=None, name='unet_lyft.py', seed=None, **knobs):
     """A runner that trained, in a fresh state of all global random numbers."""
     config = load_config(name, KNOBS | knobs)
@@ -80,6 +75,10 @@ def run(work_dir, *hooks, resume=None, name='unet_lyft.py', seed=None, **knobs):
     runner.notes = notes
     runner.train()
     return runner
+
+
+def steps_in(work_dir):
+    return list(saved_checkpoints(work_dir))
 
 
 def weights_of(runner):
@@ -104,7 +103,7 @@ def assert_same(found, expected):
     ],
     ids=['dropout', 'average-accumulate', 'bfloat16-worker'],
 )
-def test_a_run_killed_anywhere_ends_with_the_same_weights(frames, tmp_path, knobs):
+def test_a_run_killed_anywhere_ends_with_the_same_weights(three_drives, tmp_path, knobs):
     whole = weights_of(run(tmp_path / 'whole', seed=3, **knobs))
     for step, where in ((3, 'before'), (4, 'validation'), (5, 'before'))[: 1 if knobs else 3]:
         work_dir = tmp_path / f'{step}-{where}'
@@ -118,7 +117,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_weights(frames, tmp_path, knob
     assert any(not torch.equal(weight, whole[name]) for name, weight in different.items())
 
 
-def test_a_validation_that_was_due_is_done_first_and_once(frames, tmp_path):
+def test_a_validation_that_was_due_is_done_first_and_once(three_drives, tmp_path):
     with pytest.raises(Killed):
         run(tmp_path / 'run', Kill(4, 'validation'), seed=3)
     resumed = run(tmp_path / 'run', resume='auto')
@@ -132,7 +131,7 @@ def scores(runner):
     return [(2 * (index + 1), value) for index, value in enumerate(values)]
 
 
-def test_without_a_seed_one_is_drawn_and_kept(frames, tmp_path):
+def test_without_a_seed_one_is_drawn_and_kept(three_drives, tmp_path):
     with pytest.raises(Killed):
         run(tmp_path / 'run', Kill(3, 'before'))
     shutil.copytree(tmp_path / 'run', tmp_path / 'again')
@@ -142,7 +141,7 @@ def test_without_a_seed_one_is_drawn_and_kept(frames, tmp_path):
         run(tmp_path / 'run', resume='auto', seed=1)
 
 
-def test_a_moved_work_dir_goes_on_and_keeps_one_best(frames, tmp_path):
+def test_a_moved_work_dir_goes_on_and_keeps_one_best(three_drives, tmp_path):
     whole = weights_of(run(tmp_path / 'whole', seed=3))
     with pytest.raises(Killed):
         run(tmp_path / 'run', Kill(5, 'before'), seed=3)
@@ -152,11 +151,11 @@ def test_a_moved_work_dir_goes_on_and_keeps_one_best(frames, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_and_said(frames, tmp_path):
+def test_a_damaged_newest_checkpoint_is_passed_over_and_said(three_drives, tmp_path):
     whole = weights_of(run(tmp_path / 'whole', seed=3))
     with pytest.raises(Killed):
         run(tmp_path / 'run', Kill(5, 'before'), seed=3)
-    assert saved_steps(tmp_path / 'run') == [2, 4]
+    assert steps_in(tmp_path / 'run') == [2, 4]
     newest = tmp_path / 'run' / 'iter_4.pth'
     flip_bit(newest, newest.stat().st_size // 2)
     with pytest.raises(InputError, match=r'iter_4\.pth: is not what was saved, its checksum differs'):
@@ -172,7 +171,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(frames, tmp_path):
         run(tmp_path / 'run', resume='auto')
 
 
-def test_a_signal_saves_behind_the_step_and_ends(frames, tmp_path):
+def test_a_signal_saves_behind_the_step_and_ends(three_drives, tmp_path):
     class Signal(Hook):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             if runner.iter == 2:
@@ -183,17 +182,74 @@ def test_a_signal_saves_behind_the_step_and_ends(frames, tmp_path):
     with asked:
         stopped = run(tmp_path / 'run', Signal(), asked, seed=3)
     assert (asked.signal, stopped.iter) == ('SIGTERM', 3)
-    assert saved_steps(tmp_path / 'run') == [2, 3]
+    assert steps_in(tmp_path / 'run') == [2, 3]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert_same(weights_of(run(tmp_path / 'run', resume='auto')), whole)
+
+
+def test_a_signal_in_a_validation_ends_the_run_which_was_saved_before_it(three_drives, tmp_path):
+    class Signal(Hook):
+        def before_val_iter(self, runner, batch_idx, data_batch=None):
+            if (runner.iter, batch_idx) == (4, 0):
+                signal.raise_signal(signal.SIGUSR1)
+
+    whole = weights_of(run(tmp_path / 'whole', seed=3))
+    asked = StopOnSignalHook()
+    with asked:
+        run(tmp_path / 'run', Signal(), asked, seed=3)
+    assert (asked.signal, asked.has_saved) == ('SIGUSR1', True)
+    assert steps_in(tmp_path / 'run') == [2, 4]
+    resumed = run(tmp_path / 'run', resume='auto')
+    assert [step for step, _ in scores(resumed)] == [2, 4, 6]
+    assert_same(weights_of(resumed), whole)
+
+
+def test_a_second_signal_ends_the_process_at_once(three_drives, tmp_path):
+    class Signals(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 1:
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)
+
+    asked = StopOnSignalHook()
+    with pytest.raises(KeyboardInterrupt), asked:
+        run(tmp_path / 'run', Signals(), asked, seed=3)
+    assert steps_in(tmp_path / 'run') == []
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_a_signal_between_two_updates_waits_for_the_second(three_drives, tmp_path):
+    class Signal(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    asked = StopOnSignalHook()
+    with asked:
+        stopped = run(tmp_path / 'run', Signal(), asked, seed=3, accumulate=2)
+    assert stopped.iter == 4
+    assert steps_in(tmp_path / 'run') == [2, 4]
+
+
+def test_a_loop_of_mmengines_own_is_stopped_too_and_says_what_was_saved(three_drives, tmp_path):
+    class Signal(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    others = {'train_cfg.type': 'IterBasedTrainLoop', 'default_hooks.checkpoint.type': 'CheckpointHook'}
+    asked = StopOnSignalHook()
+    with asked:
+        run(tmp_path / 'run', Signal(), asked, seed=3, **others)
+    assert (asked.signal, asked.has_saved) == ('SIGTERM', False)
 
 
 # --- files -------------------------------------------------------------------------------------------------
 
 
-def test_every_checkpoint_has_its_checksum_and_old_ones_go(frames, tmp_path):
+def test_every_checkpoint_has_its_checksum_and_old_ones_go(three_drives, tmp_path):
     run(tmp_path / 'run', seed=3)
-    assert saved_steps(tmp_path / 'run') == [4, 6]
+    assert steps_in(tmp_path / 'run') == [4, 6]
     saved = sorted((tmp_path / 'run').glob('*.pth'))
     assert len(saved) == 3
     assert all(is_intact(path) for path in saved)

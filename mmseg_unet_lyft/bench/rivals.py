@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmseg.apis import inference_model, init_model
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn import functional
 
 # RGB, ImageNet's, as ours.
@@ -60,6 +60,27 @@ def padded_side(side: int) -> int:
     return -(-side // DIVISOR) * DIVISOR
 
 
+_NORM = dict(type='BN', requires_grad=True)
+
+
+def _fcn_head(base_channels: int, channels: int, index: int, weight: float, dropout: float) -> dict:
+    """Config of mmseg's FCN head over the map of an index, which has so many channels."""
+    return dict(
+        type='FCNHead',
+        in_channels=channels,
+        in_index=index,
+        channels=base_channels,
+        num_convs=1,
+        concat_input=False,
+        dropout_ratio=dropout,
+        num_classes=NUM_CLASSES,
+        norm_cfg=_NORM,
+        align_corners=False,
+        # Over the valid pixels, as ours; mmseg's default divides by all.
+        loss_decode=dict(type='CrossEntropyLoss', loss_weight=weight, avg_non_ignore=True),
+    )
+
+
 def mmseg_config(base_channels: int, is_default: bool = False) -> Config:
     """Of mmseg's U-Net of five stages with an FCN head, from its ``fcn_unet_s5-d16.py``, with batch norm.
 
@@ -68,23 +89,9 @@ def mmseg_config(base_channels: int, is_default: bool = False) -> Config:
         is_default: Whether to train it with the auxiliary head and the dropout that mmseg has there; ours
             has neither.
     """
-    norm = dict(type='BN', requires_grad=True)
 
     def head(channels: int, index: int, weight: float) -> dict:
-        return dict(
-            type='FCNHead',
-            in_channels=channels,
-            in_index=index,
-            channels=base_channels,
-            num_convs=1,
-            concat_input=False,
-            dropout_ratio=0.1 if is_default else 0.0,
-            num_classes=NUM_CLASSES,
-            norm_cfg=norm,
-            align_corners=False,
-            # Over the valid pixels, as ours; mmseg's default divides by all.
-            loss_decode=dict(type='CrossEntropyLoss', loss_weight=weight, avg_non_ignore=True),
-        )
+        return _fcn_head(base_channels, channels, index, weight, dropout=0.1 if is_default else 0.0)
 
     model = dict(
         type='EncoderDecoder',
@@ -109,7 +116,7 @@ def mmseg_config(base_channels: int, is_default: bool = False) -> Config:
             downsamples=(True,) * 4,
             enc_dilations=(1,) * 5,
             dec_dilations=(1,) * 4,
-            norm_cfg=norm,
+            norm_cfg=_NORM,
             act_cfg=dict(type='ReLU'),
             upsample_cfg=dict(type='InterpConv'),
         ),
@@ -178,14 +185,14 @@ def _declare_torchvision_operators() -> None:
             continue
         return
     text = (folder / '_meta_registrations.py').read_text(encoding='utf-8')
-    library = torch.library.Library('torchvision', 'DEF')
+    operators = library.Library('torchvision', 'DEF')
     for name in dict.fromkeys(re.findall(r'(?:register_meta\("|register_fake\("torchvision::)(\w+)', text)):
-        library.define(f'{name}() -> ()')
-    _KEPT.append(library)
+        operators.define(f'{name}() -> ()')
+    _KEPT.append(operators)
 
 
 # A library takes what it declares along when it goes.
-_KEPT: list[torch.library.Library] = []
+_KEPT: list[library.Library] = []
 
 
 def _smp_system(name: str, model: nn.Module, device: str) -> System:

@@ -61,20 +61,21 @@ def measure(
         gradient_bytes=profile.gradient_bytes,
         buckets=fill_buckets(profile.gradients, bucket_mb),
         norms=profile.norms,
-        predicted=[
-            predict_cluster(profile.lasting(1e-3 * milliseconds), cluster, bucket_mb)
-            for milliseconds in (1e3 * profile.seconds, *steps_ms)
-            for cluster in clusters()
-        ],
+        predicted=predict_all(profile, steps_ms, bucket_mb),
         pairs=[
-            dict(
-                frames=frames,
-                channels=case.get('base_channels', config.base_channels),
-                **compare(found),
-            )
+            dict(frames=frames, channels=case.get('base_channels', config.base_channels), **compare(found))
             for (case, frames), found in zip(cases, pairs, strict=True)
         ],
     )
+
+
+def predict_all(profile: Profile, steps_ms: Sequence[float], bucket_mb: int | None) -> list[dict]:
+    """What `predict_cluster` says of every cluster, for the measured step and for those of other lengths."""
+    return [
+        predict_cluster(profile.lasting(1e-3 * milliseconds), cluster, bucket_mb)
+        for milliseconds in (1e3 * profile.seconds, *steps_ms)
+        for cluster in clusters()
+    ]
 
 
 def clusters() -> list[Cluster]:

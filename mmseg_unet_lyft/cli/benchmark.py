@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from .benchmark_options import add_parts, check_arguments
-from .benchmark_parts import measure_part
+from .benchmark_options import add_parts
+from .benchmark_parts import check_arguments, measure_part
 from .console import guarded, say
 
 

@@ -1,12 +1,9 @@
-"""The parts of the benchmark command, their options, and what is wrong with them."""
+"""The parts of the benchmark command and their options."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-
-from ..errors import InputError
-from .options import check_file_option
 
 
 def add_parts(parser: argparse.ArgumentParser) -> None:
@@ -23,21 +20,18 @@ def add_parts(parser: argparse.ArgumentParser) -> None:
     _add_common(part, rounds=5)
     part = parts.add_parser('latency', help='a frame stage by stage, cold start, and mmseg beside it')
     _add_model(part)
-    part.add_argument('--height', type=int, default=600, help='of the drawn frames (default: 600)')
-    part.add_argument('--width', type=int, default=800, help='of the drawn frames (default: 800)')
+    _add_size(part, 600, 800, 'of the drawn frames')
     part.add_argument('--starts', type=int, default=3, help='cold starts in fresh processes, 0 for none (3)')
     _add_common(part, rounds=20)
     part = parts.add_parser('video', help="a video from file to file, the network alone, mmseg's loop")
     _add_model(part)
-    part.add_argument('--height', type=int, default=600, help='of the drawn frames (default: 600)')
-    part.add_argument('--width', type=int, default=800, help='of the drawn frames (default: 800)')
+    _add_size(part, 600, 800, 'of the drawn frames')
     part.add_argument('--frames', type=int, default=48, help='of the video (default: 48)')
     part.add_argument('--small', type=int, default=4, help='channels of a faster network, 0 for none (4)')
     part.add_argument('--memory-frames', type=int, default=2000, help='to watch memory over, 0 for none')
     _add_common(part, rounds=5)
     part = parts.add_parser('model', help="our network beside mmseg's, smp's and the machine's own rate")
-    part.add_argument('--height', type=int, default=600, help='of a frame (default: 600)')
-    part.add_argument('--width', type=int, default=800, help='of a frame (default: 800)')
+    _add_size(part, 600, 800, 'of a frame')
     part.add_argument('--base-channels', type=int, default=16, help="of ours and of mmseg's beside it (16)")
     part.add_argument('--batches', type=int, nargs='+', default=[1, 2, 4], help='batch sizes (1 2 4)')
     part.add_argument('--starts', type=int, default=3, help='fresh processes for memory, 0 for none (3)')
@@ -48,14 +42,19 @@ def add_parts(parser: argparse.ArgumentParser) -> None:
     _add_common(part, rounds=20)
     part = parts.add_parser('scaling', help='a training step on 1 to 64 GPUs, and the model behind it tried')
     _add_config(part)
-    part.add_argument('--height', type=int, default=304, help='of the crops (default: 304)')
-    part.add_argument('--width', type=int, default=400, help='of the crops (default: 400)')
+    _add_size(part, 304, 400, 'of the crops')
     part.add_argument('--frames', type=int, default=2, help='crops of a step on each GPU (default: 2)')
     part.add_argument(
         '--step-ms', type=float, nargs='+', default=[], metavar='MS', help='predict for such steps too'
     )
     part.add_argument('--bucket-mb', type=int, metavar='MB', help="PyTorch's bucket_cap_mb (its own choice)")
     _add_common(part, rounds=20)
+
+
+def _add_size(part: argparse.ArgumentParser, height: int, width: int, what: str) -> None:
+    """Add height and width; ``what`` has them, for the help."""
+    for name, default in (('--height', height), ('--width', width)):
+        part.add_argument(name, type=int, default=default, help=f'{what} (default: {default})')
 
 
 def _add_model(part: argparse.ArgumentParser) -> None:
@@ -79,26 +78,3 @@ def _add_common(part: argparse.ArgumentParser, rounds: int) -> None:
     """Add what every part takes."""
     part.add_argument('--rounds', type=int, default=rounds, help=f'turns of each (default: {rounds})')
     part.add_argument('--json', type=Path, metavar='F', help='also write the figures to F')
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise an InputError for what would fail once all has been measured, or on the way there."""
-    for name in ('rounds', 'frames', 'samples', 'workers', 'base_channels', 'bucket_mb'):
-        value = getattr(args, name, None)
-        if value is not None and value < 1:
-            raise InputError(f'--{name.replace("_", "-")} {value}: give 1 or more')
-    for number in getattr(args, 'batches', []):
-        if number < 1:
-            raise InputError(f'--batches {number}: give 1 or more')
-    for name in ('starts', 'small', 'memory_frames'):
-        if getattr(args, name, 0) < 0:
-            raise InputError(f'--{name.replace("_", "-")} {getattr(args, name)}: give 0 or more')
-    for milliseconds in getattr(args, 'step_ms', ()):
-        # `not`, for nan.
-        if not 0 < milliseconds < float('inf'):
-            raise InputError(f'--step-ms {milliseconds:g}: give milliseconds above 0')
-    check_file_option('--json', args.json)
-    check_file_option('--plot', getattr(args, 'plot', None))
-    folder = getattr(args, 'smp', None)
-    if folder is not None and not folder.is_dir():
-        raise InputError(f'--smp {folder}: no such folder; give what pip install --target was given')

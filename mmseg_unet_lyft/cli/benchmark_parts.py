@@ -1,10 +1,35 @@
-"""From a benchmark command line to the part of `bench` that it names."""
+"""From a benchmark command line to the part of `bench` that it names, and what is wrong with it."""
 
 from __future__ import annotations
 
 import argparse
 
+from ..errors import InputError
 from .console import progress
+from .options import check_file_option
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise an InputError for what would fail once all has been measured, or on the way there."""
+    for name in ('rounds', 'frames', 'samples', 'workers', 'base_channels', 'bucket_mb'):
+        value = getattr(args, name, None)
+        if value is not None and value < 1:
+            raise InputError(f'--{name.replace("_", "-")} {value}: give 1 or more')
+    for number in getattr(args, 'batches', []):
+        if number < 1:
+            raise InputError(f'--batches {number}: give 1 or more')
+    for name in ('starts', 'small', 'memory_frames'):
+        if getattr(args, name, 0) < 0:
+            raise InputError(f'--{name.replace("_", "-")} {getattr(args, name)}: give 0 or more')
+    for milliseconds in getattr(args, 'step_ms', ()):
+        # `not`, for nan.
+        if not 0 < milliseconds < float('inf'):
+            raise InputError(f'--step-ms {milliseconds:g}: give milliseconds above 0')
+    check_file_option('--json', args.json)
+    check_file_option('--plot', getattr(args, 'plot', None))
+    folder = getattr(args, 'smp', None)
+    if folder is not None and not folder.is_dir():
+        raise InputError(f'--smp {folder}: no such folder; give what pip install --target was given')
 
 
 def measure_part(args: argparse.Namespace) -> tuple[dict, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..inference.formats import PICKLED
 from .console import guarded, say
-from .options import check_file_option
+from .options import check_new_file
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -52,9 +52,7 @@ def _import_keras(argv: list[str] | None) -> None:
         raise InputError(
             f'--out {out}: a checkpoint ends in {" or ".join(PICKLED)}; tools/export.py makes others'
         )
-    check_file_option('--out', out)
-    if out.exists() and not args.overwrite:
-        raise InputError(f'{out}: is there already; name another --out, or add --overwrite')
+    check_new_file('--out', out, args.overwrite)
     from ..compat import require_stack
 
     require_stack()

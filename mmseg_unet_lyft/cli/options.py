@@ -40,7 +40,7 @@ def check_new_file(option: str, path: Path, overwrite: bool) -> None:
     """As `check_file_option`, and raise one too for a file that is there and may not be replaced."""
     check_file_option(option, path)
     if path.exists() and not overwrite:
-        raise InputError(f'{path}: is there already; name another {option}, or give --overwrite')
+        raise InputError(f'{path}: is there already; name another {option}, or add --overwrite')
 
 
 def add_uncertainty(parser: argparse.ArgumentParser, what: str) -> None:

@@ -11,8 +11,9 @@ from pprint import pformat
 
 from ..errors import InputError
 from .console import guarded, progress, say
+from .label_options import add_label_arguments, check_label_arguments
 from .model import model_config, open_segmenter, require_runtime
-from .model_options import add_label_arguments, add_model_arguments, check_label_arguments, split_words
+from .model_options import add_model_arguments, split_words
 from .options import add_uncertainty
 
 _SHOWN = 20  # Problems on the screen.

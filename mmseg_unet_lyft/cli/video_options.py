@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
-from .model_options import add_label_arguments, check_label_arguments
+from .label_options import add_label_arguments, check_label_arguments
 
 
 def add_video_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import io
 import json
 import os
 import zlib
@@ -20,7 +18,6 @@ from .files import UNFINISHED, free_bytes, sync, taken_bytes, write_whole
 from .loading import read_image, read_raw_label, require_same_size
 from .packed import (
     BYTES_PER_PIXEL,
-    CHANNELS,
     FORMAT,
     IMAGE,
     INDEX_NAME,
@@ -32,10 +29,10 @@ from .packed import (
     is_packed,
     remedy,
 )
+from .packing_plan import PATH_KEYS, PackingPlan, npy_header
 from .png import read_header
 from .workers import cores
 
-_PATH_KEYS = {IMAGE: 'img_path', LABEL: 'seg_map_path'}
 _JOURNAL = f'packing.jsonl{UNFINISHED}'
 # Frames decoded at once, by as many threads as there are cores: 16 MB of pixels at 600x800.
 _CHUNK = 8
@@ -76,70 +73,13 @@ def check_sources(
         hashes: As in `pack`.
     """
     if is_packed(out):
-        _require_same(out, _Plan(pairs, hashes).sources)
+        _require_same(out, PackingPlan(pairs, hashes).sources)
 
 
 def _require_same(out: Path, sources: str) -> None:
     """Raise an InputError if a packed folder is damaged, or was made from other files."""
     if PackedFrames(out).sources != sources:
         raise InputError(f'{out}: holds other packed frames; name another folder, or delete them')
-
-
-class _Plan:
-    """Which frame goes where; the same pairs give the same plan.
-
-    Args:
-        pairs: As from `lyft_carla.find_pairs`.
-        hashes: As in `pack`.
-
-    Raises:
-        InputError: If there is no frame, or two have the same name.
-    """
-
-    def __init__(self, pairs: Sequence[dict], hashes: Mapping[str, Sequence[str]] | None = None) -> None:
-        if not pairs:
-            raise InputError('no frames to pack')
-        self.pairs = {Path(pair['img_path']).stem: pair for pair in pairs}
-        if len(self.pairs) != len(pairs):
-            raise InputError(f'{len(pairs)} frames have only {len(self.pairs)} names; each needs its own')
-        self.hashes = hashes
-        self.sizes = {name: read_header(pair['img_path']).size for name, pair in self.pairs.items()}
-        counts: dict[tuple[int, int], int] = {}
-        self.rows: dict[str, int] = {}
-        for name, size in self.sizes.items():
-            self.rows[name] = counts.get(size, 0)
-            counts[size] = self.rows[name] + 1
-        self.shapes = {
-            array_name(kind, size): (count, *size, *channels)
-            for size, count in sorted(counts.items())
-            for kind, channels in CHANNELS.items()
-        }
-
-    @property
-    def sources(self) -> str:
-        """SHA-256 of names, order, sizes, file sizes and hashes: another set of PNGs has another.
-
-        Without hashes, files that were changed and kept their size go unnoticed.
-        """
-        described = [
-            [
-                name,
-                *self.sizes[name],
-                *(Path(pair[key]).stat().st_size for key in _PATH_KEYS.values()),
-                *(self.hashes[name] if self.hashes else ()),
-            ]
-            for name, pair in self.pairs.items()
-        ]
-        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
-
-
-def _header(shape: tuple[int, ...]) -> bytes:
-    """The header of a .npy file of uint8."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        buffer, dict(descr=np.lib.format.dtype_to_descr(np.dtype(np.uint8)), fortran_order=False, shape=shape)
-    )
-    return buffer.getvalue()
 
 
 def pack(
@@ -164,7 +104,7 @@ def pack(
         InputError: If a frame is unsound, the folder holds other packed frames, or the disk is too small.
     """
     out = Path(out)
-    plan = _Plan(pairs, hashes)
+    plan = PackingPlan(pairs, hashes)
     sources = plan.sources
     if is_packed(out):
         _require_same(out, sources)
@@ -180,7 +120,7 @@ def pack(
         raise InputError(f'{out}: cannot be written ({error.strerror or error}); make room there') from error
 
 
-def _write_arrays(plan: _Plan, out: Path, sources: str, show: Show) -> dict[str, dict[str, int]]:
+def _write_arrays(plan: PackingPlan, out: Path, sources: str, show: Show) -> dict[str, dict[str, int]]:
     """Write all pixels into ``.part`` files; returns the checksums of each frame."""
     done = _read_journal(plan, out, sources)
     for file, shape in plan.shapes.items():
@@ -206,7 +146,7 @@ def _write_arrays(plan: _Plan, out: Path, sources: str, show: Show) -> dict[str,
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> None:
     """Make a .npy file of that shape, or keep the one an earlier run left."""
-    head, size = _header(shape), int(np.prod(shape))
+    head, size = npy_header(shape), int(np.prod(shape))
     renamed = path.with_name(path.name.removesuffix(UNFINISHED))
     if renamed.is_file():
         renamed.replace(path)
@@ -232,15 +172,15 @@ def _reserve(file: BinaryIO, size: int) -> None:
     file.truncate(size)
 
 
-def _map_parts(plan: _Plan, out: Path) -> dict[str, np.memmap]:
+def _map_parts(plan: PackingPlan, out: Path) -> dict[str, np.memmap]:
     """The ``.part`` files, writable."""
     return {
-        file: np.memmap(out / f'{file}{UNFINISHED}', np.uint8, 'r+', len(_header(shape)), shape)
+        file: np.memmap(out / f'{file}{UNFINISHED}', np.uint8, 'r+', len(npy_header(shape)), shape)
         for file, shape in plan.shapes.items()
     }
 
 
-def _read_journal(plan: _Plan, out: Path, sources: str) -> dict[str, dict[str, int]]:
+def _read_journal(plan: PackingPlan, out: Path, sources: str) -> dict[str, dict[str, int]]:
     """Checksums of the frames that an earlier run over the same PNGs wrote before it was killed."""
     path = out / _JOURNAL
     lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.is_file() else []
@@ -254,7 +194,7 @@ def _read_journal(plan: _Plan, out: Path, sources: str) -> dict[str, dict[str, i
 
 
 def _still_right(
-    plan: _Plan, arrays: dict[str, np.memmap], done: dict[str, dict[str, int]]
+    plan: PackingPlan, arrays: dict[str, np.memmap], done: dict[str, dict[str, int]]
 ) -> dict[str, dict[str, int]]:
     """Of the frames an earlier run wrote, those whose pixels reached the disk."""
     return {
@@ -267,7 +207,7 @@ def _still_right(
     }
 
 
-def _decoded(plan: _Plan, names: list[str]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+def _decoded(plan: PackingPlan, names: list[str]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Image and label of each frame, decoded by several threads, in order."""
     # OpenCV gives up the interpreter's lock while it decodes.
     with ThreadPoolExecutor(min(_CHUNK, cores())) as pool:
@@ -276,15 +216,15 @@ def _decoded(plan: _Plan, names: list[str]) -> Iterator[tuple[str, dict[str, np.
             yield from zip(chunk, pool.map(lambda name: _decode(plan, name), chunk), strict=True)
 
 
-def _decode(plan: _Plan, name: str) -> dict[str, np.ndarray]:
+def _decode(plan: PackingPlan, name: str) -> dict[str, np.ndarray]:
     pair, size = plan.pairs[name], plan.sizes[name]
     pixels = {IMAGE: read_image(pair['img_path']), LABEL: read_raw_label(pair['seg_map_path'])}
     for kind, array in pixels.items():
-        require_same_size(kind, pair[_PATH_KEYS[kind]], array.shape, pair['img_path'], size)
+        require_same_size(kind, pair[PATH_KEYS[kind]], array.shape, pair['img_path'], size)
     return pixels
 
 
-def _finish(plan: _Plan, out: Path, sources: str, checksums: dict[str, dict[str, int]]) -> None:
+def _finish(plan: PackingPlan, out: Path, sources: str, checksums: dict[str, dict[str, int]]) -> None:
     """Bring all files to disk and give them their names, the index last."""
     for file in plan.shapes:
         sync(out / f'{file}{UNFINISHED}')

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..compat import plain_types_only
 from ..errors import InputError
-from .saving import is_intact, saved_steps
+from .saving import is_intact, saved_checkpoints
 from .weights_format import SUFFIX, read_weights_file
 
 _TRAINED_WITH = 'Name the config it was trained with: its work dir holds it, the --cfg-options included'
@@ -94,11 +94,10 @@ def _newest_first(work_dir: Path) -> list[Path]:
 
     By number alone, an older run's end would be taken for this one's.
     """
-    steps, note = saved_steps(work_dir), work_dir / 'last_checkpoint'
+    saved, note = list(saved_checkpoints(work_dir).values()), work_dir / 'last_checkpoint'
     # The path is absolute, and a work dir may have been moved.
-    noted = re.fullmatch(r'iter_(\d+)\.pth', Path(note.read_text().strip()).name) if note.is_file() else None
-    last = int(noted[1]) if noted else max(steps, default=0)
-    return [work_dir / f'iter_{step}.pth' for step in reversed(steps) if step <= last]
+    noted = work_dir / Path(note.read_text().strip()).name if note.is_file() else None
+    return saved[: saved.index(noted) + 1 if noted in saved else None][::-1]
 
 
 def load_safely() -> None:

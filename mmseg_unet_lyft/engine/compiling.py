@@ -96,11 +96,11 @@ class LyftCompileHook(Hook):
         runner.logger.info('compiling the network: the first step takes half a minute or so longer')
 
     def before_val(self, runner: Runner) -> None:
-        """Called before a validation."""
+        """Validate uncompiled."""
         if self._is_on:
             torch.compiler.set_stance('force_eager')
 
     def after_val(self, runner: Runner) -> None:
-        """Called after it."""
+        """Train compiled again."""
         if self._is_on:
             torch.compiler.set_stance('default')

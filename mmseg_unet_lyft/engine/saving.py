@@ -154,9 +154,9 @@ class LyftCheckpointHook(CheckpointHook):
         finally:
             self.max_keep_ckpts = keep
         if keep > 0 and is_main_process():
-            older = sorted(at for at in saved_steps(Path(self.out_dir), self.filename_tmpl) if at <= step)
-            for old in older[:-keep]:
-                self.file_backend.remove(str(Path(self.out_dir) / self.filename_tmpl.format(old)))
+            saved = saved_checkpoints(Path(self.out_dir), self.filename_tmpl)
+            for old in [path for at, path in saved.items() if at <= step][:-keep]:
+                self.file_backend.remove(str(old))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
         # mmengine would remove the old best first, if it knew of it.
@@ -188,14 +188,14 @@ class LyftCheckpointHook(CheckpointHook):
 
 def is_update(runner: Runner) -> bool:
     """Whether the present step changed the weights, rather than only added to their gradients."""
-    return (runner.iter + 1) % getattr(runner.optim_wrapper, '_accumulative_counts', 1) == 0
+    return runner.optim_wrapper.should_update()
 
 
-def saved_steps(folder: Path, template: str = 'iter_{}.pth') -> list[int]:
-    """Steps of the checkpoints in a folder, least first; files that are still being written do not count."""
+def saved_checkpoints(folder: Path, template: str = 'iter_{}.pth') -> dict[int, Path]:
+    """The checkpoints in a folder by step, least first; files that are still being written do not count."""
     pattern = re.compile(re.escape(template).replace(re.escape('{}'), r'(\d+)'))
-    found = (pattern.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
-    return sorted(int(match[1]) for match in found if match)
+    found = {path: pattern.fullmatch(path.name) for path in folder.iterdir()} if folder.is_dir() else {}
+    return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -20,6 +20,7 @@ from ..datasets.labels import hood_spans
 from ..errors import InputError
 from ..evaluation.challenge import challenge_ids
 from ..models.averaging import to_probabilities
+from ..models.options import beyond_plain
 from .exported import FORMAT, FRAMES, LABEL_MAP, MASKS, METADATA_KEY, first_line
 from .network import TorchNetwork
 
@@ -109,16 +110,9 @@ class FrameNetwork(nn.Module):
 
 def _require_plain(network: TorchNetwork) -> None:
     """Raise an InputError if a network is applied in a way that an exported file does not know."""
-    applied = network.model.test_cfg or {}
-    padding = getattr(network.model.data_preprocessor, 'test_cfg', None)
-    beyond = dict(
-        scales=tuple(applied.get('scales') or (1.0,)) != (1.0,),
-        flip=bool(applied.get('flip')),
-        mode=applied.get('mode', 'whole') != 'whole',
-        passes=network.passes > 1,
-    )
-    asked = [f'test_cfg.{key}' for key, is_asked in beyond.items() if is_asked]
-    asked += ['data_preprocessor.test_cfg'] if padding else []
+    asked = [f'test_cfg.{key}' for key in beyond_plain(network.model.test_cfg)]
+    if getattr(network.model.data_preprocessor, 'test_cfg', None):
+        asked.append('data_preprocessor.test_cfg')
     if asked:
         raise InputError(
             f'{", ".join(asked)}: an exported file is the network alone, on whole frames; leave them out of '

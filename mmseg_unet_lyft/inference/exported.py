@@ -99,6 +99,14 @@ def _metadata(path: str, text: str | None) -> dict[str, Any]:
     return fields
 
 
+def parse_device(device: str) -> tuple[str, int]:
+    """Kind and index of a device; raises an InputError unless it is ``'cpu'``, ``'cuda'`` or ``'cuda:N'``."""
+    kind, _, index = device.partition(':')
+    if kind not in ('cpu', 'cuda') or (index and not index.isdecimal()):
+        raise InputError(f'--device {device}: choose cpu, cuda or cuda:N')
+    return kind, int(index or 0)
+
+
 def _require(module: str, package: str, path: str) -> None:
     """Raise an InputError if a runtime is not installed."""
     if find_spec(module) is None:
@@ -125,16 +133,14 @@ class OnnxNetwork(ExportedNetwork):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
-        kind, _, index = device.partition(':')
-        if kind not in ('cpu', 'cuda') or (index and not index.isdecimal()):
-            raise InputError(f'--device {device}: choose cpu, cuda or cuda:N')
+        kind, index = parse_device(device)
         providers: list = ['CPUExecutionProvider']
         if kind != 'cpu':
             if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
                 raise InputError(
                     f'--device {device}: this onnxruntime knows no CUDA; install onnxruntime-gpu'
                 )
-            providers.insert(0, ('CUDAExecutionProvider', dict(device_id=int(index or 0))))
+            providers.insert(0, ('CUDAExecutionProvider', dict(device_id=index)))
         broken = (state.InvalidProtobuf, state.Fail, state.InvalidGraph, state.InvalidArgument, state.NoModel)
         broken += (state.NotImplemented, state.RuntimeException, state.EPFail)
         try:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..engine.ranks import this_process
 from ..errors import InputError
+from ..models.options import beyond_plain
 from .exported import ExportedNetwork, open_exported
 
 _CALIBRATION = 'LyftCalibrationMetric'
@@ -152,13 +153,7 @@ def _check_asked(config: Config, path: str, uncertainty: int | None) -> None:
     evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
     asked = ['test_evaluator: ' + _CALIBRATION for one in evaluators if one['type'] == _CALIBRATION]
     applied = config.model.get('test_cfg') or {}
-    beyond = dict(
-        scales=tuple(applied.get('scales') or (1.0,)) != (1.0,),
-        flip=bool(applied.get('flip')),
-        mode=applied.get('mode', 'whole') != 'whole',
-        passes=(applied.get('passes') or 1) > 1,
-    )
-    asked += [f'model.test_cfg.{key}={applied[key]}' for key, is_asked in beyond.items() if is_asked]
+    asked += [f'model.test_cfg.{key}={applied[key]}' for key in beyond_plain(applied)]
     if asked:
         raise InputError(
             f'{", ".join(asked)}: {path} is the network alone, on whole frames; leave them out, or score '

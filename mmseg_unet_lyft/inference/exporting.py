@@ -13,8 +13,9 @@ from ..evaluation.thresholds import Thresholds
 from .export import convert_to_openvino, export_onnx, export_program, export_torchscript
 from .formats import EXPORT_SUFFIXES
 from .network import TorchNetwork
-from .parity import BAR, Frame, Parity, chosen_pairs, compare, drawn_frames, real_frames
-from .quantisation import calibration_frames, half_onnx, quantise_onnx
+from .parity import BAR, Parity, compare
+from .quantisation import half_onnx, quantise_onnx
+from .samples import Frame, calibration_frames, drawn_frames, real_frames
 from .segmenter import Segmenter
 
 _CALIBRATION_FRAMES = 32
@@ -83,8 +84,8 @@ class Proof:
         """Kinds of frames by name, with their ids under a network's scheme; real ones at its size."""
         yield 'drawn frames', drawn_frames(network.scheme)
         if self.data_root is not None:
-            pairs = chosen_pairs(self.data_root, self.drives, self.frames)
-            yield 'real frames', real_frames(pairs, self.data_root, network.scheme, network.size)
+            real = real_frames(self.data_root, self.drives, self.frames, network.scheme, network.size)
+            yield 'real frames', real
 
 
 def export(segmenter: Segmenter, wanted: Export, proof: Proof, say: Callable[[str], None]) -> None:

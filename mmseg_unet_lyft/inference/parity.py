@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from ..datasets.labels import get_scheme, tags_to_ids
-from ..datasets.loading import read_image, read_label
-from ..datasets.lyft_carla import find_pairs
-from ..datasets.scenes import draw_frame
 from ..errors import InputError
 from ..evaluation.counts import confusion_matrix, mean_iou
 from .exported import MASKS
+from .samples import Frame
 from .segmenter import Segmenter
 
 BAR = 0.9999  # Share of pixels that an exported file in float32 must label as the network does.
-# (drive, frame, height, width): the set's own size, and odd ones.
-_DRAWN = (('F1', 0, 600, 800), ('F3', 40, 600, 800), ('02_00', 10, 333, 411), ('F62', 5, 97, 131))
 _ROUNDS = 5
-
-Frame = tuple[np.ndarray, np.ndarray | None]
 
 
 @dataclass
@@ -66,41 +58,6 @@ class Parity:
         if self.speed_ratios:
             ratio, least, most = (function(self.speed_ratios) for function in (statistics.median, min, max))
             yield f'{what}: {ratio:.2f} ({least:.2f}-{most:.2f}) times as fast as PyTorch on the CPU'
-
-
-def drawn_frames(scheme: str | None) -> Iterator[Frame]:
-    """Drawn frames of several sizes, BGR, uint8 (H, W, 3), with their ids, uint8 (H, W), under a scheme."""
-    for drive, frame, height, width in _DRAWN:
-        image, tags = draw_frame(drive, frame, height=height, width=width)
-        # Drawn tags are those of CARLA 0.8, whatever release the classes are read from.
-        named = None if scheme is None else get_scheme(scheme.partition('_from_')[0])
-        label = None if named is None else tags_to_ids(tags, named)
-        yield np.ascontiguousarray(image[..., ::-1]), label
-
-
-def chosen_pairs(data_root: Path, split: str | Sequence[str], number: int) -> list[dict]:
-    """Frames of a data root, evenly spread over a split's, as from `find_pairs`; errors as there."""
-    pairs = find_pairs(data_root, split)
-    number = min(number, len(pairs))
-    return [pairs[index * len(pairs) // number] for index in range(number)]
-
-
-def real_frames(
-    pairs: Sequence[dict], data_root: Path, scheme: str | None, size: tuple[int, int] | None
-) -> Iterator[Frame]:
-    """Frames and labels of a data root as `drawn_frames` gives them, at a (height, width) if one is given.
-
-    Raises:
-        InputError: If one cannot be read.
-    """
-    for pair in pairs:
-        image = read_image(pair['img_path'])
-        label = None if scheme is None else read_label(pair['seg_map_path'], scheme, str(data_root))
-        if size is not None and image.shape[:2] != size:
-            image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-            if label is not None:
-                label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        yield image, label
 
 
 def compare(reference: Segmenter, exported: Segmenter, frames: Iterable[Frame]) -> Parity:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .exported import LABEL_MAP, MASKS, METADATA_KEY, ExportedNetwork, first_line
+from .exported import LABEL_MAP, MASKS, METADATA_KEY, ExportedNetwork, first_line, parse_device
 from .formats import PROGRAM
 
 # Large enough for six pools.
@@ -47,10 +47,8 @@ class ProgramNetwork(ExportedNetwork):
     """
 
     def __init__(self, path: str, device: str = 'cpu', threads: int | None = None) -> None:
-        kind, _, index = device.partition(':')
-        if kind not in ('cpu', 'cuda') or (index and not index.isdecimal()):
-            raise InputError(f'--device {device}: choose cpu, cuda or cuda:N')
-        if kind == 'cuda' and int(index or 0) >= torch.cuda.device_count():
+        kind, index = parse_device(device)
+        if kind == 'cuda' and index >= torch.cuda.device_count():
             raise InputError(f'--device {device}: this torch sees no such GPU; use --device cpu')
         self.device, self.threads = torch.device(device), threads
         extra = {METADATA_KEY: ''}

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
-from ..datasets.reading import read_image
-from ..datasets.scenes import draw_frame
 from ..errors import InputError
 from .exported import FRAMES, METADATA_KEY, open_exported
 
@@ -28,8 +25,6 @@ _QUANTISED = (
     *('MaxPool', 'AveragePool', 'Resize'),
     *('Add', 'Concat', 'Slice', 'Pad'),
 )
-# That of the Lyft data.
-_DRAWN_SIZE = (600, 800)
 
 
 def half_onnx(path: str | Path, out: str | Path, computes_half: bool = False) -> None:
@@ -113,45 +108,6 @@ def quantise_onnx(path: str | Path, out: str | Path, frames: Iterable[np.ndarray
             calibrate_method=CalibrationMethod.MinMax,
         )
         _save(_read(quantised), out, metadata, 'int8')
-
-
-def calibration_frames(
-    data_root: str | Path | None,
-    number: int,
-    split: str | Sequence[str] = 'val',
-    size: tuple[int, int] | None = None,
-) -> Iterator[np.ndarray]:
-    """Frames to calibrate with, BGR, uint8 (H, W, 3), read one by one.
-
-    Args:
-        data_root: Folder of a data set; None for drawn frames.
-        number: Of frames at most, spread evenly over the split.
-        split: As in `datasets.lyft_carla.find_pairs`.
-        size: (height, width) of the frames, the network's own; None for those of the data, 600x800 drawn.
-
-    Raises:
-        InputError: As in `datasets.lyft_carla.find_pairs`; while reading, if an image is damaged.
-    """
-    if data_root is None:
-        return (_drawn_frame(index, size or _DRAWN_SIZE) for index in range(number))
-    from ..datasets.lyft_carla import find_pairs
-
-    pairs = find_pairs(Path(data_root), split)
-    chosen = np.linspace(0, len(pairs) - 1, min(number, len(pairs))).astype(int)
-    return (_resized(read_image(pairs[index]['img_path']), size) for index in chosen)
-
-
-def _drawn_frame(index: int, size: tuple[int, int]) -> np.ndarray:
-    """A drawn frame, some five metres behind the one before."""
-    image, _ = draw_frame('F1', 5 * index, height=size[0], width=size[1])
-    return np.ascontiguousarray(image[..., ::-1])
-
-
-def _resized(frame: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """A frame at a size, bilinear as in mmcv's Resize; itself where it has it."""
-    if size is None or frame.shape[:2] == tuple(size):
-        return frame
-    return cv2.resize(frame, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 class _FrameReader:

@@ -57,6 +57,18 @@ def complete_test_cfg(test_cfg: Mapping[str, Any], out_channels: int) -> dict[st
     return config
 
 
+def beyond_plain(test_cfg: Mapping[str, Any] | None) -> list[str]:
+    """Keys by which a network is applied otherwise than once, on whole frames; thresholds aside."""
+    found = _DEFAULTS | dict(test_cfg or {})
+    asked = dict(
+        scales=tuple(found['scales'] or (1.0,)) != (1.0,),
+        flip=bool(found['flip']),
+        mode=found['mode'] != 'whole',
+        passes=(found['passes'] or 1) > 1,
+    )
+    return [key for key, is_asked in asked.items() if is_asked]
+
+
 def _check_windows(config: dict[str, Any]) -> None:
     """Check crop size and stride, and fill in the stride."""
     if config['mode'] == 'whole':

@@ -15,7 +15,7 @@ from mmseg_unet_lyft.datasets.loading import read_image, read_label
 from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, read_weights
 from mmseg_unet_lyft.engine.weights_file import write_safetensors
 from mmseg_unet_lyft.evaluation.counts import confusion_matrix
-from mmseg_unet_lyft.inference.export import convert_to_openvino, export_onnx
+from mmseg_unet_lyft.inference.export import convert_to_openvino, export_onnx, export_program
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 
 from .conftest import TINY, train_tiny
@@ -66,6 +66,14 @@ def of_checkpoint(config, files, drawn_root, tmp_path_factory):
 
 
 # --- exported files -----------------------------------------------------------------------------------------
+
+
+def test_a_program_is_scored_on_trust_alone(config, of_checkpoint, files, drawn_root, tmp_path, capsys):
+    program = export_program(Segmenter(files['.pth']).network, tmp_path / 'unet.pt2')
+    assert score(config, drawn_root, tmp_path / 'work', '--model', program) == 2
+    assert 'unet.pt2: is a program, and reading it can run whatever it holds' in capsys.readouterr().err
+    assert score(config, drawn_root, tmp_path / 'work', '--model', program, '--trust') == 0
+    assert scores(tmp_path / 'work')['confusion'] == of_checkpoint['confusion']
 
 
 @pytest.mark.stack
