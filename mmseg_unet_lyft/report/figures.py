@@ -153,6 +153,7 @@ def read_scalars(work_dir: Path) -> list[dict]:
 
 def save_training_curves(work_dir: Path) -> Path:
     """Draw loss, learning rate, mIoU and per-class IoU over steps into ``curves.png`` of the work dir."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     scalars = read_scalars(work_dir)
@@ -179,6 +180,8 @@ def save_training_curves(work_dir: Path) -> Path:
     )
     scores.set(xlabel='step', ylabel='percent', ylim=(0, 100))
     scores.legend(loc='lower right')
+    # The usual ten colours would come again among the classes.
+    classes.set_prop_cycle(color=colormaps['tab20'].colors)
     for name in dict.fromkeys(key for entry in val for key in entry if key.startswith('IoU.')):
         points = [(entry['step'], entry[name]) for entry in val if name in entry]
         classes.plot(*zip(*points, strict=True), label=name.removeprefix('IoU.'))

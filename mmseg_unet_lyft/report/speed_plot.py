@@ -42,7 +42,7 @@ def save_speed_plot(path: Path, panels: dict[str, list[Bar]], what: str) -> None
     for axis, (title, bars) in zip(axes, panels.items(), strict=True):
         _draw(axis, bars)
         axis.set_title(title, loc='left', fontsize=10)
-    figure.suptitle(what)
+    figure.suptitle(f'{what}\nbars: medians; whiskers: least and most; red: what was aimed at', fontsize=10)
     try:
         figure.savefig(path, dpi=100)
     except OSError as error:
