@@ -190,11 +190,13 @@ def test_a_program_is_read_on_trust_alone(files, frames, tmp_path, capsys, suffi
 
 
 @pytest.mark.parametrize('suffix', ['.pt2', '.torchscript'])
-def test_a_program_that_is_none_is_named(tmp_path, suffix):
+def test_a_program_that_is_none_is_named(tmp_path, caplog, suffix):
     path = tmp_path / f'x{suffix}'
     path.write_bytes(b'no program')
     with pytest.raises(InputError, match=rf'x\{suffix}: cannot be read as a program \('):
         Segmenter(path, trust=True)
+    # torch logs a traceback of its own.
+    assert not caplog.records
 
 
 def test_frames_too_small_for_a_program_are_named(files):
@@ -211,6 +213,12 @@ def test_a_file_that_is_there_stays_without_overwrite(checkpoint, tmp_path, caps
     assert export.main([checkpoint, '--format', 'openvino', '--out', str(out)]) == 2
     assert 'x.bin: is there already; name another --out, or give --overwrite' in capsys.readouterr().err
     assert out.with_suffix('.bin').read_bytes() == b'weights'
+
+
+def test_a_folder_is_no_place_for_a_file(checkpoint, tmp_path, capsys):
+    (tmp_path / 'x.onnx').mkdir()
+    assert export.main([checkpoint, '--out', str(tmp_path / 'x.onnx'), '--overwrite']) == 2
+    assert 'x.onnx: is a folder; name a file with --out' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

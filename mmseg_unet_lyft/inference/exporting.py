@@ -56,6 +56,8 @@ class Export:
         if not self.path.parent.is_dir():
             raise InputError(f'{self.path}: {self.path.parent} does not exist; name a folder that does')
         for part in self.parts():
+            if part.is_dir():
+                raise InputError(f'{part}: is a folder; name a file with --out')
             if part.exists() and not self.overwrite:
                 raise InputError(f'{part}: is there already; name another --out, or give --overwrite')
 

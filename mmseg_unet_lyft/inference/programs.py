@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -66,7 +67,14 @@ class ProgramNetwork(ExportedNetwork):
         super().__init__(path, text or None, [LABEL_MAP, MASKS][:number])
 
     def _load_program(self, path: str, extra: dict[str, str]) -> torch.nn.Module:
-        program = torch.export.load(path, extra_files=extra)
+        # Of a file that it cannot read it logs a traceback, before it raises.
+        logger = logging.getLogger('torch.export')
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            program = torch.export.load(path, extra_files=extra)
+        finally:
+            logger.setLevel(level)
         if self.device.type != 'cpu':
             from torch.export.passes import move_to_device_pass
 
