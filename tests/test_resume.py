@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mmseg_unet_lyft.engine.checkpoint import use_resume
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.runner import build_runner
 from mmseg_unet_lyft.engine.saving import (
+    WholeFiles,
     checksum_file,
     is_intact,
     saved_checkpoints,
@@ -245,6 +247,17 @@ def test_a_loop_of_mmengines_own_is_stopped_too_and_says_what_was_saved(three_dr
 
 
 # --- files -------------------------------------------------------------------------------------------------
+
+
+def test_a_validation_saves_the_run_once_again_and_not_twice(three_drives, tmp_path, monkeypatch):
+    written = []
+    put = WholeFiles.put
+    monkeypatch.setattr(
+        WholeFiles, 'put', lambda self, obj, path: written.append(Path(path).name) or put(self, obj, path)
+    )
+    run(tmp_path / 'run', seed=3, max_iters=2)
+    assert [name for name in written if name.startswith('iter_')] == ['iter_2.pth'] * 2
+    assert len([name for name in written if name.startswith('best_')]) == 1
 
 
 def test_every_checkpoint_has_its_checksum_and_old_ones_go(three_drives, tmp_path):

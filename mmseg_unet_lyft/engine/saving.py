@@ -97,6 +97,7 @@ class LyftCheckpointHook(CheckpointHook):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**dict(backend_args=dict(backend=BACKEND)) | kwargs)
         self._is_owed = False
+        self._knows_validation = False
         self.saved_step: int | None = None
 
     def before_train(self, runner: Runner) -> None:
@@ -141,8 +142,11 @@ class LyftCheckpointHook(CheckpointHook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Note that validation was done, keep a new best, and save the run with both."""
         runner.message_hub.update_info(VALIDATED, runner.iter)
+        self._knows_validation = False
         super().after_val_epoch(runner, metrics)
-        if self.last_ckpt is None or Path(self.last_ckpt).name != self.filename_tmpl.format(runner.iter):
+        # With a new best, mmengine has saved it again already.
+        is_last = self.last_ckpt and Path(self.last_ckpt).name == self.filename_tmpl.format(runner.iter)
+        if self._knows_validation or not is_last:
             return
         self._save_checkpoint_with_step(runner, runner.iter, dict(epoch=runner.epoch, iter=runner.iter))
 
@@ -153,6 +157,7 @@ class LyftCheckpointHook(CheckpointHook):
             super()._save_checkpoint_with_step(runner, step, meta)
         finally:
             self.max_keep_ckpts = keep
+        self._knows_validation = True
         if keep > 0 and is_main_process():
             saved = saved_checkpoints(Path(self.out_dir), self.filename_tmpl)
             for old in [path for at, path in saved.items() if at <= step][:-keep]:

@@ -10,7 +10,7 @@ from mmseg.models.segmentors import BaseSegmentor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 # Large enough for any pyramid here, and quick.
-_TRIAL_SIZE = (64, 96)
+_TRIAL_SIZE = (32, 48)
 # Of the largest logit: float32's rounding, through some 30 layers.
 _TOLERANCE = 1e-4
 
