@@ -211,13 +211,24 @@ def test_a_second_signal_ends_the_process_at_once(three_drives, tmp_path):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             if runner.iter == 1:
                 signal.raise_signal(signal.SIGTERM)
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGUSR1)
 
     asked = StopOnSignalHook()
     with pytest.raises(KeyboardInterrupt), asked:
         run(tmp_path / 'run', Signals(), asked, seed=3)
     assert steps_in(tmp_path / 'run') == []
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopOnSignalHook() as asked:
+            signal.raise_signal(signal.SIGINT)
+        assert asked.signal is None
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_signal_between_two_updates_waits_for_the_second(three_drives, tmp_path):

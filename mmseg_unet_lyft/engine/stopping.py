@@ -51,7 +51,8 @@ class StopOnSignalHook(Hook):
             return self
         for name in SIGNALS:
             number = getattr(signal, name, None)
-            if number is not None:
+            # What is ignored, as Ctrl-C is by a job in the background, stays so.
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 

@@ -180,8 +180,9 @@ def save_training_curves(work_dir: Path) -> Path:
     )
     scores.set(xlabel='step', ylabel='percent', ylim=(0, 100))
     scores.legend(loc='lower right')
-    # The usual ten colours would come again among the classes.
-    classes.set_prop_cycle(color=colormaps['tab20'].colors)
+    # The usual ten colours would come again among the classes: those first, then their light ones.
+    colours = colormaps['tab20'].colors
+    classes.set_prop_cycle(color=[*colours[::2], *colours[1::2]])
     for name in dict.fromkeys(key for entry in val for key in entry if key.startswith('IoU.')):
         points = [(entry['step'], entry[name]) for entry in val if name in entry]
         classes.plot(*zip(*points, strict=True), label=name.removeprefix('IoU.'))
