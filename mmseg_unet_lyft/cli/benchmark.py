@@ -28,7 +28,7 @@ def _benchmark(argv: list[str] | None) -> None:
     from ..compat import require_stack
 
     require_stack()
-    from ..bench.machine import describe_machine
+    from ..engine.machine import describe_machine
 
     figures, table = measure_part(args)
     result = dict(machine=describe_machine(), **figures)

@@ -6,6 +6,7 @@ python tools/train.py configs/unet_lyft.py --data-root data/lyft
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from .console import guarded, say
@@ -35,6 +36,7 @@ def _train(argv: list[str] | None) -> int:
     from ..report.figures import save_training_curves
 
     config = read_config(args)
+    config.command = ['train', *(sys.argv[1:] if argv is None else argv)]
     device.choose_device(args.device)
     device.set_randomness(config, args.seed, args.deterministic)
     if args.load_from:
@@ -51,7 +53,7 @@ def _train(argv: list[str] | None) -> int:
     runner = build_runner(config)
     say(launch.describe_batch(config))
     check_deterministic(runner)
-    if args.load_from:
+    if args.load_from and not config.resume:
         runner.register_hook(StartWeightsHook(args.load_from, args.strict))
     asked = StopOnSignalHook()
     runner.register_hook(asked)

@@ -14,7 +14,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     parser.add_argument('--amp', action='store_true', help='float16 on a GPU, bfloat16 on a CPU')
     parser.add_argument(
-        '--resume', nargs='?', const='auto', metavar='PATH', help='go on from PATH, or from the work dir'
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='PATH',
+        help="go on from PATH, or from the work dir's newest; if-any: or start if nothing is saved there yet",
     )
     parser.add_argument(
         '--load-from', metavar='PATH', help='start from those weights of a checkpoint that fit the model'
@@ -29,7 +33,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_train_arguments(args: argparse.Namespace) -> None:
     """Raise an InputError for options that contradict each other."""
-    if args.load_from and args.resume:
+    if args.load_from and args.resume not in (None, 'if-any'):
         raise InputError('--load-from starts anew and --resume goes on; give one of them')
     if args.strict and not args.load_from:
         raise InputError('--strict: says how to take the weights of --load-from; give that too')

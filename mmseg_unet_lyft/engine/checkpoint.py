@@ -28,7 +28,8 @@ def use_resume(config: Config, resume: str | None) -> list[str]:
 
     Args:
         config: Changed in place.
-        resume: A checkpoint path, ``auto`` for the newest sound one in the work dir, or None.
+        resume: A checkpoint path, ``auto`` for the newest sound one in the work dir, ``if-any`` for that one
+            or a new run if nothing is saved yet, or None.
 
     Returns:
         Lines on newer checkpoints that were passed over, since they are damaged.
@@ -36,6 +37,8 @@ def use_resume(config: Config, resume: str | None) -> list[str]:
     Raises:
         InputError: If there is nothing to resume from, or weights alone, or another seed is asked for.
     """
+    if resume == 'if-any':
+        resume = 'auto' if saved_checkpoints(Path(config.work_dir)) else None
     source = resume or (config.get('load_from') if config.get('resume') else None)
     if source and str(source).endswith(SUFFIX):
         raise InputError(

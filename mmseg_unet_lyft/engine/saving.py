@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
-from ..datasets.files import UNFINISHED, free_bytes, sync, taken_bytes, write_whole
+from ..datasets.files import UNFINISHED, free_bytes, sync, taken_bytes, write_json, write_whole
 from ..errors import InputError
+from .run_card import card_file, describe_run, scores_of
 
 CHECKSUM = '.sha256'  # Suffix behind a checkpoint's name, as `sha256sum -c` reads it.
 BACKEND = 'LyftWholeFiles'
@@ -25,6 +27,11 @@ VALIDATED = 'validated_iter'  # In the message hub: behind which step validation
 def checksum_file(path: Path) -> Path:
     """Where a checkpoint's checksum stands."""
     return path.with_name(path.name + CHECKSUM)
+
+
+def companions(path: Path) -> list[Path]:
+    """What stands beside a checkpoint, and goes where it goes: its checksum and its run card."""
+    return [checksum_file(path), card_file(path)]
 
 
 def is_intact(path: Path) -> bool | None:
@@ -70,9 +77,10 @@ class WholeFiles(LocalBackend):
         write_with_checksum(Path(filepath), obj)
 
     def remove(self, filepath: str | Path) -> None:
-        """Remove a file, then its checksum."""
+        """Remove a file, then what stands beside it."""
         super().remove(filepath)
-        checksum_file(Path(filepath)).unlink(missing_ok=True)
+        for beside in companions(Path(filepath)):
+            beside.unlink(missing_ok=True)
 
 
 register_backend(BACKEND, WholeFiles, force=True)
@@ -86,6 +94,7 @@ class LyftCheckpointHook(CheckpointHook):
     - Old checkpoints, and the best one before, are removed once their successors are safe.
     - Behind each validation the last checkpoint is saved again, so that it knows that it was done.
     - A work dir may be moved: the best checkpoint is looked for in it.
+    - Beside each stands its run card. A run that starts anew sets those of an earlier run aside.
     - With accumulated gradients, which are not saved, saves wait for the step that uses them.
 
     Args:
@@ -100,6 +109,7 @@ class LyftCheckpointHook(CheckpointHook):
         self._is_owed = False
         self._knows_validation = False
         self.saved_step: int | None = None
+        self.card: dict[str, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Look for the best checkpoint in the present work dir, and check that the disk has room."""
@@ -110,6 +120,10 @@ class LyftCheckpointHook(CheckpointHook):
                 self._set_best(key, path and str(Path(self.out_dir) / Path(path).name))
         if is_main_process():
             remove_unfinished(Path(self.out_dir))
+            if not runner.iter:
+                for line in set_aside(Path(self.out_dir)):
+                    runner.logger.info(line)
+            self.card = describe_run(runner)
         self._check_room(runner)
 
     def _check_room(self, runner: Runner) -> None:
@@ -159,6 +173,7 @@ class LyftCheckpointHook(CheckpointHook):
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         # mmengine would remove the old ones first.
         keep, self.max_keep_ckpts = self.max_keep_ckpts, -1
+        self._write_card(runner, Path(self.out_dir) / self.filename_tmpl.format(step), step)
         try:
             super()._save_checkpoint_with_step(runner, step, meta)
         finally:
@@ -179,8 +194,17 @@ class LyftCheckpointHook(CheckpointHook):
             now = self._best()[key]
             if now is None:
                 self._set_best(key, path)
-            elif path and path != now and is_main_process() and Path(path).is_file():
+                continue
+            self._write_card(runner, Path(now), runner.iter)
+            if path and path != now and is_main_process() and Path(path).is_file():
                 self.file_backend.remove(path)
+
+    def _write_card(self, runner: Runner, checkpoint: Path, step: int) -> None:
+        """Say beside a checkpoint what it is of."""
+        if is_main_process():
+            scores = dict(step=runner.message_hub.get_info(VALIDATED, None), **scores_of(runner))
+            card = dict(checkpoint=checkpoint.name, step=step, validation=scores, **self.card)
+            write_json(card_file(checkpoint), card)
 
     def _best(self) -> dict[str | None, str | None]:
         """Path of the best checkpoint of each metric, None where there is none yet."""
@@ -207,6 +231,28 @@ def saved_checkpoints(folder: Path, template: str = 'iter_{}.pth') -> dict[int, 
     pattern = re.compile(re.escape(template).replace(re.escape('{}'), r'(\d+)'))
     found = {path: pattern.fullmatch(path.name) for path in folder.iterdir()} if folder.is_dir() else {}
     return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
+
+
+def set_aside(folder: Path) -> list[str]:
+    """Move an earlier run's checkpoints into a folder beside, so that none is taken for the new run's.
+
+    Returns:
+        One line that says so, if there were any.
+    """
+    found = [*saved_checkpoints(folder).values(), *sorted(folder.glob('best_*.pth'))]
+    if not found:
+        return []
+    number = next(number for number in itertools.count(1) if not (folder / f'earlier_{number}').exists())
+    place = folder / f'earlier_{number}'
+    place.mkdir()
+    for path in found:
+        for beside in companions(path):
+            if beside.is_file():
+                beside.rename(place / beside.name)
+        path.rename(place / path.name)
+    return [
+        f'{len(found)} checkpoints of an earlier run moved to {place}; --resume would have gone on with it'
+    ]
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -24,7 +24,7 @@ from mmseg_unet_lyft.inference.export import export_onnx
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 
 from . import two_ranks
-from .conftest import TINY
+from .conftest import TINY, train_tiny
 
 pytestmark = pytest.mark.stack
 ROOT = Path(__file__).parents[2]
@@ -320,18 +320,59 @@ def test_dist_test_passes_its_arguments_on(tmp_path):
     assert done.stdout == f'{ROOT}/tools/launch.py 4 test a config.py b.pth --out c d\n'
 
 
-def test_slurm_train_asks_for_a_task_a_gpu(tmp_path):
-    srun = tmp_path / 'srun'
-    srun.write_text('#!/bin/sh\necho "$@"; echo "port $MASTER_PORT"\n')
-    srun.chmod(0o755)
-    path = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
-    environ = os.environ | dict(
-        PATH=path, GPUS='16', PYTHON='python', SRUN_ARGS='--time=60 --qos=low', PORT='1234'
+# Slurm itself is not at hand: these stand for its commands, and srun runs the task it is given.
+SBATCH = '#!/bin/sh\necho "$@"; echo "tools $LYFT_TOOLS"\n'
+SRUN = (
+    '#!/bin/sh\necho "srun $@; port $MASTER_PORT"\nwhile [ "$1" != "$PYTHON" ]; do shift; done\nexec "$@"\n'
+)
+SCONTROL = '#!/bin/sh\necho "scontrol $@"\n'
+
+
+def slurm_train(tmp_path, *arguments, **environ):
+    """What tools/slurm_train.sh and the commands it calls printed, and its exit code."""
+    for name, text in dict(sbatch=SBATCH, srun=SRUN, scontrol=SCONTROL).items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environ = (
+        os.environ | dict(PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}', GPUS_PER_NODE='0') | environ
     )
-    command = [ROOT / 'tools/slurm_train.sh', 'gpu', 'job', 'configs/unet_lyft.py', '--amp']
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-    assert done.stdout == (
-        '-p gpu --job-name=job --gres=gpu:8 --ntasks-per-node=8 --ntasks=16 --cpus-per-task=5 '
-        f'--kill-on-bad-exit=1 --time=60 --qos=low python -u {ROOT}/tools/train.py configs/unet_lyft.py '
-        '--launcher slurm --amp\nport 1234\n'
+    command = [ROOT / 'tools/slurm_train.sh', 'gpu', 'job', *arguments]
+    done = subprocess.run(list(map(str, command)), env=environ, capture_output=True, text=True, check=False)
+    return done.stdout, done.returncode
+
+
+def test_slurm_train_submits_a_task_a_gpu_that_is_warned_and_may_be_queued_again(tmp_path):
+    wanted = dict(GPUS='16', GPUS_PER_NODE='8', SBATCH_ARGS='--time=60 --qos=low')
+    stdout, code = slurm_train(tmp_path, 'configs/unet_lyft.py', '--amp', **wanted)
+    assert code == 0
+    assert stdout == (
+        '-p gpu --job-name=job --ntasks=16 --cpus-per-task=5 --gres=gpu:8 --ntasks-per-node=8 --requeue '
+        f'--open-mode=append --signal=USR1@120 --export=ALL --time=60 --qos=low {ROOT}/tools/slurm_train.sh '
+        f'gpu job configs/unet_lyft.py --amp\ntools {ROOT}/tools\n'
     )
+
+
+@pytest.mark.parametrize(('code', 'queued'), [(75, True), (0, False), (2, False)])
+def test_a_saved_job_is_queued_again_and_goes_on(tmp_path, code, queued):
+    python = tmp_path / 'python'
+    python.write_text(f'#!/bin/sh\necho "task $@"\nexit {code}\n')
+    python.chmod(0o755)
+    job = dict(PYTHON=str(python), SLURM_JOB_ID='41', LYFT_TOOLS='/tools', GPUS='2', SLURM_RESTART_COUNT='1')
+    stdout, found = slurm_train(tmp_path, 'a.py', '--amp', **job)
+    assert 'srun --ntasks=2 --cpus-per-task=5 --kill-on-bad-exit=1 ' in stdout
+    assert 'port 20041' in stdout
+    assert 'task -u /tools/train.py a.py --launcher slurm --amp --resume if-any\n' in stdout
+    assert ('scontrol requeue 41' in stdout) == queued
+    assert found == (0 if queued else code)
+    first, _ = slurm_train(tmp_path, 'a.py', '--amp', **job | dict(SLURM_RESTART_COUNT='0'))
+    assert '--resume if-any' not in first
+
+
+def test_resuming_if_there_is_anything_starts_a_run_and_goes_on_with_it(drawn_root, tmp_path):
+    options = ('max_iters=2', 'val_interval=2')
+    best = best_checkpoint(str(tmp_path / 'run'))
+    assert best is None
+    assert train_tiny(drawn_root, tmp_path / 'run', '--resume', 'if-any', options=options) == 0
+    options = ('max_iters=4', 'val_interval=2')
+    assert train_tiny(drawn_root, tmp_path / 'run', '--resume', 'if-any', options=options) == 0
+    assert sorted(path.name for path in (tmp_path / 'run').glob('iter_*.pth')) == ['iter_2.pth', 'iter_4.pth']
