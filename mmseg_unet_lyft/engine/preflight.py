@@ -78,10 +78,10 @@ def check_run(config: Config, *loaders: str, load_from: str | None = None, stric
     trains = 'test_dataloader' not in loaders
     used = loaders if trains else ('test_dataloader',)
     with DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmseg'):
-        knows_types = findings.add(preflight_config.type_problems(config, used))
-        is_sound = findings.add(preflight_config.number_problems(config, used)) and knows_types
+        is_sound = findings.add(preflight_config.type_problems(config, preflight_config.built_keys(used)))
+        is_sound = findings.add(preflight_config.number_problems(config, used)) and is_sound
         is_sound = findings.add(preflight_config.head_problems(config)) and is_sound
-        _look_at_data(config, loaders, used if knows_types else (), findings)
+        _look_at_data(config, loaders, used, findings)
         others = ('val', 'test') if trains else ('test',)
         findings.add(preflight_data.overlap_problems(config, others, findings.notes))
         remedy = preflight_model.STRICT_REMEDY if strict else None
@@ -98,24 +98,24 @@ def check_data(config: Config, *loaders: str) -> None:
     """As `check_run`, for what reads the loaders' frames and runs no network."""
     findings = Findings()
     with DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmseg'):
-        knows_types = findings.add(preflight_config.type_problems(config, loaders, only_loaders=True))
         findings.add(preflight_config.number_problems(config, loaders))
-        _look_at_data(config, loaders, loaders if knows_types else (), findings)
+        _look_at_data(config, loaders, loaders, findings)
     findings.require_none()
 
 
 def _look_at_data(config: Config, loaders: Iterable[str], built: Iterable[str], findings: Findings) -> None:
-    """Take what is wrong with the frames of loaders, and with those loaders that can be built."""
+    """Take what is wrong with the frames of loaders, and with those loaders that are to be built."""
     if 'train_dataloader' in built:
         findings.add(preflight_config.batch_problems(config))
     for loader in loaders:
+        knows_types = loader in built and findings.add(preflight_config.type_problems(config, [loader]))
         if not preflight_data.is_ours(config, loader):
             continue
         findings.add(preflight_config.scheme_problems(config, loader))
         frames = preflight_data.Frames(config[loader].dataset)
         if findings.add(frames.find()):
             findings.add(frames.problems())
-        if loader in built:
+        if knows_types:
             findings.add(preflight_data.loader_problems(config, loader, frames, findings.notes))
 
 

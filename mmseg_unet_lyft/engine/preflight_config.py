@@ -56,9 +56,9 @@ _RUN_KINDS = dict(
 _DICTS = {*_MODEL_KINDS, 'sampler', 'collate_fn', 'optimizer'}
 _ALWAYS = ('model', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor')
 _OF_LOADER = dict(
-    train_dataloader=('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'),
-    val_dataloader=('val_dataloader', 'val_cfg', 'val_evaluator'),
-    test_dataloader=('test_dataloader', 'test_cfg', 'test_evaluator'),
+    train_dataloader=('train_cfg', 'optim_wrapper', 'param_scheduler'),
+    val_dataloader=('val_cfg', 'val_evaluator'),
+    test_dataloader=('test_cfg', 'test_evaluator'),
 )
 # Least value, whether it is a whole number, and the knob that sets it, if it has another name.
 _LEAST = {
@@ -72,10 +72,14 @@ _LEAST = {
 }
 
 
-def type_problems(config: Config, loaders: Iterable[str], only_loaders: bool = False) -> Iterator[str]:
-    """Types that no registry has, in those parts of a config that a run with these loaders builds."""
-    keys = [] if only_loaders else [*_ALWAYS, *(key for loader in loaders for key in _OF_LOADER[loader])]
-    for key in dict.fromkeys(keys or loaders):
+def built_keys(loaders: Iterable[str]) -> list[str]:
+    """The parts of a config that a run with these loaders builds, beside the loaders."""
+    return [*_ALWAYS, *(key for loader in loaders for key in _OF_LOADER[loader])]
+
+
+def type_problems(config: Config, keys: Iterable[str]) -> Iterator[str]:
+    """Types that no registry has, in these parts of a config."""
+    for key in keys:
         registries = _MODEL_KINDS.get(key) or _RUN_KINDS.get(key, ())
         kinds = _MODEL_KINDS if key == 'model' else _RUN_KINDS
         # Hooks have names of the user's own, such as `param_scheduler`.
@@ -120,10 +124,7 @@ def _name_problems(name: Any, path: str, registries: tuple[str, ...]) -> Iterato
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
     kind = places[0].name.replace('_', ' ') if places else 'class'
     hint = f'; did you mean {nearest[0]}?' if nearest else '.'
-    yield (
-        f'{path}={name!r}: no such {kind}{hint} A class of your own has to be imported: name its module in '
-        'custom_imports'
-    )
+    yield f'{path}={name!r}: no such {kind}{hint} (One of your own: name its module in custom_imports.)'
 
 
 def _registry(name: str) -> Any:
