@@ -120,10 +120,11 @@ def _name_problems(name: Any, path: str, registries: tuple[str, ...]) -> Iterato
             return
         if not places and find_class(name) is not None:
             return
-    known = sorted({known for place in places for known in _names(place)})
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+    # Most often it is a capital that is wrong.
+    known = {known.lower(): known for place in places for known in _names(place)}
+    nearest = difflib.get_close_matches(str(name).lower(), sorted(known), n=1, cutoff=0.0)
     kind = places[0].name.replace('_', ' ') if places else 'class'
-    hint = f'; did you mean {nearest[0]}?' if nearest else '.'
+    hint = f'; did you mean {known[nearest[0]]}?' if nearest else '.'
     yield f'{path}={name!r}: no such {kind}{hint} (One of your own: name its module in custom_imports.)'
 
 
