@@ -5,6 +5,7 @@ import shutil
 import time
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mmseg_unet_lyft.datasets.labels import get_scheme
 from mmseg_unet_lyft.engine import preflight_config, preflight_data, preflight_model
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.preflight import check_data, check_run
+from mmseg_unet_lyft.engine.saving import LyftCheckpointHook
 from mmseg_unet_lyft.errors import InputError
 
 TRAINING = ('train_dataloader', 'val_dataloader')
@@ -450,9 +452,13 @@ def test_no_room_for_checkpoints_is_told_before_the_start(three_drives, monkeypa
     weights = sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())
     # Two kept and one being written, each with two moments and an average; the best, and its successor.
     needed = 4 * 3 * weights + 2 * weights
+    hook = LyftCheckpointHook(interval=1, by_epoch=False, save_best='mIoU', max_keep_ckpts=2)
+    hook.out_dir = 'run'
+    message = f'run: checkpoints of this model take about {needed / 1e6:.0f} MB, and the disk has'
     monkeypatch.setattr('shutil.disk_usage', lambda folder: usage(0, 0, needed - 1))
-    assert refused(configured()).startswith(
-        'run: checkpoints of this model take about 1 MB, and the disk has'
-    )
+    assert refused(configured()).startswith(message)
+    with pytest.raises(InputError, match=message):
+        hook._check_room(SimpleNamespace(model=model))
     monkeypatch.setattr('shutil.disk_usage', lambda folder: usage(0, 0, needed))
     assert check_run(configured(), *TRAINING) == []
+    hook._check_room(SimpleNamespace(model=model))

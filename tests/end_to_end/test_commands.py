@@ -279,7 +279,7 @@ def test_a_checkpoint_of_another_config_is_refused_before_it_is_scored(trained, 
     assert test.main(['configs/unet_lyft_demo.py', checkpoint, *places]) == 2
     said = capsys.readouterr().err
     assert 'its weights are not of this config' in said
-    assert 'backbone.levels.0.0.conv.bias (4,) in the file, (16,) here' in said
+    assert 'backbone.levels.0.1.conv.weight (4, 4, 3, 3) in the file, (16, 16, 3, 3) here' in said
     arguments = ['configs/unet_lyft.py', checkpoint, str(drawn_root), '--device', 'cpu']
     assert predict.main(arguments) == 2
     assert ' only in the file:\n' in capsys.readouterr().err
