@@ -7,3 +7,16 @@ class InputError(ValueError):
     The message names it and says what to do. Commands print the message alone, without a traceback,
     and exit with 2; any other exception is a defect and keeps its traceback.
     """
+
+
+def input_error_behind(error: BaseException | None) -> InputError | None:
+    """The innermost ``InputError`` behind an exception; registries and workers wrap it.
+
+    What was raised ``from None`` takes the place of what was caught: it says the same, and of which file.
+    """
+    found = None
+    while error is not None:
+        if isinstance(error, InputError):
+            found = error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return found

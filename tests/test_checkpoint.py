@@ -113,11 +113,28 @@ def test_strict_refuses_what_does_not_fit(saved):
     path, _ = saved
     model = unet(num_classes=3)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    with pytest.raises(
-        InputError, match=r'not of this config: 2 reshaped \(decode_head.conv_seg.bias, ...\)'
-    ):
-        checkpoint.check_weights(model, checkpoint.read_weights(path), path)
+    with pytest.raises(InputError, match='its weights are not of this config') as refusal:
+        checkpoint.check_weights(model, checkpoint.read_weights(path), path, 'Mend it')
+    assert str(refusal.value) == (
+        f'{path}: its weights are not of this config. Mend it\n'
+        '  2 another shape:\n'
+        '    decode_head.conv_seg.bias (13,) in the file, (3,) here\n'
+        '    decode_head.conv_seg.weight (13, 2, 1, 1) in the file, (3, 2, 1, 1) here'
+    )
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+def test_ten_names_of_each_kind_are_listed(saved):
+    path, source = saved
+    weights = checkpoint.read_weights(path)
+    old = {f'old.{name}': weight for name, weight in weights.items()}
+    with pytest.raises(InputError, match=r'only in the file:\n') as refusal:
+        checkpoint.check_weights(source, old, path)
+    for kind in ('not in the file', 'only in the file'):
+        listed = str(refusal.value).partition(f'{kind}:\n')[2].splitlines()[:11]
+        assert [line.startswith('    ') for line in listed] == [True] * 11
+        assert listed[0].endswith('backbone.levels.0.0.conv.bias')
+        assert listed[10].startswith('    and ')
 
 
 @pytest.mark.parametrize('content', [{}, {1: 2}, {'state_dict': [1]}, {'meta': {'iter': 3}}])

@@ -16,6 +16,7 @@ from mmseg.registry import MODELS
 from mmseg_unet_lyft.engine.compiling import LyftCompileHook
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.config_keys import RUN_KEYS
+from mmseg_unet_lyft.engine.guard_hook import LyftGuardHook
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 LEAVES = sorted(path.name for path in CONFIGS.glob('*.py'))
@@ -24,7 +25,8 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 READ_KEYS = RUN_KEYS | {'test_pipeline'}
 
 
-EARLY_STOPPING = dict(type='EarlyStoppingHook', monitor='mIoU', rule='greater', min_delta=0.01)
+HOOKS = [dict(type='LyftCompileHook', wanted='auto'), dict(type='LyftGuardHook', on_nonfinite='stop')]
+EARLY_STOPPING = dict(type='LyftEarlyStoppingHook', monitor='mIoU', rule='greater', min_delta=0.01)
 
 
 def at(*paths: str) -> Callable[[Any], dict[str, Any]]:
@@ -91,15 +93,16 @@ DERIVED: dict[str, Callable[[Any], dict[str, Any]]] = dict(
     },
     accumulate=at('optim_wrapper.accumulative_counts'),
     compiled=at('custom_hooks.0.wanted'),
+    on_nonfinite=at('custom_hooks.1.on_nonfinite'),
     ema_momentum=lambda momentum: {
         'custom_hooks': [
-            dict(type='LyftCompileHook', wanted='auto'),
+            *HOOKS,
             *([] if momentum is None else [dict(type='EMAHook', momentum=momentum)]),
         ]
     },
     early_stop_patience=lambda patience: {
         'custom_hooks': [
-            dict(type='LyftCompileHook', wanted='auto'),
+            *HOOKS,
             *([] if patience is None else [EARLY_STOPPING | dict(patience=patience)]),
         ]
     },
@@ -145,6 +148,7 @@ NEW_VALUES: dict[str, Any] = dict(
     warmup_iters=2,
     accumulate=2,
     compiled=False,
+    on_nonfinite='skip',
     ema_momentum=0.25,
     early_stop_patience=7,
     vis_backends=[dict(type='LocalVisBackend', img_save_dir='pictures')],
@@ -314,6 +318,7 @@ RUNNER_HOLDS: dict[str, Callable[[Runner], list]] = dict(
     warmup_iters=lambda runner: [runner.param_schedulers[0].end],
     accumulate=lambda runner: [runner.optim_wrapper._accumulative_counts],
     compiled=lambda runner: [hook(runner, LyftCompileHook).wanted],
+    on_nonfinite=lambda runner: [hook(runner, LyftGuardHook).on_nonfinite],
     ema_momentum=lambda runner: [hook(runner, EMAHook).ema_model.momentum],
     early_stop_patience=lambda runner: [hook(runner, EarlyStoppingHook).patience],
     vis_backends=lambda runner: [

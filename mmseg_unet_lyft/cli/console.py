@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from ..engine.ranks import end_rank, is_first, take_place, this_process
-from ..errors import InputError
+from ..errors import input_error_behind
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -30,19 +30,6 @@ def progress(items: Iterable, total: int, what: str) -> Iterator:
     yield from track(items, total=total, description=what, console=Console(stderr=True))
 
 
-def _input_error(error: BaseException | None) -> InputError | None:
-    """The innermost ``InputError`` behind an exception; registries and workers wrap it.
-
-    What was raised ``from None`` takes the place of what was caught: it says the same, and of which file.
-    """
-    found = None
-    while error is not None:
-        if isinstance(error, InputError):
-            found = error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return found
-
-
 def guarded(command: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
     """A command's ``main(argv=None)`` that returns an exit code and prints a user's mistake plainly.
 
@@ -56,7 +43,7 @@ def guarded(command: Callable[[list[str] | None], int | None]) -> Callable[[list
             end_rank(code)
             return code
         except ValueError as error:
-            mistake = _input_error(error)
+            mistake = input_error_behind(error)
             if mistake is None:
                 raise
             if this_process.local_rank and not this_process.has_joined():

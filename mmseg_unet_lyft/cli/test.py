@@ -29,8 +29,8 @@ def _test(argv: list[str] | None) -> None:
     from ..compat import require_stack
 
     require_stack()
-    from ..engine import checkpoint, deaths, device, launch, scoring, uncertainty
-    from ..engine.preflight import check_data
+    from ..engine import deaths, device, launch, scoring, uncertainty
+    from ..engine.preflight import check_run
     from ..engine.ranks import is_first
     from ..engine.runner import build_runner
     from ..inference.exported_segmentor import score_exported
@@ -44,17 +44,16 @@ def _test(argv: list[str] | None) -> None:
         for line in score_exported(config, path, args.device, args.trust, args.uncertainty):
             say(line)
     else:
-        weights = checkpoint.read_weights(path)
         uncertainty.ask_for_uncertainty(config, args.uncertainty)
         config.load_from = path
-    check_data(config, 'test_dataloader', *(['train_dataloader'] if args.baselines else []))
+    loaders = ['test_dataloader', *(['train_dataloader'] if args.baselines else [])]
+    for line in check_run(config, *loaders, load_from=None if is_exported else path):
+        say(line)
     config.custom_hooks = [
         *config.get('custom_hooks', []),
         dict(type='LyftOutputHook', out_dir=args.out, show_dir=args.show_dir, show_limit=args.show_limit),
     ]
     runner = build_runner(config)
-    if not is_exported:
-        checkpoint.check_weights(runner.model, weights, path)
     metric = scoring.find_metric(runner)
     with deaths.explained():
         metrics = runner.test()

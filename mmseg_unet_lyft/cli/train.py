@@ -39,11 +39,11 @@ def _train(argv: list[str] | None) -> int:
     config.command = ['train', *(sys.argv[1:] if argv is None else argv)]
     device.choose_device(args.device)
     device.set_randomness(config, args.seed, args.deterministic)
-    if args.load_from:
-        checkpoint.read_weights(args.load_from)
     for line in checkpoint.use_resume(config, args.resume):
         say(line)
-    preflight.check_data(config, 'train_dataloader', 'val_dataloader')
+    loaders = 'train_dataloader', 'val_dataloader'
+    for line in preflight.check_run(config, *loaders, load_from=args.load_from, strict=args.strict):
+        say(line)
     for line in data_stats.apply_stats(config, args.cfg_options, bool(args.load_from)):
         say(line)
     launch.join_group(config)

@@ -19,7 +19,8 @@ from ..errors import InputError
 from .saving import WRAPPER, is_intact, saved_checkpoints
 from .weights_format import SUFFIX, read_weights_file
 
-_TRAINED_WITH = 'Name the config it was trained with: its work dir holds it, the --cfg-options included'
+TRAINED_WITH = 'Name the config it was trained with: its work dir holds it, the --cfg-options included'
+_SHOWN = 10  # names of weights in an error
 _WRAPPED = 'module.'  # before each name, from a model wrapped for several processes
 
 
@@ -37,6 +38,8 @@ def use_resume(config: Config, resume: str | None) -> list[str]:
     Raises:
         InputError: If there is nothing to resume from, or weights alone, or another seed is asked for.
     """
+    # A config from the work dir of a resumed run says what that one went on from.
+    config.pop('resumed', None)
     if resume == 'if-any':
         resume = 'auto' if saved_checkpoints(Path(config.work_dir)) else None
     source = resume or (config.get('load_from') if config.get('resume') else None)
@@ -173,11 +176,11 @@ def weights_of(content: dict[str, Any], path: str) -> dict[str, torch.Tensor]:
 
 
 def check_weights(
-    model: nn.Module, weights: dict[str, torch.Tensor], path: str, remedy: str = _TRAINED_WITH
+    model: nn.Module, weights: dict[str, torch.Tensor], path: str, remedy: str = TRAINED_WITH
 ) -> None:
     """Raise an InputError unless weights are the model's, name by name and in shape.
 
-    mmengine loads what fits and only logs the rest.
+    mmengine loads what fits and only logs the rest. The message lists the first of those that do not.
 
     Args:
         model: The model, wrapped for several processes or not.
@@ -185,10 +188,27 @@ def check_weights(
         path: Where they are from, for the message.
         remedy: What to do about it, for the message.
     """
-    problems = _misfits(_bare(model).state_dict(), weights)
-    found = [f'{len(names)} {what} ({min(names)}, ...)' for what, names in problems.items() if names]
-    if found:
-        raise InputError(f'{path}: its weights are not of this config: {"; ".join(found)}. {remedy}')
+    wanted = _bare(model).state_dict()
+    lines = _describe_misfits(
+        wanted, weights, ('another shape', 'not in the file', 'only in the file'), _SHOWN
+    )
+    if lines:
+        raise InputError('\n'.join([f'{path}: its weights are not of this config. {remedy}', *lines]))
+
+
+def fitting_weights(
+    wanted: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], path: str
+) -> dict[str, torch.Tensor]:
+    """Those of the weights whose name and shape a model's state has.
+
+    Raises:
+        InputError: If there are none; the message names the path.
+    """
+    reshaped = _misfits(wanted, weights)['reshaped']
+    fitting = {name: weights[name] for name in (wanted.keys() & weights.keys()) - reshaped}
+    if all(_is_statistic(name) for name in fitting):
+        raise InputError(f'{path}: none of its {len(weights)} weights has a name and shape of this model')
+    return fitting
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: str) -> str:
@@ -207,29 +227,51 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: str) 
     """
     bare = _bare(model)
     wanted = bare.state_dict()
-    misfits = _misfits(wanted, weights)
-    fitting = {name: weights[name] for name in (wanted.keys() & weights.keys()) - misfits['reshaped']}
-    if all(_is_statistic(name) for name in fitting):
-        raise InputError(f'{path}: none of its {len(weights)} weights has a name and shape of this model')
+    fitting = fitting_weights(wanted, weights, path)
     bare.load_state_dict(fitting, strict=False)
-    lines = [f'{path}: loaded {len(fitting)} of the {len(wanted)} weights of this model']
-    lines += _listed(
+    whats = (
         'another shape, kept as initialised',
-        {
-            name: f'{tuple(weights[name].shape)} in the file, {tuple(wanted[name].shape)} here'
-            for name in misfits['reshaped']
-        },
+        'not in the file, kept as initialised',
+        'only in the file, left out',
     )
-    lines += _listed('not in the file, kept as initialised', dict.fromkeys(misfits['missing'], ''))
-    lines += _listed('only in the file, left out', dict.fromkeys(misfits['unexpected'], ''))
-    return '\n'.join(lines)
+    said = f'{path}: loaded {len(fitting)} of the {len(wanted)} weights of this model'
+    return '\n'.join([said, *_describe_misfits(wanted, weights, whats)])
 
 
-def _listed(what: str, notes: dict[str, str]) -> list[str]:
+def _describe_misfits(
+    wanted: dict[str, torch.Tensor],
+    weights: dict[str, torch.Tensor],
+    whats: tuple[str, str, str],
+    limit: int | None = None,
+) -> list[str]:
+    """Lines on weights of another shape, those only in the model, and those only in the file.
+
+    Args:
+        wanted: The model's.
+        weights: The file's.
+        whats: What to say of each of the three.
+        limit: How many names of each to list; all by default.
+    """
+    misfits = _misfits(wanted, weights)
+    shapes = {
+        name: f'{tuple(weights[name].shape)} in the file, {tuple(wanted[name].shape)} here'
+        for name in misfits['reshaped']
+    }
+    notes = (shapes, dict.fromkeys(misfits['missing'], ''), dict.fromkeys(misfits['unexpected'], ''))
+    return [line for what, found in zip(whats, notes, strict=True) for line in _listed(what, found, limit)]
+
+
+def _listed(what: str, notes: dict[str, str], limit: int | None) -> list[str]:
     """Lines for weights by name, each with its note."""
     if not notes:
         return []
-    return [f'  {len(notes)} {what}:', *(f'    {name} {notes[name]}'.rstrip() for name in sorted(notes))]
+    names = sorted(notes)[:limit]
+    more = len(notes) - len(names)
+    return [
+        f'  {len(notes)} {what}:',
+        *(f'    {name} {notes[name]}'.rstrip() for name in names),
+        *([f'    and {more} more'] if more else []),
+    ]
 
 
 def _bare(model: nn.Module) -> nn.Module:

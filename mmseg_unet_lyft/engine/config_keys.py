@@ -17,7 +17,15 @@ from ..errors import InputError
 from ..models.options import TEST_KEYS
 
 # Keys that commands and hooks read beside the Runner's own parameters.
-_COMMAND_KEYS = {'default_scope', 'custom_imports', 'auto_scale_lr', 'tta_model', 'tta_pipeline', 'compile'}
+_COMMAND_KEYS = {
+    'allow_overlap',
+    'auto_scale_lr',
+    'compile',
+    'custom_imports',
+    'default_scope',
+    'tta_model',
+    'tta_pipeline',
+}
 # Top-level keys that something reads as they are; what else stands there only serves to derive these.
 RUN_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) | _COMMAND_KEYS
 # Keys of a loader's dict that mmengine takes out before torch's DataLoader sees the rest.
@@ -71,11 +79,11 @@ def _parameters(container: Mapping, path: list[str]) -> set[str]:
     if path[-1] in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         return set(inspect.signature(DataLoader.__init__).parameters) | _LOADER_KEYS
     if 'type' in container:
-        return class_parameters(_find_class(container['type']))
+        return class_parameters(find_class(container['type']))
     return set()
 
 
-def _find_class(type_name: Any) -> Any:
+def find_class(type_name: Any) -> Any:
     """The class or function registered under a ``type``, in whichever registry; None if there is none."""
     if not isinstance(type_name, str):
         return type_name

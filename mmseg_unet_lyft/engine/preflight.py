@@ -1,45 +1,156 @@
-"""What can be known to be wrong before a run starts."""
+"""Every problem of config, data and weights that can be known before a run starts, told at once."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import textwrap
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
-from ..datasets.labels import get_scheme
-from ..datasets.lyft_carla import find_pairs
-from ..errors import InputError
+from .. import register  # noqa: F401  (names are looked up in the registries)
+from ..errors import InputError, input_error_behind
+from . import preflight_config, preflight_data, preflight_model
+from .checkpoint import check_weights, fitting_weights, read_weights
 
 
-def check_batches(config: Config) -> None:
-    """Raise an InputError if the model's data preprocessor cannot read the training loader's batches."""
-    collate = (config.get('train_dataloader') or {}).get('collate_fn') or {}
-    preprocessor = config.model.get('data_preprocessor', {}).get('type')
-    if collate.get('type') == 'lyft_collate' and preprocessor == 'SegDataPreProcessor':
-        raise InputError(
-            'train_dataloader.collate_fn is lyft_collate, whose batches SegDataPreProcessor cannot read; set '
-            "model.data_preprocessor.type='LyftDataPreProcessor', which takes the same arguments"
-        )
+class Findings:
+    """What was found so far.
+
+    Attributes:
+        problems: What has to be mended before the run may start.
+        notes: What is allowed, but worth a line.
+    """
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Within it, an InputError is taken as a problem, and ends the block."""
+        try:
+            yield
+        except ValueError as error:
+            # Registries may wrap what a constructor raised.
+            mistake = input_error_behind(error)
+            if mistake is None:
+                raise
+            self.problems.append(str(mistake))
+
+    def add(self, problems: Iterable[str]) -> bool:
+        """Take a check's problems, and an InputError that ends it; True if there were none."""
+        before = len(self.problems)
+        with self.collecting():
+            # Not `extend`: what came before an error is kept.
+            for problem in problems:
+                self.problems.append(problem)
+        return len(self.problems) == before
+
+    def require_none(self) -> None:
+        """Raise an InputError with all problems, each once."""
+        problems = list(dict.fromkeys(self.problems))
+        if len(problems) == 1:
+            raise InputError(problems[0])
+        if problems:
+            listed = (f'  - {textwrap.indent(problem, "    ").lstrip()}' for problem in problems)
+            raise InputError('\n'.join([f'{len(problems)} problems, found before the first step:', *listed]))
+
+
+def check_run(config: Config, *loaders: str, load_from: str | None = None, strict: bool = False) -> list[str]:
+    """Look for everything that would stop or spoil a run, in about a second.
+
+    Args:
+        config: The whole config; with ``resume``, all weights of ``load_from`` have to be the network's.
+        loaders: ``'train_dataloader'`` and others whose frames are read. With ``'test_dataloader'`` it is a
+            test. Those that are None, or of data sets that are not ours, are passed over.
+        load_from: A checkpoint that the run takes its weights from.
+        strict: Whether all of them have to be the network's, as in a test they do.
+
+    Returns:
+        Lines on what is allowed, but worth knowing.
+
+    Raises:
+        InputError: If there are problems; the message lists all of them.
+    """
+    findings = Findings()
+    trains = 'test_dataloader' not in loaders
+    used = loaders if trains else ('test_dataloader',)
+    with DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmseg'):
+        is_sound = findings.add(preflight_config.type_problems(config, preflight_config.built_keys(used)))
+        is_sound = findings.add(preflight_config.number_problems(config, used)) and is_sound
+        is_sound = findings.add(preflight_config.head_problems(config)) and is_sound
+        _look_at_data(config, loaders, used, findings)
+        others = ('val', 'test') if trains else ('test',)
+        findings.add(preflight_data.overlap_problems(config, others, findings.notes))
+        remedy = preflight_model.STRICT_REMEDY if strict else None
+        if not trains:
+            remedy = preflight_model.TEST_REMEDY
+        elif config.get('resume') and config.get('load_from'):
+            load_from, remedy = config.load_from, preflight_model.RESUME_REMEDY
+        _look_at_network(config, trains, load_from, remedy, is_sound, findings)
+    findings.require_none()
+    return findings.notes
 
 
 def check_data(config: Config, *loaders: str) -> None:
-    """Raise an InputError if a loader's Lyft frames are missing, or their classes are not the model's.
+    """As `check_run`, for what reads the loaders' frames and runs no network."""
+    findings = Findings()
+    with DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmseg'):
+        findings.add(preflight_config.number_problems(config, loaders))
+        _look_at_data(config, loaders, loaders, findings)
+    findings.require_none()
+
+
+def _look_at_data(config: Config, loaders: Iterable[str], built: Iterable[str], findings: Findings) -> None:
+    """Take what is wrong with the frames of loaders, and with those loaders that are to be built."""
+    if 'train_dataloader' in built:
+        findings.add(preflight_config.batch_problems(config))
+    for loader in loaders:
+        knows_types = loader in built and findings.add(preflight_config.type_problems(config, [loader]))
+        if not preflight_data.is_ours(config, loader):
+            continue
+        findings.add(preflight_config.scheme_problems(config, loader))
+        frames = preflight_data.Frames(config[loader].dataset)
+        if findings.add(frames.find()):
+            findings.add(frames.problems())
+        if knows_types:
+            findings.add(preflight_data.loader_problems(config, loader, frames, findings.notes))
+
+
+def _look_at_network(
+    config: Config,
+    trains: bool,
+    load_from: str | None,
+    remedy: str | None,
+    can_build: bool,
+    findings: Findings,
+) -> None:
+    """Take what is wrong with the network, the weights for it, and the room for its checkpoints.
 
     Args:
-        config: The whole config; loaders that are None, or of other data sets, are passed over.
-        loaders: ``'train_dataloader'`` and the like.
+        config: The whole config.
+        trains: Whether the run leaves checkpoints.
+        load_from: A checkpoint to take the weights from.
+        remedy: What to do if not all of them fit; None where any that fit will do.
+        can_build: Whether the network's config is sound so far.
+        findings: Gets them.
     """
-    if 'train_dataloader' in loaders:
-        check_batches(config)
-    for loader in loaders:
-        dataset = (config.get(loader) or {}).get('dataset', {})
-        if dataset.get('type') != 'LyftCarlaDataset':
-            continue
-        find_pairs(Path(dataset['data_root']), dataset.get('split', 'train'))
-        scheme = get_scheme(dataset.get('scheme', 'carla13'))
-        num_classes = config.model.get('decode_head', {}).get('num_classes', len(scheme.classes))
-        if num_classes != len(scheme.classes):
-            raise InputError(
-                f'scheme {scheme.name} has {len(scheme.classes)} classes, but the decode head {num_classes}; '
-                'use unet_lyft_challenge.py for challenge3, unet_lyft_road.py for road, others for carla13'
-            )
+    weights = model = None
+    if load_from:
+        with findings.collecting():
+            weights = read_weights(load_from)
+    # Not an exported file, which takes as long to open as to run.
+    if can_build and (trains or load_from):
+        with findings.collecting():
+            model = preflight_model.build_model(config)
+    if model is not None and weights is not None:
+        with findings.collecting():
+            if remedy is None:
+                fitting_weights(model.state_dict(), weights, load_from)
+            else:
+                check_weights(model, weights, load_from, remedy)
+    if model is not None and trains:
+        with findings.collecting():
+            preflight_model.check_room_for(config, model)

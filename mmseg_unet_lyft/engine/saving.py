@@ -86,6 +86,25 @@ class WholeFiles(LocalBackend):
 register_backend(BACKEND, WholeFiles, force=True)
 
 
+def check_room(folder: Path, weights_bytes: int, max_kept: int, num_best: int) -> None:
+    """Raise an InputError unless the disk has room for all the checkpoints that will lie there at once.
+
+    Args:
+        folder: Where they will lie.
+        weights_bytes: Size of the model's weights.
+        max_kept: ``max_keep_ckpts`` of the checkpoint hook.
+        num_best: How many metrics keep a best checkpoint of their own.
+    """
+    # Weights and two moments, one more with a moving average; the best, and the one being written, too.
+    needed = weights_bytes * (4 * ((max_kept if max_kept > 0 else 2) + 1) + 2 * num_best)
+    room = free_bytes(folder) + taken_bytes(path for path in folder.glob('*.pth') if path.is_file())
+    if room < needed:
+        raise InputError(
+            f'{folder}: checkpoints of this model take about {needed / 1e6:.0f} MB, and the disk has '
+            f'{room / 1e6:.0f} MB left; make room, or name another --work-dir'
+        )
+
+
 @HOOKS.register_module()
 class LyftCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, which can be killed at any moment without losing what was good.
@@ -129,16 +148,7 @@ class LyftCheckpointHook(CheckpointHook):
     def _check_room(self, runner: Runner) -> None:
         """Raise an InputError unless the disk has room for what will lie there at once."""
         weights = sum(weight.numel() * weight.element_size() for weight in runner.model.state_dict().values())
-        # Weights and two moments, one more with a moving average; the best, and the one being written, too.
-        kept = self.max_keep_ckpts if self.max_keep_ckpts > 0 else 2
-        needed = weights * (4 * (kept + 1) + 2 * len(self.save_best or ()))
-        folder = Path(self.out_dir)
-        room = free_bytes(folder) + taken_bytes(path for path in folder.glob('*.pth') if path.is_file())
-        if room < needed:
-            raise InputError(
-                f'{self.out_dir}: checkpoints of this model take about {needed / 1e6:.0f} MB, and the disk '
-                f'has {room / 1e6:.0f} MB left; make room, or name another --work-dir'
-            )
+        check_room(Path(self.out_dir), weights, self.max_keep_ckpts, len(self._best()))
 
     def after_train_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
         """Save where it is time to, and an update of the weights was made."""

@@ -4,6 +4,7 @@ scheme = 'carla13'  # label scheme: carla13, challenge3 or road
 train_drives = 'train'  # a benchmark split (train, val, test), or a list of drives
 val_drives = 'val'
 test_drives = 'test'
+allow_overlap = False  # whether frames may be scored that were trained on: one drive learnt by heart, say
 image_scale_wh = (800, 600)  # width, height at which frames are trained and tested
 scale_range = (0.5, 2.0)  # random resizing in training, as a factor of image_scale_wh
 crop_size = (384, 512)  # height, width
