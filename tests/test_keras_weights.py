@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mmseg_unet_lyft.cli.import_keras import main
-from mmseg_unet_lyft.engine.checkpoint import read_checkpoint
+from mmseg_unet_lyft.engine.checkpoint_file import read_checkpoint
 from mmseg_unet_lyft.engine.description import KEY
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.inference.segmenter import Segmenter

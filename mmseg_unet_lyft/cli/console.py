@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from ..engine.plain_loading import plain_loading
 from ..engine.ranks import end_rank, is_first, take_place, this_process
 from ..errors import InputError
 
@@ -52,7 +53,9 @@ def guarded(command: Callable[[list[str] | None], int | None]) -> Callable[[list
     def main(argv: list[str] | None = None) -> int:
         take_place('none')
         try:
-            code = command(argv) or 0
+            # Whatever a library loads in here, it runs nothing that a file brings.
+            with plain_loading():
+                code = command(argv) or 0
             end_rank(code)
             return code
         except ValueError as error:

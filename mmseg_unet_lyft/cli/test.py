@@ -44,7 +44,7 @@ def _test(argv: list[str] | None) -> None:
         for line in score_exported(config, path, args.device, args.trust, args.uncertainty):
             say(line)
     else:
-        weights = checkpoint.read_weights(path)
+        weights = checkpoint.read_weights(path, args.trust)
         uncertainty.ask_for_uncertainty(config, args.uncertainty)
         config.load_from = path
     check_data(config, 'test_dataloader', *(['train_dataloader'] if args.baselines else []))
@@ -52,7 +52,7 @@ def _test(argv: list[str] | None) -> None:
         *config.get('custom_hooks', []),
         dict(type='LyftOutputHook', out_dir=args.out, show_dir=args.show_dir, show_limit=args.show_limit),
     ]
-    runner = build_runner(config)
+    runner = build_runner(config, args.trust)
     if not is_exported:
         checkpoint.check_weights(runner.model, weights, path)
     metric = scoring.find_metric(runner)

@@ -38,8 +38,8 @@ def _train(argv: list[str] | None) -> int:
     device.choose_device(args.device)
     device.set_randomness(config, args.seed, args.deterministic)
     if args.load_from:
-        checkpoint.read_weights(args.load_from)
-    for line in checkpoint.use_resume(config, args.resume):
+        checkpoint.read_weights(args.load_from, args.trust)
+    for line in checkpoint.use_resume(config, args.resume, args.trust):
         say(line)
     preflight.check_data(config, 'train_dataloader', 'val_dataloader')
     for line in data_stats.apply_stats(config, args.cfg_options, bool(args.load_from)):
@@ -48,11 +48,11 @@ def _train(argv: list[str] | None) -> int:
     if args.amp:
         say(device.use_amp(config, on_cuda=device.device_name(args.device).startswith('cuda')))
     launch.scale_learning_rate(config, args.auto_scale_lr)
-    runner = build_runner(config)
+    runner = build_runner(config, args.trust)
     say(launch.describe_batch(config))
     check_deterministic(runner)
     if args.load_from:
-        runner.register_hook(StartWeightsHook(args.load_from, args.strict))
+        runner.register_hook(StartWeightsHook(args.load_from, args.strict, args.trust))
     asked = StopOnSignalHook()
     runner.register_hook(asked)
     with asked:
