@@ -63,8 +63,10 @@ def use_resume(config: Config, resume: str | None, trust: bool = False) -> list[
 def _require_run(content: dict[str, Any], path: str) -> None:
     """Raise an InputError for a checkpoint that holds weights, but no run to go on with."""
     meta = content.get('meta')
-    missing = [key for key in ('optimizer', 'param_schedulers', 'message_hub') if key not in content]
-    if missing or not isinstance(meta, dict) or not {'epoch', 'iter'} <= meta.keys():
+    kinds = dict(optimizer=dict, param_schedulers=(list, dict), message_hub=dict)
+    missing = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
+    counts = [meta.get(key) for key in ('epoch', 'iter')] if isinstance(meta, dict) else []
+    if missing or not counts or not all(isinstance(count, int) and count >= 0 for count in counts):
         raise InputError(
             f'{path}: holds weights alone, no {" and ".join(missing) or "step"} to go on from; name an '
             'iter_N.pth, or start anew from the weights with --load-from'
@@ -112,7 +114,16 @@ def weights_of(content: dict[str, Any], path: str) -> dict[str, torch.Tensor]:
     weights = {str(name): weight for name, weight in weights if isinstance(weight, torch.Tensor)}
     if not weights:
         raise InputError(f'{path}: holds no weights of a model; name a checkpoint of a training run')
+    for name, weight in weights.items():
+        # A view that repeats them; a copy of it could fill all memory.
+        if weight.layout == torch.strided and weight.numel() > (held := _numbers_held(weight)):
+            raise InputError(f'{path}: its {name} claims {weight.numel()} numbers and holds {held}')
     return {name.removeprefix(_WRAPPED): weight for name, weight in weights.items()}
+
+
+def _numbers_held(weight: torch.Tensor) -> int:
+    """How many numbers the memory behind a weight has room for."""
+    return weight.untyped_storage().nbytes() // weight.element_size()
 
 
 def check_weights(

@@ -17,7 +17,7 @@ from mmengine.runner import CheckpointLoader
 
 from ..errors import InputError
 from .plain_loading import code_allowed, force_plain_loading, plain_types_only
-from .saving import is_intact
+from .saving import checksum_file, is_intact
 from .weights_format import SUFFIX, read_weights_file
 
 _BLOCK = 1 << 20
@@ -80,7 +80,10 @@ def read_checkpoint(
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from error
     if intact is False:
-        raise InputError(f'{path}: is not what was saved, its checksum differs; take another one')
+        raise InputError(
+            f'{path}: is not what was saved, its checksum differs; take another one, or if you changed it '
+            f'yourself, remove {checksum_file(Path(path)).name}'
+        )
     if str(path).endswith(SUFFIX):
         return read_weights_file(str(path), map_location)
     check_archive(path, is_known=bool(intact))
