@@ -3,8 +3,10 @@
 import io
 import os
 import pickle
+import shutil
 import tarfile
 import zipfile
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -13,12 +15,18 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from mmseg.apis import init_model
 
+from mmseg_unet_lyft.bench.subject import save_random_weights
 from mmseg_unet_lyft.engine.checkpoint import use_resume, weights_of
 from mmseg_unet_lyft.engine.checkpoint_file import load_safely, read_checkpoint
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.plain_loading import plain_loading
 from mmseg_unet_lyft.engine.saving import write_with_checksum
+from mmseg_unet_lyft.engine.weights_file import write_safetensors
 from mmseg_unet_lyft.errors import InputError
+from mmseg_unet_lyft.inference.export import convert_to_openvino
+from mmseg_unet_lyft.inference.exporting import Export, Proof, export
+from mmseg_unet_lyft.inference.formats import EXPORT_SUFFIXES
+from mmseg_unet_lyft.inference.seal import seal
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 
 from .conftest import flip_bit
@@ -268,3 +276,59 @@ def test_a_checkpoint_that_would_expand_is_refused_unread(weights_file):
     assert torch.load(weights_file, weights_only=True)['a'].shape == (100_000,)
     with pytest.raises(InputError, match=r'iter_1\.pth: refused, it would expand from \d{4} to 40\d{4} byte'):
         read_checkpoint(str(weights_file))
+
+
+def flipped(path, position):
+    """A copy of a file, and of what is beside it, with a bit changed."""
+    folder = path.parent / f'flipped-{position}'
+    folder.mkdir(exist_ok=True)
+    for part in path.parent.glob(f'{path.stem}.*'):
+        shutil.copy(part, folder)
+    flip_bit(folder / path.name, position)
+    return folder / path.name
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    """A checkpoint of a small U-Net that describes itself."""
+    config = load_config('configs/unet_lyft.py', dict(base_channels=2, image_scale_wh=(64, 48)))
+    path = tmp_path_factory.mktemp('model') / 'unet.pth'
+    return save_random_weights(config, path)
+
+
+def test_a_flipped_bit_of_a_safetensors_file_of_ours_is_found_wherever_it_is(model, tmp_path):
+    path = write_safetensors(model, tmp_path / 'unet.safetensors')
+    expected, size = read_checkpoint(str(path)), path.stat().st_size
+    assert expected['state_dict'].keys() == read_checkpoint(model)['state_dict'].keys()
+    middle, name = path.read_bytes().index(b'carla13') + 2, path.read_bytes().index(b'"backbone') + 3
+    for position in (middle, name, size // 2, size - 1):
+        with pytest.raises(InputError, match='is not what was written, its checksum differs; take another'):
+            read_checkpoint(str(flipped(path, position)))
+
+
+@pytest.fixture(scope='module')
+def exported(model, tmp_path_factory):
+    """The model as files of three kinds, by suffix."""
+    pytest.importorskip('onnxscript')
+    folder = tmp_path_factory.mktemp('exported')
+    for kind in ('onnx', 'torchscript'):
+        wanted = Export(kind, folder / f'unet{EXPORT_SUFFIXES[kind]}')
+        export(Segmenter(model), wanted, Proof(), lambda line: None)
+    if find_spec('openvino'):
+        seal(convert_to_openvino(folder / 'unet.onnx', folder / 'unet.xml'))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ('suffix', 'weights'), [('.onnx', '.onnx'), ('.xml', '.bin'), ('.xml', '.xml'), ('.torchscript',) * 2]
+)
+def test_a_flipped_bit_of_an_exported_file_is_found(model, exported, suffix, weights):
+    if suffix == '.xml':
+        pytest.importorskip('openvino')
+    trusted = dict(trust=suffix == '.torchscript')
+    assert Segmenter(exported / f'unet{suffix}', **trusted).classes == Segmenter(model).classes
+    path = exported / f'unet{weights}'
+    for position in (path.stat().st_size // 2, path.stat().st_size // 3):
+        damaged = flipped(path, position).with_suffix(suffix)
+        with pytest.raises(InputError, match='is not what was exported, its checksum differs|it is damaged'):
+            Segmenter(damaged, **trusted)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import struct
-import zipfile
-import zlib
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,11 +14,11 @@ import torch
 from mmengine.runner import CheckpointLoader
 
 from ..errors import InputError
+from .archive import check_checksums, check_sizes
 from .plain_loading import code_allowed, force_plain_loading, plain_types_only
 from .saving import checksum_file, is_intact
 from .weights_format import SUFFIX, read_weights_file
 
-_BLOCK = 1 << 20
 # What torch, NumPy and the unpickler raise for bytes that are no checkpoint.
 _UNREADABLE = (
     ArithmeticError,
@@ -35,7 +33,6 @@ _UNREADABLE = (
     TypeError,
     UnpicklingError,
     ValueError,
-    zipfile.BadZipFile,
 )
 
 
@@ -86,53 +83,14 @@ def read_checkpoint(
         )
     if str(path).endswith(SUFFIX):
         return read_weights_file(str(path), map_location)
-    check_archive(path, is_known=bool(intact))
+    check_sizes(path)
+    if intact is None:
+        check_checksums(path)
     checkpoint = _load(path, map_location, trust)
     if not isinstance(checkpoint, dict):
         raise InputError(f'{path}: holds a {type(checkpoint).__name__} and not the weights of a model')
     forget_config(checkpoint)
     return checkpoint
-
-
-def check_archive(path: str, is_known: bool = False) -> None:
-    """Compare a file that torch wrote with the checksums in it, which torch itself does not.
-
-    Files of other kinds, such as those of torch before 1.6, have none and pass.
-
-    Args:
-        path: The file.
-        is_known: Whether it is known to be what was written; then only its sizes are looked at.
-
-    Raises:
-        InputError: If a checksum differs, or the content is larger than the file.
-    """
-    try:
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as archive:
-            members, size = archive.infolist(), Path(path).stat().st_size
-            # torch never compresses, and reads what others have compressed into memory at once.
-            content = sum(member.file_size for member in members)
-            if content > size:
-                raise InputError(
-                    f'{path}: refused, it would expand from {size} to {content} bytes; checkpoints are not '
-                    'compressed'
-                )
-            for member in [] if is_known else members:
-                # torch.serialization.set_crc32_options(False) leaves them out.
-                if member.CRC:
-                    _read_through(archive, member)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, zlib.error, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f'{path}: cannot be read as a checkpoint, it is damaged ({error})') from error
-
-
-def _read_through(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Read a member in blocks: zipfile compares its checksum at the end."""
-    with archive.open(member) as file:
-        while file.read(_BLOCK):
-            pass
 
 
 def _load(path: str, map_location: str | torch.device, trust: bool) -> Any:
