@@ -20,7 +20,7 @@ def _field(number: int, content: bytes) -> bytes:
 
 
 # A file's last field, an entry of its metadata: ModelProto's field 14 of strings key (1) and value (2).
-# Source: onnx.proto
+# Source: the file onnx.proto of the onnx project.
 _ENTRY = _field(1, _KEY) + bytes([2 << 3 | 2, _DIGITS])
 _ONNX_HEAD = bytes([14 << 3 | 2, len(_ENTRY) + _DIGITS]) + _ENTRY
 # The last line: a comment.
