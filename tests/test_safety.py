@@ -16,6 +16,7 @@ from mmengine.runner import CheckpointLoader
 from mmseg.apis import init_model
 
 from mmseg_unet_lyft.bench.subject import save_random_weights
+from mmseg_unet_lyft.cli.console import guarded
 from mmseg_unet_lyft.engine.checkpoint import use_resume, weights_of
 from mmseg_unet_lyft.engine.checkpoint_file import load_safely, read_checkpoint
 from mmseg_unet_lyft.engine.config import load_config
@@ -226,6 +227,20 @@ def test_within_a_command_torch_loads_plain_data_whatever_the_environment_says(
             read_checkpoint(str(tmp_path / 'evil.pth'))
     assert os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] == '1'
     assert not marker.exists()
+
+
+def test_in_commands_torch_loads_plain_data_alone_and_behind_them_as_before(tmp_path, monkeypatch):
+    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
+    torch.save(dict(extra=Call(os.makedirs, str(tmp_path / 'ran'), 0o777, True)), tmp_path / 'evil.pth')
+
+    def load(argv):
+        torch.load(tmp_path / 'evil.pth', weights_only=False)
+
+    with pytest.raises(pickle.UnpicklingError, match='Weights only load failed'):
+        guarded(load)([])
+    assert not (tmp_path / 'ran').exists()
+    load([])
+    assert (tmp_path / 'ran').exists()
 
 
 # --- damage -------------------------------------------------------------------------------------------------
