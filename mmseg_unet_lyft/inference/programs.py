@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from ..engine.archive import check_checksums
-from ..engine.plain_loading import code_allowed
 from ..errors import InputError
 from .exported import LABEL_MAP, MASKS, METADATA_KEY, ExportedNetwork, first_line, parse_device
 from .formats import PROGRAM
@@ -57,12 +56,10 @@ class ProgramNetwork(ExportedNetwork):
         check_checksums(path)
         extra = {METADATA_KEY: ''}
         try:
-            # Whoever asks for a program trusts it.
-            with code_allowed():
-                if Path(path).suffix == PROGRAM:
-                    self._module = self._load_program(path, extra)
-                else:
-                    self._module = torch.jit.load(path, map_location=self.device, _extra_files=extra).eval()
+            if Path(path).suffix == PROGRAM:
+                self._module = self._load_program(path, extra)
+            else:
+                self._module = torch.jit.load(path, map_location=self.device, _extra_files=extra).eval()
             # A program does not name its outputs; their number says which they are.
             number = len(self._call(np.zeros((1, *_TRIAL_SIZE, 3), np.uint8)))
         except _UNREADABLE as error:
