@@ -8,13 +8,10 @@ from __future__ import annotations
 import ast
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
 
@@ -114,55 +111,6 @@ class _MissingOps(ModuleType):
             )
 
         return missing
-
-
-@contextmanager
-def plain_types_only() -> Iterator[None]:
-    """Within it, ``torch.load(weights_only=True)`` also takes what mmengine puts into checkpoints.
-
-    That is its log history, which holds NumPy arrays of numbers; none of these types runs code.
-    """
-    import torch
-
-    before = torch.serialization.get_safe_globals()
-    # Also OneDL's list for its own loading, which has `getattr` on it.
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(_plain_types())
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
-
-
-def _plain_types() -> list:
-    """Types in an mmengine checkpoint beyond tensors, numbers, strings and containers."""
-    import numpy as np
-    from mmengine.logging.history_buffer import HistoryBuffer
-
-    core = np._core if hasattr(np, '_core') else np.core
-    numbers = {type(np.dtype(name)) for name in ('bool', 'int32', 'int64', 'uint8', 'float32', 'float64')}
-    # A file written under NumPy 1 names the modules otherwise than one written under NumPy 2.
-    makers = [
-        (getattr(core.multiarray, name), f'numpy.{folder}.multiarray.{name}')
-        for name in ('_reconstruct', 'scalar')
-        for folder in ('core', '_core')
-    ]
-    history = [HistoryBuffer, (_history_method, 'builtins.getattr')]
-    return [*history, np.ndarray, np.dtype, *sorted(numbers, key=str), *makers]
-
-
-def _history_method(owner: Any, name: str) -> Any:
-    """In place of ``getattr`` in a checkpoint: the log history stores which of its own methods smooth it.
-
-    Raises:
-        UnpicklingError: If anything else is asked for.
-    """
-    from mmengine.logging.history_buffer import HistoryBuffer
-
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
-        raise UnpicklingError(f'Unsupported global: GLOBAL getattr({owner!r},{name!r})')
-    return getattr(owner, name)
 
 
 def _version(distribution: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The one exception a user of the commands is meant to read."""
+"""The one exception a user of the commands is meant to read, and text made fit for a terminal."""
 
 
 class InputError(ValueError):
@@ -20,3 +20,13 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
             found = error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return found
+
+
+def printable(text: str, keep: str = '') -> str:
+    """Text without control characters or surrogates, which a terminal would act on or refuse.
+
+    Args:
+        text: With names of files in it, say.
+        keep: Control characters to leave as they are.
+    """
+    return ''.join(one if one.isprintable() or one in keep else ascii(one)[1:-1] for one in text)

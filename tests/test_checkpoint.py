@@ -9,7 +9,7 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmseg.registry import MODELS
 
 import mmseg_unet_lyft.register  # noqa: F401
-from mmseg_unet_lyft.engine import checkpoint
+from mmseg_unet_lyft.engine import checkpoint, checkpoint_file
 from mmseg_unet_lyft.errors import InputError
 
 pytestmark = pytest.mark.stack
@@ -54,13 +54,13 @@ def restored_loaders(monkeypatch):
 def test_a_pickle_that_calls_is_refused_by_name_and_not_run(tmp_path):
     torch.save(dict(state_dict={}, extra=Call(os.mkdir, str(tmp_path / 'ran'))), tmp_path / 'evil.pth')
     with pytest.raises(InputError, match=r'evil\.pth: refused, it holds posix\.mkdir, and .* could run code'):
-        checkpoint.read_checkpoint(str(tmp_path / 'evil.pth'))
+        checkpoint_file.read_checkpoint(str(tmp_path / 'evil.pth'))
     assert not (tmp_path / 'ran').exists()
 
 
 def test_mmengine_refuses_it_too_once_a_run_is_built(tmp_path, restored_loaders):
     torch.save(dict(state_dict={}, extra=Call(os.mkdir, str(tmp_path / 'ran'))), tmp_path / 'evil.pth')
-    checkpoint.load_safely()
+    checkpoint_file.load_safely()
     with pytest.raises(InputError, match='refused, it holds posix.mkdir'):
         load_checkpoint(unet(), str(tmp_path / 'evil.pth'))
     with pytest.raises(Exception, match='Weights only load failed'):
@@ -71,7 +71,7 @@ def test_mmengine_refuses_it_too_once_a_run_is_built(tmp_path, restored_loaders)
 def test_getattr_serves_the_log_history_alone(tmp_path):
     torch.save(dict(state_dict={}, extra=Call(getattr, torch.Tensor, 'numpy')), tmp_path / 'evil.pth')
     with pytest.raises(InputError, match=r'evil\.pth: refused, it holds getattr'):
-        checkpoint.read_checkpoint(str(tmp_path / 'evil.pth'))
+        checkpoint_file.read_checkpoint(str(tmp_path / 'evil.pth'))
 
 
 def test_a_wrapped_models_weights_are_read_by_their_own_names(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mmseg_unet_lyft import compat
+from mmseg_unet_lyft.engine import plain_loading
 from mmseg_unet_lyft.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -183,7 +184,7 @@ def test_within_plain_types_the_log_history_loads_and_afterwards_all_is_as_befor
 
     torch.save(dict(loss=HistoryBuffer([1.0, 3.0], [1, 1])), tmp_path / 'history.pth')
     before = torch.serialization.get_safe_globals()
-    with compat.plain_types_only():
+    with plain_loading.plain_types_only():
         loaded = torch.load(tmp_path / 'history.pth', weights_only=True)
     np.testing.assert_array_equal(loaded['loss'].data[0], [1.0, 3.0])
     assert loaded['loss'].mean() == 2.0

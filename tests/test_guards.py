@@ -14,7 +14,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from mmseg_unet_lyft.engine.batches import check_labels, plain_batch
-from mmseg_unet_lyft.engine.checkpoint import read_checkpoint
+from mmseg_unet_lyft.engine.checkpoint_file import read_checkpoint
 from mmseg_unet_lyft.engine.memory import is_shortage, step_bytes_per_pixel
 from mmseg_unet_lyft.errors import InputError
 

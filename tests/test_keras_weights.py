@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import marshal
 import sys
 import zipfile
 from collections.abc import Callable
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from mmseg_unet_lyft.cli.import_keras import main
-from mmseg_unet_lyft.engine.checkpoint import read_checkpoint
+from mmseg_unet_lyft.engine.checkpoint_file import read_checkpoint
 from mmseg_unet_lyft.engine.description import KEY
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.inference.segmenter import Segmenter
@@ -599,6 +601,16 @@ def test_models_that_are_no_plain_graph_are_refused(keras):
     config['config']['layers'][2]['inbound_nodes'] *= 2
     with pytest.raises(InputError, match='x.keras: layer conv1 is used 2 times'):
         read_graph(config, 'x.keras')
+
+
+def test_code_in_a_layer_is_refused_by_the_layers_name_and_not_run(tmp_path):
+    # As Keras writes the bytes of a Python function.
+    code = base64.b64encode(marshal.dumps(compile(f'open({str(tmp_path / "ran")!r}, "w")', 'x', 'exec')))
+    function = dict(class_name='__lambda__', config=dict(code=code.decode(), defaults=None, closure=None))
+    config = config_by_hand(drop=dict(class_name='Lambda', function=function))
+    with pytest.raises(InputError, match=r'x\.keras: layer .*drop.*Lambda'):
+        read_graph(config, 'x.keras')
+    assert not (tmp_path / 'ran').exists()
 
 
 def test_colour_order_of_a_grey_network_is_refused(tmp_path, capsys):

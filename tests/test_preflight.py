@@ -53,7 +53,7 @@ def network(**knobs):
 def refused(config, *loaders, **options):
     """What the preflight says of a run."""
     with pytest.raises(InputError, match='.') as refusal:
-        check_run(config, *(loaders or TRAINING), **options)
+        check_run(config, loaders or TRAINING, **options)
     return str(refusal.value)
 
 
@@ -111,7 +111,7 @@ def test_a_sound_run_passes_without_a_word_and_changes_nothing(three_drives):
     config = configured()
     before = config.to_dict()
     state = torch.get_rng_state()
-    assert check_run(config, *TRAINING) == []
+    assert check_run(config, TRAINING) == []
     assert config.to_dict() == before
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -160,7 +160,7 @@ def test_an_unknown_type_is_named_with_the_nearest(three_drives, key, wrong, mea
 def test_types_that_no_one_builds_are_passed_over(three_drives):
     config = configured()
     config.merge_from_dict({'test_evaluator.type': 'None', 'test_dataloader.dataset.type': 'None'})
-    assert check_run(config, *TRAINING) == []
+    assert check_run(config, TRAINING) == []
 
 
 def test_a_type_in_place_of_a_dict_is_told(three_drives):
@@ -197,7 +197,7 @@ def test_a_type_in_place_of_a_dict_is_told(three_drives):
 )
 def test_numbers_that_nothing_can_run_with_are_told(three_drives, key, value, message):
     with pytest.raises(InputError, match=message) as refusal:
-        check_run(configured(**{key: value}), *TRAINING)
+        check_run(configured(**{key: value}), TRAINING)
     assert '\n' not in str(refusal.value)
 
 
@@ -238,18 +238,18 @@ def test_frames_that_were_trained_on_are_not_scored(three_drives):
     config = configured(train_drives=['F1', 'F2'], val_drives=['F1', 'F3'], test_drives=['F3'])
     assert refused(config).startswith(f'{said}; name other val_drives, or set allow_overlap=True where')
     config = configured(train_drives=['F1', 'F2'], val_drives=['F1'], test_drives=['F3'], allow_overlap=True)
-    assert check_run(config, *TRAINING) == [f'{said} (allow_overlap=True)']
+    assert check_run(config, TRAINING) == [f'{said} (allow_overlap=True)']
     # The benchmark's split has F2 for testing.
     assert refused(configured(train_drives=['F2'], test_drives='test')).startswith(
         'train_drives and test_drives share F2'
     )
-    assert check_run(configured(val_drives=['F2'], test_drives=['F2']), *TRAINING) == []
+    assert check_run(configured(val_drives=['F2'], test_drives=['F2']), TRAINING) == []
 
 
 def test_a_test_is_held_against_training_alone(three_drives):
     config = configured(train_drives=['F1', 'F2'], val_drives=['F1'])
     assert refused(config, 'test_dataloader').startswith('train_drives and test_drives share F2')
-    assert check_run(configured(val_drives=['F1']), 'test_dataloader') == []
+    assert check_run(configured(val_drives=['F1']), ['test_dataloader']) == []
 
 
 @pytest.mark.parametrize('link', [os.symlink, os.link])
@@ -258,7 +258,7 @@ def test_one_file_in_two_roots_is_found_through_links(three_drives, link):
     config = configured(train_drives=['F3'], val_drives=['F3'])
     config.val_dataloader.dataset.data_root = 'other'
     # Other files may have the same names.
-    assert check_run(config, *TRAINING) == []
+    assert check_run(config, TRAINING) == []
     image = Path('other/dataA/dataA/CameraRGB/F3-1.png')
     image.unlink()
     link(Path('frames/dataA/dataA/CameraRGB/F3-1.png').resolve(), image)
@@ -337,20 +337,20 @@ def test_frames_that_indices_leave_out_do_not_count(kaggle):
 def test_a_training_set_smaller_than_a_batch(three_drives):
     config = configured(batch_size=4)
     said = 'train_dataloader: 3 frames for batches of 4 (1 x 4)'
-    assert check_run(config, *TRAINING) == [f'{said}: frames repeat within a batch']
+    assert check_run(config, TRAINING) == [f'{said}: frames repeat within a batch']
     config.train_dataloader.sampler = dict(type='DefaultSampler')
     assert refused(config).startswith(f'{said}: there would be none; give more train_drives')
     config.train_dataloader.drop_last = False
-    assert check_run(config, *TRAINING) == []
+    assert check_run(config, TRAINING) == []
 
 
 def test_a_batch_counts_over_all_processes(three_drives, monkeypatch):
     monkeypatch.setenv('RANK', '0')
     monkeypatch.setenv('WORLD_SIZE', '2')
     config = configured()
-    assert check_run(config, *TRAINING) == []
+    assert check_run(config, TRAINING) == []
     config.launcher = 'pytorch'
-    assert check_run(config, *TRAINING) == [
+    assert check_run(config, TRAINING) == [
         'train_dataloader: 3 frames for batches of 4 (2 x 2): frames repeat within a batch'
     ]
 
@@ -375,7 +375,7 @@ def test_crops_are_held_against_frames_and_network(crop_size, problem, note):
 
 def test_fewer_levels_take_smaller_crops(three_drives):
     levels = {'model.backbone.num_stages': 4, 'model.decode_head.in_channels': [2, 4, 8, 16]}
-    assert check_run(configured(crop_size=(8, 16), **levels), *TRAINING) == []
+    assert check_run(configured(crop_size=(8, 16), **levels), TRAINING) == []
     assert 'use 16x16 or more' in refused(configured(crop_size=(8, 16)))
 
 
@@ -386,7 +386,7 @@ def test_thousands_of_frames_take_seconds(three_drives):
             for number in range(3, 1250):
                 os.link(folder / f'{drive}-0.png', folder / f'{drive}-{number}.png')
     started = time.perf_counter()
-    assert check_run(configured(), *TRAINING) == []
+    assert check_run(configured(), TRAINING) == []
     # 0.5 s; a machine with other work takes longer.
     assert time.perf_counter() - started < 10
 
@@ -412,7 +412,7 @@ def test_a_run_is_resumed_with_its_own_weights_alone(three_drives, capsys):
     assert '    backbone.levels.0.0.conv.bias (4,) in the file, (2,) here' in lines
     assert lines[-1].startswith('    and ')
     assert len(lines) == 13
-    assert check_run(configured(base_channels=4), *TRAINING, load_from=path) == []
+    assert check_run(configured(base_channels=4), TRAINING, load_from=path) == []
     options = [f'{key}={value}' for key, value in KNOBS.items()]
     config = str(Path(__file__).parents[1] / 'configs/unet_lyft.py')
     assert train.main([config, '--work-dir', 'run', '--resume', path, '--cfg-options', *options]) == 2
@@ -422,7 +422,7 @@ def test_a_run_is_resumed_with_its_own_weights_alone(three_drives, capsys):
 
 def test_other_weights_may_fit_in_part_unless_strict(three_drives):
     path = saved('iter_5.pth', num_classes=3, class_weight=None)
-    assert check_run(configured(), *TRAINING, load_from=path) == []
+    assert check_run(configured(), TRAINING, load_from=path) == []
     message = refused(configured(), load_from=path, strict=True)
     assert message.splitlines()[:2] == [
         f'{path}: its weights are not of this config. Without --strict, what fits is loaded',
@@ -460,5 +460,5 @@ def test_no_room_for_checkpoints_is_told_before_the_start(three_drives, monkeypa
     with pytest.raises(InputError, match=message):
         hook._check_room(SimpleNamespace(model=model))
     monkeypatch.setattr('shutil.disk_usage', lambda folder: usage(0, 0, needed))
-    assert check_run(configured(), *TRAINING) == []
+    assert check_run(configured(), TRAINING) == []
     hook._check_room(SimpleNamespace(model=model))

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from mmseg_unet_lyft import __version__, register  # noqa: F401
 from mmseg_unet_lyft.datasets.labels import get_scheme
 from mmseg_unet_lyft.datasets.scenes import draw_frame
-from mmseg_unet_lyft.engine import checkpoint
+from mmseg_unet_lyft.engine import checkpoint, checkpoint_file
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.description import KEY, describe
 from mmseg_unet_lyft.engine.weights_file import write_safetensors
@@ -105,7 +105,7 @@ def test_every_bit_of_the_weights_and_the_description_come_back(content, saved, 
     assert header['backbone.levels.0.0.conv.weight']['shape'] == [2, 3, 3, 3]
     fields = json.loads(header['__metadata__']['mmseg_unet_lyft'])
     assert (fields['format'], fields['version'], fields['iter'], fields['seed']) == (1, __version__, 7, 3)
-    found = checkpoint.read_checkpoint(str(shared))
+    found = checkpoint_file.read_checkpoint(str(shared))
     torch.testing.assert_close(found['state_dict'], dict(content['state_dict']), rtol=0, atol=0)
     assert found['meta'][KEY] == content['meta'][KEY]
     # Equal to a list it would not be: mmcv's Resize refuses that.
@@ -131,12 +131,12 @@ def test_the_same_checkpoint_gives_the_same_bytes(saved, shared, tmp_path):
 
 
 def test_scores_are_told_of_the_weights_they_were_measured_with_alone(content, shared, tmp_path):
-    assert checkpoint.read_checkpoint(str(shared))['meta']['validation'] == dict(mIoU=12.5)
+    assert checkpoint_file.read_checkpoint(str(shared))['meta']['validation'] == dict(mIoU=12.5)
     # Saved while training: its scores are of the weights before.
     hub = dict(content['message_hub'], runtime_info=dict(loop_stage='train'))
     torch.save(dict(content, message_hub=hub), tmp_path / 'iter_9.pth')
     path = write_safetensors(tmp_path / 'iter_9.pth', tmp_path / 'iter_9.safetensors')
-    assert 'validation' not in checkpoint.read_checkpoint(str(path))['meta']
+    assert 'validation' not in checkpoint_file.read_checkpoint(str(path))['meta']
 
 
 def test_tied_strided_and_half_weights_keep_their_values_and_types(content, tmp_path):
@@ -165,7 +165,7 @@ def test_tied_strided_and_half_weights_keep_their_values_and_types(content, tmp_
 def test_mmseg_loads_it_in_a_process_of_ours(config, saved, shared, frame, monkeypatch):
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
-    checkpoint.load_safely()
+    checkpoint_file.load_safely()
     model = init_model(copy.deepcopy(config), str(shared), device='cpu')
     assert model.dataset_meta['classes'][7] == 'Roads'
     expected = Segmenter(saved)(frame, colours='BGR')
@@ -283,7 +283,7 @@ def test_metadata_that_are_broken_or_newer_are_refused(tmp_path, text):
     (tmp_path / 'x.safetensors').write_bytes(with_metadata(text))
     message = r'x\.safetensors: its mmseg_unet_lyft metadata are broken or of a newer version; upgrade, or '
     with pytest.raises(InputError, match=message + ANEW):
-        checkpoint.read_checkpoint(str(tmp_path / 'x.safetensors'))
+        checkpoint_file.read_checkpoint(str(tmp_path / 'x.safetensors'))
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_metadata_that_are_broken_or_newer_are_refused(tmp_path, text):
 def test_a_description_is_believed_no_more_than_a_checkpoints(tmp_path, model, message):
     path = tmp_path / 'x.safetensors'
     path.write_bytes(with_metadata(f'{{"format": 1, "model": {model}, "config": "import os"}}'))
-    assert set(checkpoint.read_checkpoint(str(path))['meta']) == {KEY}
+    assert set(checkpoint_file.read_checkpoint(str(path))['meta']) == {KEY}
     with pytest.raises(InputError, match=rf'x\.safetensors: {message}'):
         Segmenter(path)
 
@@ -324,14 +324,14 @@ def test_somebody_elses_file_serves_with_a_config_alone(config, content, saved, 
 
 def test_a_missing_file_is_told_with_those_beside_it(shared, tmp_path):
     with pytest.raises(InputError, match=r'no\.safetensors: no such checkpoint; .* holds best\.pth, best\.s'):
-        checkpoint.read_checkpoint(str(shared.with_name('no.safetensors')))
+        checkpoint_file.read_checkpoint(str(shared.with_name('no.safetensors')))
     with pytest.raises(InputError, match=r'no\.safetensors: no such checkpoint; .* holds no \.pth file'):
-        checkpoint.read_checkpoint(str(tmp_path / 'no.safetensors'))
+        checkpoint_file.read_checkpoint(str(tmp_path / 'no.safetensors'))
 
 
 def test_without_the_package_its_name_is_told(saved, shared, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'safetensors', None)
     with pytest.raises(InputError, match=r'best\.safetensors: needs safetensors; install with: pip install'):
-        checkpoint.read_checkpoint(str(shared))
+        checkpoint_file.read_checkpoint(str(shared))
     with pytest.raises(InputError, match=r'best\.pth: needs safetensors; install with: pip install'):
         write_safetensors(saved, tmp_path / 'x.safetensors')

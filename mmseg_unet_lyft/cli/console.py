@@ -6,11 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from ..engine.plain_loading import plain_loading
 from ..engine.ranks import end_rank, is_first, take_place, this_process
-from ..errors import input_error_behind
+from ..errors import input_error_behind, printable
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
+_LAYOUT = '\n\t'  # Of our own lines; other control characters are from names of files.
 _FIRST_SPEAKS_SECONDS = 30.0
 
 
@@ -18,7 +20,7 @@ def say(text: str) -> None:
     """Write a line to stdout at once, also through a pipe; of several ranks only the first speaks."""
     if not is_first():
         return
-    sys.stdout.write(f'{text}\n')
+    sys.stdout.write(f'{printable(text, keep=_LAYOUT)}\n')
     sys.stdout.flush()
 
 
@@ -39,7 +41,9 @@ def guarded(command: Callable[[list[str] | None], int | None]) -> Callable[[list
     def main(argv: list[str] | None = None) -> int:
         take_place('none')
         try:
-            code = command(argv) or 0
+            # Whatever a library loads in here, it runs nothing that a file brings.
+            with plain_loading():
+                code = command(argv) or 0
             end_rank(code)
             return code
         except ValueError as error:
@@ -52,7 +56,8 @@ def guarded(command: Callable[[list[str] | None], int | None]) -> Callable[[list
                 time.sleep(_FIRST_SPEAKS_SECONDS)
             # A worker's error arrives as text: the message is what follows its last "InputError: ".
             who = '' if is_first() else f'rank {this_process.rank}: '
-            sys.stderr.write(f'{who}error: {str(mistake).rpartition("InputError: ")[2].strip()}\n')
+            text = str(mistake).rpartition('InputError: ')[2].strip()
+            sys.stderr.write(f'{who}error: {printable(text, keep=_LAYOUT)}\n')
             return EXIT_INPUT_ERROR
         except KeyboardInterrupt:
             sys.stderr.write('interrupted\n')

@@ -35,7 +35,7 @@ def _export(argv: list[str] | None) -> None:
         from ..engine.weights_file import write_safetensors
 
         check_new_file('--out', out, args.overwrite)
-        write_safetensors(checkpoint, out, config)
+        write_safetensors(checkpoint, out, config, args.trust)
         say(f'wrote {out}')
         return
     from ..inference.exporting import Export, Proof, export
@@ -45,7 +45,7 @@ def _export(argv: list[str] | None) -> None:
     wanted = Export(args.format, out, precision, args.max_loss, args.overwrite)
     wanted.check()
     words = (checkpoint,) if config is None else (config, checkpoint)
-    segmenter = Segmenter(*words, thresholds=args.thresholds)
+    segmenter = Segmenter(*words, thresholds=args.thresholds, trust=args.trust)
     proof = Proof(args.data_root, args.drives or 'test', args.calibrate_on or 'val', args.frames)
     export(segmenter, wanted, proof, say)
     for part in wanted.parts():

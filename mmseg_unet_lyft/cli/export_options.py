@@ -8,6 +8,7 @@ from pathlib import Path
 from ..engine.weights_format import SUFFIX
 from ..errors import InputError
 from ..inference import formats
+from .model_options import add_trust
 
 SUFFIXES = dict(formats.EXPORT_SUFFIXES, safetensors=SUFFIX)
 
@@ -46,6 +47,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add('--calibrate-on', nargs='+', metavar='DRIVE', help='for --int8; the validation split by default')
     add('--frames', type=int, default=32, metavar='N', help='real frames to compare on (32)')
+    add_trust(parser)
     add('--overwrite', action='store_true', help='replace a file that is there')
     add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override the config')
 

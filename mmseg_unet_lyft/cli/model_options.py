@@ -33,12 +33,12 @@ def add_model_arguments(parser: argparse.ArgumentParser, inputs: str) -> None:
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Add the one way to read a program of PyTorch's."""
+    """Add the one way to read a file that can run code."""
     parser.add_argument(
         '--trust',
         action='store_true',
-        help=f'read a {" or ".join(formats.PROGRAMS)} file, which can run whatever it holds: only if '
-        'you know where it comes from',
+        help=f'read a checkpoint that holds more than plain data, or a {" or ".join(formats.PROGRAMS)} file: '
+        'they can run whatever they hold, so only if you know where it comes from',
     )
 
 

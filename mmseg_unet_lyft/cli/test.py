@@ -47,13 +47,14 @@ def _test(argv: list[str] | None) -> None:
         uncertainty.ask_for_uncertainty(config, args.uncertainty)
         config.load_from = path
     loaders = ['test_dataloader', *(['train_dataloader'] if args.baselines else [])]
-    for line in check_run(config, *loaders, load_from=None if is_exported else path):
+    weights = None if is_exported else path
+    for line in check_run(config, loaders, load_from=weights, trust=args.trust):
         say(line)
     config.custom_hooks = [
         *config.get('custom_hooks', []),
         dict(type='LyftOutputHook', out_dir=args.out, show_dir=args.show_dir, show_limit=args.show_limit),
     ]
-    runner = build_runner(config)
+    runner = build_runner(config, args.trust)
     metric = scoring.find_metric(runner)
     with deaths.explained():
         metrics = runner.test()

@@ -39,10 +39,10 @@ def _train(argv: list[str] | None) -> int:
     config.command = ['train', *(sys.argv[1:] if argv is None else argv)]
     device.choose_device(args.device)
     device.set_randomness(config, args.seed, args.deterministic)
-    for line in checkpoint.use_resume(config, args.resume):
+    for line in checkpoint.use_resume(config, args.resume, args.trust):
         say(line)
-    loaders = 'train_dataloader', 'val_dataloader'
-    for line in preflight.check_run(config, *loaders, load_from=args.load_from, strict=args.strict):
+    loaders, weights = ('train_dataloader', 'val_dataloader'), (args.load_from, args.strict, args.trust)
+    for line in preflight.check_run(config, loaders, *weights):
         say(line)
     for line in data_stats.apply_stats(config, args.cfg_options, bool(args.load_from)):
         say(line)
@@ -50,11 +50,11 @@ def _train(argv: list[str] | None) -> int:
     if args.amp:
         say(device.use_amp(config, on_cuda=device.device_name(args.device).startswith('cuda')))
     launch.scale_learning_rate(config, args.auto_scale_lr)
-    runner = build_runner(config)
+    runner = build_runner(config, args.trust)
     say(launch.describe_batch(config))
     check_deterministic(runner)
     if args.load_from and not config.resume:
-        runner.register_hook(StartWeightsHook(args.load_from, args.strict))
+        runner.register_hook(StartWeightsHook(args.load_from, args.strict, args.trust))
     asked = StopOnSignalHook()
     runner.register_hook(asked)
     with asked, deaths.explained():

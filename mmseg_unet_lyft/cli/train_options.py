@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..errors import InputError
+from .model_options import add_trust
 from .options import add_run_arguments
 
 
@@ -24,6 +25,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         '--load-from', metavar='PATH', help='start from those weights of a checkpoint that fit the model'
     )
     parser.add_argument('--strict', action='store_true', help='refuse --load-from unless all weights fit')
+    add_trust(parser)
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate with the frames of a step'
     )

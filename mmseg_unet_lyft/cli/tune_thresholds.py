@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from .console import guarded, progress, say
+from .model_options import add_trust
 from .options import check_file_option
 
 
@@ -23,6 +24,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--out', type=Path, default='thresholds.json', metavar='F', help='(thresholds.json)')
     parser.add_argument('--hood', choices=['exact', 'rows'], default='exact', help='rule of the hood (exact)')
     parser.add_argument('--device', help='cpu, cuda or cuda:N; a GPU by default if there is one')
+    add_trust(parser)
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override knobs of the config'
     )
@@ -47,7 +49,7 @@ def _tune_thresholds(argv: list[str] | None) -> None:
     config = load_config(args.config, options)
     device.choose_device(args.device)
     check_file_option('--out', args.out)
-    segmenter = Segmenter(config, args.checkpoint, device.device_name(args.device))
+    segmenter = Segmenter(config, args.checkpoint, device.device_name(args.device), trust=args.trust)
     tuner = Tuner(segmenter, config, args.hood)
     thresholds, found = tuner.tune(progress)
     drives = sorted({pair['drive'] for pair in tuner.pairs})

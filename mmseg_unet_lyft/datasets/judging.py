@@ -19,8 +19,6 @@ from .simulators import SIMULATORS
 THUMBNAIL_WH = (40, 30)
 # The leak report compares every fourth label pixel in each direction.
 LABEL_STEP = 4
-# Nothing a driving camera records; decoding it would fill the memory.
-LARGEST_PIXELS = 2**26
 _MAX_TAGS = 256
 
 
@@ -194,11 +192,11 @@ def _sound_header(judged: Judged, path: str, content: bytes | None) -> png.Heade
         kind, what = ('damaged', 'cut short') if started else ('not_png', 'is no PNG file')
         _add(judged, kind, path, f'{what}; restore it from the archive')
         return None
-    fault = png.damage(content) if header.size[0] * header.size[1] <= LARGEST_PIXELS else None
+    fault = png.damage(content) if header.size[0] * header.size[1] <= png.LARGEST_PIXELS else None
     if fault is not None:
         _add(judged, 'damaged', path, f'damaged or cut short ({fault}); restore it from the archive')
         return None
-    if not 0 < header.size[0] * header.size[1] <= LARGEST_PIXELS:
+    if not 0 < header.size[0] * header.size[1] <= png.LARGEST_PIXELS:
         _add(judged, 'wrong_size', path, f'declares {_size(header.size)} (height x width) pixels; restore it')
         return None
     return header

@@ -45,10 +45,15 @@ def read(path: Path) -> list[Entry]:
         content = json.loads(Path(path).read_text(encoding='utf-8'))
         if content['version'] != VERSION:
             raise ValueError(f'version {content["version"]}, expected {VERSION}')
-        return [Entry(file['path'], file['bytes'], file['sha256']) for file in content['files']]
+        entries = [Entry(file['path'], file['bytes'], file['sha256']) for file in content['files']]
+        for one in entries:
+            known = isinstance(one.size, int | None) and isinstance(one.sha256, str | None)
+            if not isinstance(one.path, str) or not known:
+                raise ValueError(f'{one} is no entry')
+        return entries
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f'{path}: no manifest of inspect_data ({error})') from None
 
 

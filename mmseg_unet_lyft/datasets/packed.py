@@ -21,6 +21,9 @@ IMAGE, LABEL = 'image', 'label'
 CHANNELS = {IMAGE: (3,), LABEL: ()}
 # Three of the image, one of the label: 1.92 MB a frame of 600x800.
 BYTES_PER_PIXEL = 4
+# Numbers of a frame in the index: height, width, row, and two checksums.
+_FIELDS = 5
+_LARGEST_NUMBER = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,28 @@ def is_address(path: str | Path) -> bool:
     return str(path).startswith(f'{PREFIX}://')
 
 
+def _is_sound(index: dict) -> bool:
+    """Whether what an index says of frames and files is of the right types, and of no impossible size."""
+    frames, files = index.get('frames'), index.get('files')
+    if not isinstance(frames, dict) or not isinstance(files, dict):
+        return False
+    numbers = list(files.values())
+    for name, fields in frames.items():
+        if '/' in name or not isinstance(fields, list) or len(fields) != _FIELDS:
+            return False
+        numbers += fields
+    return all(isinstance(number, int) and 0 <= number < _LARGEST_NUMBER for number in numbers)
+
+
+def _frames_and_files(index: dict) -> tuple[dict[str, PackedFrame], dict[str, int]]:
+    """Frames by name, and sizes of files in bytes by name."""
+    frames = {
+        name: PackedFrame((height, width), row, {IMAGE: image_crc32, LABEL: label_crc32})
+        for name, (height, width, row, image_crc32, label_crc32) in index['frames'].items()
+    }
+    return frames, index['files']
+
+
 class PackedFrames:
     """The frames of a packed folder.
 
@@ -84,12 +109,14 @@ class PackedFrames:
         # Of the PNGs, as `packing` describes them.
         self.sources: str | None = index.get('sources')
         # name: [height, width, row, checksum of the image, checksum of the label]
-        self.frames = {
-            name: PackedFrame((height, width), row, {IMAGE: image_crc32, LABEL: label_crc32})
-            for name, (height, width, row, image_crc32, label_crc32) in index['frames'].items()
-        }
-        for file, size in index['files'].items():
-            self._check_size(self.root / file, size)
+        self.frames, files = _frames_and_files(index)
+        for name, frame in self.frames.items():
+            if any(array_name(kind, frame.size) not in files for kind in CHANNELS):
+                raise InputError(
+                    f'{self.root / INDEX_NAME}: lists no pixels of frame {name}; {remedy(self.root)}'
+                )
+        for file, size in files.items():
+            self._check_file(self.root / file, size)
         self._arrays: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
         self._verified: set[tuple[str, str]] = set()
         self._pid = os.getpid()
@@ -104,7 +131,7 @@ class PackedFrames:
             raise InputError(f'{path}: no such file; {self.root} holds no packed frames') from None
         except OSError as error:
             raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise InputError(f'{path}: damaged, not a readable index; {remedy(self.root)}') from None
         if (kind, version) != (FORMAT, VERSION):
             raise InputError(
@@ -113,9 +140,14 @@ class PackedFrames:
             )
         if sha256 != index_hash(index):
             raise InputError(f'{path}: damaged, its hash does not match; {remedy(self.root)}')
+        if not _is_sound(index):
+            # Its hash is right: somebody else's program wrote it so.
+            raise InputError(f'{path}: not an index of frames; {remedy(self.root)}')
         return index
 
-    def _check_size(self, path: Path, size: int) -> None:
+    def _check_file(self, path: Path, size: int) -> None:
+        if path.resolve().parent != self.root:
+            raise InputError(f'{path}: leads out of {self.root}; packed files lie in it, not links')
         found = path.stat().st_size if path.is_file() else None
         if found != size:
             state = 'is missing' if found is None else f'has {found} bytes'
@@ -135,7 +167,14 @@ class PackedFrames:
             InputError: If the pixels are not those that were packed.
         """
         frame = self.frames[name]
-        pixels = self._array(kind, frame.size)[frame.row]
+        array = self._array(kind, frame.size)
+        if frame.row >= len(array):
+            path = self.root / array_name(kind, frame.size)
+            raise InputError(
+                f'{path}: holds {len(array)} frames, {name} would be number {frame.row + 1}; '
+                f'{remedy(self.root)}'
+            )
+        pixels = array[frame.row]
         if self._pid != os.getpid():
             # After a fork: what another process has verified does not count.
             self._pid, self._verified = os.getpid(), set()
@@ -152,8 +191,11 @@ class PackedFrames:
             path = self.root / array_name(kind, size)
             try:
                 array = np.load(path, mmap_mode='r')
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, EOFError) as error:
                 raise InputError(f'{path}: cannot be mapped ({error}); {remedy(self.root)}') from None
+            if not isinstance(array, np.ndarray):
+                # NumPy opens zip archives too.
+                raise InputError(f'{path}: is no array of pixels; {remedy(self.root)}')
             if array.dtype != np.uint8 or array.shape[1:] != (*size, *CHANNELS[kind]):
                 raise InputError(f'{path}: holds {array.dtype} {array.shape}; {remedy(self.root)}')
             # A plain array: every slice of a np.memmap costs microseconds more.

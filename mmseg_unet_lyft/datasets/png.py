@@ -18,6 +18,8 @@ JPEG_SIGNATURE = b'\xff\xd8\xff'
 # The first chunk's fields. Source: PNG specification, section 11.2.2 (IHDR).
 _HEADER, _HEADER_AT = struct.Struct('>IIBB'), 16
 HEADER_BYTES = _HEADER_AT + _HEADER.size
+# Nothing a driving camera records; decoding it would fill the memory.
+LARGEST_PIXELS = 2**26
 GREYSCALE, PALETTE, GREYSCALE_ALPHA = 0, 3, 4
 _RED_OF_BGR = 2
 
@@ -90,9 +92,15 @@ def read_png(path: str | Path) -> bytes:
     """The bytes of a PNG whose chunk checksums were verified.
 
     Raises:
-        InputError: If the file is missing, unreadable, empty, no PNG, cut short or damaged.
+        InputError: If the file is missing, unreadable, empty, no PNG, too large, cut short or damaged.
     """
     content = _read(path)
+    header = header_of(content)
+    if header is not None and header.size[0] * header.size[1] > LARGEST_PIXELS:
+        raise InputError(
+            f'{path}: declares {header.size[0]}x{header.size[1]} (height x width) pixels, and up to '
+            f'{LARGEST_PIXELS} are read; restore it from the archive'
+        )
     fault = damage(content)
     if fault is not None:
         raise InputError(f'{path}: damaged or cut short ({fault}); restore it from the archive')

@@ -143,7 +143,7 @@ def read_marker(root: Path) -> dict | None:
         recipe_of(marker), marker['generator_version'], marker['complete']
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f'{path}: not a readable marker of a drawing ({error}); draw into another folder'
         ) from error

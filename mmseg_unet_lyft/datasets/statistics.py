@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ STATS_NAME = 'stats.json'
 VERSION = 1
 # Source: Paszke et al. 2016 (ENet), section 5.2: the weights stay between 1 and 50.
 LOG_OFFSET = 1.02
+_LARGEST_COUNT, _LARGEST_SIDE = 1 << 63, 10_000  # Of a file that somebody wrote by hand.
 
 
 @dataclass
@@ -232,12 +234,12 @@ def load_stats(root: str | Path) -> Stats | None:
         content = json.loads(path.read_text(encoding='utf-8'))
         if content['version'] != VERSION:
             raise ValueError(f'version {content["version"]}, expected {VERSION}')
-        size, num_tags = tuple(content['size']), len(SIMULATORS[content['simulator']].tags)
+        size, num_tags = _size(content['size']), len(SIMULATORS[content['simulator']].tags)
         arrays = dict(tag_pixels=(num_tags,), tag_frames=(num_tags,), channel_sums=(2, 3))
         drives = {
             name: DriveStats(
                 **{
-                    key: np.array(value, np.int64).reshape(arrays[key]) if key in arrays else int(value)
+                    key: np.array(value, np.int64).reshape(arrays[key]) if key in arrays else _whole(value)
                     for key, value in drive.items()
                 }
             )
@@ -249,8 +251,31 @@ def load_stats(root: str | Path) -> Stats | None:
         return None
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from None
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise InputError(
             f'{path}: damaged, or of another version ({type(error).__name__}: {error}); make it again with '
             'tools/prepare_data.py'
         ) from None
+
+
+def _whole(value: Any) -> int:
+    """A count; raises a ValueError for what is none."""
+    if not isinstance(value, int) or not 0 <= value < _LARGEST_COUNT:
+        raise ValueError(f'{reprlib.repr(value)} is no count')
+    return value
+
+
+def _size(value: Any) -> tuple[int, int]:
+    """(height, width); raises a ValueError for what no camera records."""
+    height, width = map(_whole, value)
+    if max(height, width) > _LARGEST_SIDE:
+        raise ValueError(f'frames of {height}x{width}')
+    return height, width

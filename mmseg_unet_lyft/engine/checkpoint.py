@@ -1,36 +1,33 @@
-"""Checkpoint files: which one, read without running anything in it, and into which model."""
+"""Checkpoint files: which one, and into which model."""
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from ..compat import plain_types_only
 from ..errors import InputError
-from .saving import WRAPPER, is_intact, saved_checkpoints
-from .weights_format import SUFFIX, read_weights_file
+from .checkpoint_file import read_checkpoint
+from .saving import WRAPPER, saved_checkpoints
+from .weights_format import SUFFIX
 
 TRAINED_WITH = 'Name the config it was trained with: its work dir holds it, the --cfg-options included'
 _SHOWN = 10  # names of weights in an error
 _WRAPPED = 'module.'  # before each name, from a model wrapped for several processes
 
 
-def use_resume(config: Config, resume: str | None) -> list[str]:
+def use_resume(config: Config, resume: str | None, trust: bool = False) -> list[str]:
     """Set what to resume from, and the seed that run had.
 
     Args:
         config: Changed in place.
         resume: A checkpoint path, ``auto`` for the newest sound one in the work dir, ``if-any`` for that one
             or a new run if nothing is saved yet, or None.
+        trust: As in `read_checkpoint`.
 
     Returns:
         Lines on newer checkpoints that were passed over, since they are damaged.
@@ -51,15 +48,15 @@ def use_resume(config: Config, resume: str | None) -> list[str]:
     if resume is None:
         return []
     passed_over: list[str] = []
-    content = newest_sound(Path(config.work_dir), passed_over) if resume == 'auto' else None
+    content = None
+    if resume == 'auto':
+        content = newest_sound(Path(config.work_dir), passed_over, trust)
     path = resume if content is None else content.pop('path')
     if content is None:
-        if is_intact(Path(path)) is False:
-            raise InputError(f'{path}: is not what was saved, its checksum differs; resume from another one')
-        content = read_checkpoint(path)
+        content = read_checkpoint(path, trust=trust)
     _require_run(content, path)
     config.load_from, config.resume = path, True
-    info = content['message_hub'].get('runtime_info') if isinstance(content['message_hub'], dict) else None
+    info = content['message_hub'].get('runtime_info')
     config.resumed = dict(path=path, wrapper=info.get(WRAPPER) if isinstance(info, dict) else None)
     meta = content.get('meta')
     seed = meta.get('seed') if isinstance(meta, dict) else None
@@ -74,21 +71,21 @@ def use_resume(config: Config, resume: str | None) -> list[str]:
 def _require_run(content: dict[str, Any], path: str) -> None:
     """Raise an InputError for a checkpoint that holds weights, but no run to go on with."""
     meta = content.get('meta')
-    missing = [key for key in ('optimizer', 'param_schedulers', 'message_hub') if key not in content]
-    if missing or not isinstance(meta, dict) or not {'epoch', 'iter'} <= meta.keys():
+    kinds = dict(optimizer=dict, param_schedulers=(list, dict), message_hub=dict)
+    missing = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
+    counts = [meta.get(key) for key in ('epoch', 'iter')] if isinstance(meta, dict) else []
+    if missing or not counts or not all(isinstance(count, int) and count >= 0 for count in counts):
         raise InputError(
             f'{path}: holds weights alone, no {" and ".join(missing) or "step"} to go on from; name an '
             'iter_N.pth, or start anew from the weights with --load-from'
         )
 
 
-def newest_sound(work_dir: Path, passed_over: list[str]) -> dict[str, Any]:
+def newest_sound(work_dir: Path, passed_over: list[str], trust: bool = False) -> dict[str, Any]:
     """The content of a work dir's newest checkpoint that is what was saved, with its ``path``."""
     for path in _newest_first(work_dir):
         try:
-            if is_intact(path) is False:
-                raise InputError(f'{path}: is not what was saved, its checksum differs')
-            content = read_checkpoint(str(path))
+            content = read_checkpoint(str(path), trust=trust)
             _require_run(content, str(path))
             return dict(content, path=str(path))
         except InputError as error:
@@ -104,61 +101,14 @@ def _newest_first(work_dir: Path) -> list[Path]:
     """
     saved, note = list(saved_checkpoints(work_dir).values()), work_dir / 'last_checkpoint'
     # The path is absolute, and a work dir may have been moved.
-    noted = work_dir / Path(note.read_text().strip()).name if note.is_file() else None
+    text = note.read_text(encoding='utf-8', errors='replace').strip() if note.is_file() else ''
+    noted = work_dir / Path(text).name
     return saved[: saved.index(noted) + 1 if noted in saved else None][::-1]
 
 
-def load_safely() -> None:
-    """Have mmengine load files by `read_checkpoint` from now on in this process, and torch never unsafely.
-
-    OneDL's mmengine falls back to an unsafe load; OpenMMLab's cannot load a training checkpoint safely.
-    """
-    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-
-    # mmengine logs the name from its eleventh letter on.
-    def load_from_local(filename: str, map_location: str | torch.device = 'cpu') -> dict[str, Any]:
-        return read_checkpoint(filename, map_location)
-
-    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
-
-
-def read_checkpoint(path: str, map_location: str | torch.device = 'cpu') -> dict[str, Any]:
-    """The content of a checkpoint file: plain data and tensors, never code.
-
-    Args:
-        path: The file; weights as ``.safetensors`` have ``state_dict`` and ``meta``.
-        map_location: Device that the tensors come to.
-
-    Raises:
-        InputError: If there is no such file, it is no checkpoint, or it holds anything but plain data.
-    """
-    if not Path(path).is_file():
-        folder = Path(path).parent
-        there = sorted(file.name for kind in ('.pth', SUFFIX) for file in folder.glob(f'*{kind}'))
-        raise InputError(f'{path}: no such checkpoint; {folder} holds {", ".join(there) or "no .pth file"}')
-    if str(path).endswith(SUFFIX):
-        return read_weights_file(str(path), map_location)
-    try:
-        with plain_types_only():
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except UnpicklingError as error:
-        foreign = re.search(r'GLOBAL ([\w.]+)', str(error))
-        if foreign:
-            raise InputError(
-                f'{path}: refused, it holds {foreign[1]}, and loading that could run code; '
-                'only tensors, numbers, text and containers of them are loaded'
-            ) from error
-        raise InputError(f'{path}: cannot be read as a checkpoint ({type(error).__name__})') from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f'{path}: cannot be read as a checkpoint ({type(error).__name__})') from error
-    if not isinstance(checkpoint, dict):
-        raise InputError(f'{path}: holds a {type(checkpoint).__name__} and not the weights of a model')
-    return checkpoint
-
-
-def read_weights(path: str) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint file by name, on the CPU; errors as in `read_checkpoint`."""
-    return weights_of(read_checkpoint(path), path)
+def read_weights(path: str, trust: bool = False) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint file by name, on the CPU; arguments and errors as in `read_checkpoint`."""
+    return weights_of(read_checkpoint(path, trust=trust), path)
 
 
 def weights_of(content: dict[str, Any], path: str) -> dict[str, torch.Tensor]:
@@ -172,7 +122,16 @@ def weights_of(content: dict[str, Any], path: str) -> dict[str, torch.Tensor]:
     weights = {str(name): weight for name, weight in weights if isinstance(weight, torch.Tensor)}
     if not weights:
         raise InputError(f'{path}: holds no weights of a model; name a checkpoint of a training run')
+    for name, weight in weights.items():
+        # A view that repeats them; a copy of it could fill all memory.
+        if weight.layout == torch.strided and weight.numel() > (held := _numbers_held(weight)):
+            raise InputError(f'{path}: its {name} claims {weight.numel()} numbers and holds {held}')
     return {name.removeprefix(_WRAPPED): weight for name, weight in weights.items()}
+
+
+def _numbers_held(weight: torch.Tensor) -> int:
+    """How many numbers the memory behind a weight has room for."""
+    return weight.untyped_storage().nbytes() // weight.element_size()
 
 
 def check_weights(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from mmengine.config import Config
@@ -58,7 +58,13 @@ class Findings:
             raise InputError('\n'.join([f'{len(problems)} problems, found before the first step:', *listed]))
 
 
-def check_run(config: Config, *loaders: str, load_from: str | None = None, strict: bool = False) -> list[str]:
+def check_run(
+    config: Config,
+    loaders: Sequence[str],
+    load_from: str | None = None,
+    strict: bool = False,
+    trust: bool = False,
+) -> list[str]:
     """Look for everything that would stop or spoil a run, in about a second.
 
     Args:
@@ -67,6 +73,7 @@ def check_run(config: Config, *loaders: str, load_from: str | None = None, stric
             test. Those that are None, or of data sets that are not ours, are passed over.
         load_from: A checkpoint that the run takes its weights from.
         strict: Whether all of them have to be the network's, as in a test they do.
+        trust: As in `read_checkpoint`.
 
     Returns:
         Lines on what is allowed, but worth knowing.
@@ -89,7 +96,7 @@ def check_run(config: Config, *loaders: str, load_from: str | None = None, stric
             remedy = preflight_model.TEST_REMEDY
         elif config.get('resume') and config.get('load_from'):
             load_from, remedy = config.load_from, preflight_model.RESUME_REMEDY
-        _look_at_network(config, trains, load_from, remedy, is_sound, findings)
+        _look_at_network(config, trains, load_from, trust, remedy, is_sound, findings)
     findings.require_none()
     return findings.notes
 
@@ -123,6 +130,7 @@ def _look_at_network(
     config: Config,
     trains: bool,
     load_from: str | None,
+    trust: bool,
     remedy: str | None,
     can_build: bool,
     findings: Findings,
@@ -133,6 +141,7 @@ def _look_at_network(
         config: The whole config.
         trains: Whether the run leaves checkpoints.
         load_from: A checkpoint to take the weights from.
+        trust: As in `read_checkpoint`.
         remedy: What to do if not all of them fit; None where any that fit will do.
         can_build: Whether the network's config is sound so far.
         findings: Gets them.
@@ -140,7 +149,7 @@ def _look_at_network(
     weights = model = None
     if load_from:
         with findings.collecting():
-            weights = read_weights(load_from)
+            weights = read_weights(load_from, trust)
     # Not an exported file, which takes as long to open as to run.
     if can_build and (trains or load_from):
         with findings.collecting():

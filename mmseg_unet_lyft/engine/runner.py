@@ -21,7 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import register  # noqa: F401  (a config whose custom_imports name the bare package finds it imported)
 from ..errors import InputError
-from .checkpoint import check_weights, load_safely, load_weights, read_weights
+from .checkpoint import check_weights, load_weights, read_weights
+from .checkpoint_file import forget_config, load_safely
 from .description import DescribeModelHook
 from .launch import join_group
 
@@ -33,9 +34,8 @@ class DropStoredConfigHook(Hook):
     """Forget the config text in a checkpoint: mmengine would run it as Python when it resumes."""
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Called before the Runner reads anything from the checkpoint."""
-        checkpoint.get('meta', {}).pop('config', None)
-        checkpoint.get('message_hub', {}).get('runtime_info', {}).pop('cfg', None)
+        """Called before the Runner reads anything from the checkpoint, which may be from the network."""
+        forget_config(checkpoint)
 
 
 class StartWeightsHook(Hook):
@@ -46,18 +46,20 @@ class StartWeightsHook(Hook):
     Args:
         path: The checkpoint.
         strict: Refuse a checkpoint of which anything does not fit.
+        trust: As in `read_checkpoint`.
     """
 
     # Before hooks that copy the weights, such as mmengine's moving average.
     priority = 'VERY_HIGH'
 
-    def __init__(self, path: str, strict: bool) -> None:
+    def __init__(self, path: str, strict: bool, trust: bool = False) -> None:
         self.path = path
         self.strict = strict
+        self.trust = trust
 
     def before_train(self, runner: Runner) -> None:
         """Load them."""
-        weights = read_weights(self.path)
+        weights = read_weights(self.path, self.trust)
         if self.strict:
             check_weights(runner.model, weights, self.path, 'Without --strict, what fits is loaded')
         runner.logger.info(load_weights(runner.model, weights, self.path))
@@ -106,17 +108,18 @@ def _name_run(config: Config) -> None:
         config.experiment_name = f'{name}_run{number}'
 
 
-def build_runner(config: Config) -> Runner:
+def build_runner(config: Config, trust: bool = False) -> Runner:
     """mmengine's Runner for the config, of the ``runner_type`` it names if any, on one process or as a rank.
 
     Args:
         config: The whole config; ``launcher`` says what started this process. Changed where the device asks
             for it: the model wrapper, batch norm.
+        trust: As in `read_checkpoint`, for the file that ``load_from`` names.
 
     Raises:
         InputError: If this process cannot be the rank it is to be.
     """
-    load_safely()
+    load_safely(config.get('load_from') if trust else None)
     join_group(config)
     _name_run(config)
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)

@@ -19,7 +19,8 @@ from .. import (
 from ..datasets.files import write_whole
 from ..errors import InputError
 from . import description
-from .checkpoint import check_weights, read_checkpoint, weights_of
+from .checkpoint import check_weights, weights_of
+from .checkpoint_file import read_checkpoint
 from .config import load_config
 from .weights_format import FORMAT, KEPT, SUFFIX, pack_weights
 
@@ -30,7 +31,10 @@ _TIMES = (f'{_VALIDATION}time', f'{_VALIDATION}data_time')
 
 
 def write_safetensors(
-    checkpoint_path: str | Path, out_path: str | Path, config: Config | str | None = None
+    checkpoint_path: str | Path,
+    out_path: str | Path,
+    config: Config | str | None = None,
+    trust: bool = False,
 ) -> Path:
     """Write a checkpoint's weights as a ``.safetensors`` file, whole or not at all.
 
@@ -42,6 +46,7 @@ def write_safetensors(
         out_path: The file.
         config: That the checkpoint was trained with, or path or name of it; None if the checkpoint describes
             its model.
+        trust: As in `read_checkpoint`.
 
     Returns:
         The file's path.
@@ -53,7 +58,7 @@ def write_safetensors(
     path, out = str(checkpoint_path), Path(out_path)
     if out.suffix != SUFFIX:
         raise InputError(f'{out}: the suffix of weights as safetensors is {SUFFIX}; name it so')
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, trust=trust)
     weights, meta = weights_of(content, path), _mapping(content.get('meta'))
     if config is None:
         model: Any = dict(format=description.FORMAT) | description.checked(meta.get(description.KEY), path)

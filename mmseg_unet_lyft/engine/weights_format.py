@@ -5,6 +5,7 @@ Importing this loads neither torch nor safetensors. No pickle is read or written
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -25,6 +26,8 @@ KEPT = ('dataset_meta', 'iter', 'validation', 'seed', 'experiment_name', 'time',
 _DTYPES = {'F16': 'float16', 'BF16': 'bfloat16', 'F32': 'float32', 'F64': 'float64', 'I64': 'int64'}
 # JSON knows no tuples, which mmcv's Resize wants its scale as. No key of a description begins so.
 _TUPLE = '__tuple__'
+# Of all fields but itself and of the weights: the format has none.
+_CHECKSUM = 'sha256'
 _REMEDY = 'write it anew from its checkpoint with tools/export.py --format safetensors'
 
 
@@ -50,14 +53,17 @@ def read_weights_file(path: str, map_location: str | torch.device | None = 'cpu'
             for name in names:
                 _check_dtype(path, name, file.get_slice(name).get_dtype())
             text = (file.metadata() or {}).get(METADATA_KEY)
-            weights = {name: file.get_tensor(name).to(map_location or 'cpu') for name in names}
+            weights = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0].removeprefix('Error while deserializing header: ')
         raise InputError(
             f'{path}: cannot be read as safetensors ({reason}); if it is a file of another kind, give it the '
             f'suffix of that, else {_REMEDY}'
         ) from error
-    return dict(state_dict=weights, meta={} if text is None else _unpacked(path, text))
+    meta = {} if text is None else _unpacked(path, text, weights)
+    return dict(
+        state_dict={name: weight.to(map_location or 'cpu') for name, weight in weights.items()}, meta=meta
+    )
 
 
 def pack_weights(weights: dict[str, torch.Tensor], fields: Mapping[str, Any], path: str) -> bytes:
@@ -83,7 +89,8 @@ def pack_weights(weights: dict[str, torch.Tensor], fields: Mapping[str, Any], pa
             raise InputError(f'{path}: its {name} is sparse, and a safetensors file holds dense tensors')
         tensors[name] = weight.detach().cpu().clone(memory_format=torch.contiguous_format)
     try:
-        text = json.dumps(_tagged(fields))
+        tagged = _tagged(fields)
+        text = json.dumps(tagged | {_CHECKSUM: _digest(tagged, tensors)})
     except (TypeError, RecursionError) as error:
         raise InputError(f'{path}: its meta cannot be written as JSON ({error})') from error
     return save(tensors, metadata={METADATA_KEY: text})
@@ -103,11 +110,23 @@ def _check_dtype(path: str, name: str, dtype: str, known: Any = _DTYPES) -> None
         )
 
 
-def _unpacked(path: str, text: str) -> dict[str, Any]:
+def _digest(fields: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of fields as JSON, and of weights with their names, types and shapes; hexadecimal."""
+    import torch
+
+    found = hashlib.sha256(json.dumps(fields).encode())
+    for name in sorted(weights):
+        weight = weights[name]
+        found.update(f'{name} {weight.dtype} {tuple(weight.shape)}'.encode())
+        found.update(weight.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _unpacked(path: str, text: str, weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """A checkpoint's ``meta`` from a file's metadata.
 
     Raises:
-        InputError: If they are broken, or of another format.
+        InputError: If they are broken, of another format, or the file is not what was written.
     """
     # Late: this room is asked for its suffix by commands that load no mm stack.
     from .description import KEY
@@ -115,11 +134,17 @@ def _unpacked(path: str, text: str) -> dict[str, Any]:
     try:
         fields = json.loads(text, object_hook=_untagged)
         sound = fields['format'] == FORMAT and 'model' in fields
+        tagged = json.loads(text)
     except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
     if not sound:
         raise InputError(
             f'{path}: its {METADATA_KEY} metadata are broken or of a newer version; upgrade, or {_REMEDY}'
+        )
+    checksum = tagged.pop(_CHECKSUM, None)
+    if checksum is not None and checksum != _digest(tagged, weights):
+        raise InputError(
+            f'{path}: is not what was written, its checksum differs; take another copy, or {_REMEDY}'
         )
     return {KEY: fields['model'], **{key: fields[key] for key in KEPT if key in fields}}
 

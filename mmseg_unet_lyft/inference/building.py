@@ -14,7 +14,8 @@ from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 
 from .. import register  # noqa: F401  (the types a model is described with)
 from ..datasets.labels import get_scheme
-from ..engine.checkpoint import check_weights, load_weights, read_checkpoint, weights_of
+from ..engine.checkpoint import check_weights, load_weights, weights_of
+from ..engine.checkpoint_file import read_checkpoint
 from ..engine.config import load_config
 from ..engine.description import KEY, checked, image_steps, inference_part, scheme_of
 from ..errors import InputError
@@ -34,13 +35,14 @@ _BUILD_ERRORS = (
 
 
 def build_model(
-    config: Config | str | None, path: str
+    config: Config | str | None, path: str, trust: bool = False
 ) -> tuple[BaseSegmentor, dict[str, Any], list[Any], Classes]:
     """A checkpoint's model with its weights, on the CPU, in evaluation mode.
 
     Args:
         config: Config, path or name of one, or None: then the checkpoint describes its model.
         path: Of the checkpoint.
+        trust: As in `read_checkpoint`.
 
     Returns:
         The model, its config, the image steps of its test pipeline, and its classes.
@@ -48,7 +50,7 @@ def build_model(
     Raises:
         InputError: If config or checkpoint cannot be read, or do not belong together.
     """
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, trust=trust)
     meta = content.get('meta')
     meta = meta if isinstance(meta, dict) else {}
     weights = weights_of(content, path)

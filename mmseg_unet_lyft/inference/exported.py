@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import InputError
 from .classes import checked_classes
 from .formats import PROGRAMS
+from .seal import check_seal
 
 METADATA_KEY = 'mmseg_unet_lyft'
 FORMAT = 1
@@ -143,6 +144,7 @@ class OnnxNetwork(ExportedNetwork):
             providers.insert(0, ('CUDAExecutionProvider', dict(device_id=index)))
         broken = (state.InvalidProtobuf, state.Fail, state.InvalidGraph, state.InvalidArgument, state.NoModel)
         broken += (state.NotImplemented, state.RuntimeException, state.EPFail)
+        check_seal(Path(path))
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except broken as error:
@@ -187,6 +189,7 @@ class OpenVinoNetwork(ExportedNetwork):
             raise InputError(f'--device {device}: OpenVINO files run on the cpu here; use --device cpu')
         if not Path(path).with_suffix('.bin').is_file():
             raise InputError(f'{path}: its weights {Path(path).with_suffix(".bin").name} are not beside it')
+        check_seal(Path(path))
         settings = dict(INFERENCE_PRECISION_HINT='f32')
         if threads:
             settings |= dict(INFERENCE_NUM_THREADS=threads, NUM_STREAMS=1)

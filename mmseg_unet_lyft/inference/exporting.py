@@ -16,6 +16,7 @@ from .network import TorchNetwork
 from .parity import BAR, Parity, compare
 from .quantisation import half_onnx, quantise_onnx
 from .samples import Frame, calibration_frames, drawn_frames, real_frames
+from .seal import seal
 from .segmenter import Segmenter
 
 _CALIBRATION_FRAMES = 32
@@ -164,6 +165,7 @@ def _write(segmenter: Segmenter, wanted: Export, path: Path, proof: Proof) -> No
         convert_to_openvino(onnx, path)
     else:
         onnx.replace(path)
+    seal(path)
 
 
 def _require(parity: Parity, wanted: Export, what: str) -> None:

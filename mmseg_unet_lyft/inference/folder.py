@@ -205,7 +205,7 @@ def _read_record(path: Path) -> dict | None:
         return None
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or not isinstance(record.get('files'), dict):
         raise InputError(f'{path}: is no record of predictions; name another --out')

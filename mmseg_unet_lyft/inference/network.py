@@ -24,15 +24,21 @@ class TorchNetwork:
         checkpoint: Path of the checkpoint.
         device: ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
         threads: Computing threads of a call on a CPU; PyTorch's own number by default.
+        trust: As in `read_checkpoint`.
 
     Raises:
         InputError: If config or checkpoint cannot be read, or do not belong together.
     """
 
     def __init__(
-        self, config: Config | str | None, checkpoint: str, device: str = 'cpu', threads: int | None = None
+        self,
+        config: Config | str | None,
+        checkpoint: str,
+        device: str = 'cpu',
+        threads: int | None = None,
+        trust: bool = False,
     ) -> None:
-        model, model_config, self.steps, classes = build_model(config, checkpoint)
+        model, model_config, self.steps, classes = build_model(config, checkpoint, trust)
         self.model = fold_norms(model).to(device)
         self.device, self.threads = device, threads
         self.classes, self.palette, self.hood = classes.names, classes.palette, classes.hood

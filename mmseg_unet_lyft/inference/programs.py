@@ -11,6 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
+from ..engine.archive import check_checksums
 from ..errors import InputError
 from .exported import LABEL_MAP, MASKS, METADATA_KEY, ExportedNetwork, first_line, parse_device
 from .formats import PROGRAM
@@ -52,6 +53,7 @@ class ProgramNetwork(ExportedNetwork):
         if kind == 'cuda' and index >= torch.cuda.device_count():
             raise InputError(f'--device {device}: this torch sees no such GPU; use --device cpu')
         self.device, self.threads = torch.device(device), threads
+        check_checksums(path)
         extra = {METADATA_KEY: ''}
         try:
             if Path(path).suffix == PROGRAM:

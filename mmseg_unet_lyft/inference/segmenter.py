@@ -38,7 +38,8 @@ class Segmenter:
         thresholds: Of label maps and masks, or a file of them from ``tools/tune_thresholds.py``. Exported
             files take none: class thresholds of the config, and those of masks, are in them.
         compiled: Whether to `compile`.
-        trust: Whether to read a ``.pt2`` or ``.torchscript`` file, which can run code that it brings.
+        trust: Whether to read what can run code that it brings: a ``.pt2`` or ``.torchscript`` file, or a
+            checkpoint that holds more than plain data.
 
     Attributes:
         classes: Class names by id.
@@ -71,7 +72,7 @@ class Segmenter:
 
             config, path = (None, model) if checkpoint is None else (model, checkpoint)
             config = str(config) if isinstance(config, Path) else config
-            self.network = TorchNetwork(config, str(path), device, threads)
+            self.network = TorchNetwork(config, str(path), device, threads, trust)
         self.classes: list[str] = self.network.classes
         self.palette: list[list[int]] = self.network.palette
         self.thresholds = thresholds

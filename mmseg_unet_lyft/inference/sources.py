@@ -64,8 +64,8 @@ class Sources:
         for line in text.splitlines():
             try:
                 entry = json.loads(line)
-                self._note(entry['place'], entry['kinds'], Source(**entry['source']))
-            except (ValueError, TypeError, LookupError):
+                self._note(entry['place'], map(str, entry['kinds']), Source(**entry['source']))
+            except (ValueError, TypeError, LookupError, RecursionError):
                 continue
 
     def _note(self, place: str, kinds: Iterable[str], source: Source) -> None:

@@ -10,7 +10,7 @@ from ..datasets import manifest
 from ..datasets.files import write_json, write_whole
 from ..datasets.inspection import KINDS, Inspection, inspect
 from ..datasets.leak import Leak, measure_leaks
-from ..errors import InputError
+from ..errors import InputError, printable
 from .inspection_page import build_page, problem_counts, to_json_report
 
 REPORT_NAME, PAGE_NAME, MANIFEST_NAME = 'inspection.json', 'report.html', 'manifest.json'
@@ -70,7 +70,7 @@ def read_split(path: Path) -> dict[str, list[str]]:
         split = json.loads(path.read_text(encoding='utf-8'))
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f'{path}: no JSON ({error})') from None
     if not isinstance(split, dict) or not all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in split.values()
@@ -85,7 +85,7 @@ def summary(inspection: Inspection, leaks: Sequence[Leak]) -> str:
     for kind, count in problem_counts(inspection).items():
         lines.append(f'{count:6}  {KINDS[kind]} ({kind})')
         of_kind = [problem for problem in inspection.problems if problem.kind == kind]
-        lines += [f'        {_printable(f"{one.path}: {one.message}")}' for one in of_kind[:_EXAMPLES]]
+        lines += [f'        {printable(f"{one.path}: {one.message}")}' for one in of_kind[:_EXAMPLES]]
     if inspection.accepted:
         lines.append(f'{len(inspection.accepted):6}  accepted')
     for leak in leaks:
@@ -94,8 +94,3 @@ def summary(inspection: Inspection, leaks: Sequence[Leak]) -> str:
             f'mIoU {leak.miou:.1f}, {leak.agreement:.1f} % of pixels'
         )
     return '\n'.join(lines)
-
-
-def _printable(text: str) -> str:
-    """Text without control characters or surrogates, which a terminal would act on or refuse."""
-    return ''.join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

@@ -14,7 +14,8 @@ from PIL import Image
 from mmseg_unet_lyft.cli import predict, test, train
 from mmseg_unet_lyft.datasets.labels import CARLA_CLASSES, CARLA_PALETTE
 from mmseg_unet_lyft.datasets.lyft_carla import find_pairs
-from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, read_checkpoint, read_weights
+from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, read_weights
+from mmseg_unet_lyft.engine.checkpoint_file import read_checkpoint
 from mmseg_unet_lyft.engine.config import load_config, parse_options
 from mmseg_unet_lyft.evaluation.counts import class_scores, confusion_matrix
 from mmseg_unet_lyft.inference.segmenter import Segmenter
