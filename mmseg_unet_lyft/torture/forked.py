@@ -33,7 +33,7 @@ _ROOMS = (
     'report.figures',
     'report.inspection_files',
 )
-_OTHERS = ('matplotlib.pyplot', 'av')
+_OTHERS = ('matplotlib.pyplot', 'torch._dynamo', 'av')
 
 
 def require_forks() -> None:

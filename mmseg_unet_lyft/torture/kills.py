@@ -198,7 +198,7 @@ def _marks(reader: int, seconds: float) -> bytes:
 
 
 def slow_saves(marks: int) -> None:
-    """In a process of its own: draw out what a save does to files, and mark in a pipe where it begins and ends.
+    """In a process of its own: draw out what a save does, and mark in a pipe where it begins and ends.
 
     Nothing is done that is not done otherwise, only later.
     """
