@@ -58,41 +58,55 @@ def preload() -> None:
         importlib.import_module(name)
 
 
-class Forked:
-    """A command in a process of its own, which leads a session.
+def command(arguments: list[str], prepare: Callable[[], object] = lambda: None) -> Callable[[], int]:
+    """Work that runs a command of ours: ``['train', 'unet_lyft.py', ...]``.
 
     Args:
-        arguments: Its command line: ``['train', 'unet_lyft.py', ...]``.
+        arguments: The command line.
+        prepare: Called before, in the same process.
+    """
+
+    def work() -> int:
+        prepare()
+        return main(arguments)
+
+    return work
+
+
+class Forked:
+    """Work in a process of its own, which leads a session.
+
+    Args:
+        work: Called there; returns the exit code.
         log: File that its output is added to.
-        prepare: Called in that process before the command.
 
     Attributes:
         pid: Of the process, and of its session.
         code: Its exit code, -n for signal n; None while it runs.
+        log: As given.
     """
 
-    def __init__(self, arguments: list[str], log: Path, prepare: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, work: Callable[[], int | None], log: Path) -> None:
         self.code: int | None = None
-        self._log = log
+        self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         self.pid = os.fork()
         if not self.pid:
-            self._become(arguments, prepare)
+            self._become(work)
 
-    def _become(self, arguments: list[str], prepare: Callable[[], object]) -> None:
-        """In the forked process: run the command and end; never returns."""
+    def _become(self, work: Callable[[], int | None]) -> None:
+        """In the forked process: work and end; never returns."""
         code = _EXIT_CRASHED
         try:
             os.setsid()
-            output = self._log.open('a', encoding='utf-8', buffering=1)
+            output = self.log.open('a', encoding='utf-8', buffering=1)
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
             # A thread of the parent's may have held the locks of its own two.
             sys.stdout = sys.stderr = output
             # A killed process leaves its temporary files: beside its log, they are found and go.
-            tempfile.tempdir = os.environ['TMPDIR'] = tempfile.mkdtemp(dir=self._log.parent)
-            prepare()
-            code = main(arguments)
+            tempfile.tempdir = os.environ['TMPDIR'] = tempfile.mkdtemp(dir=self.log.parent)
+            code = work() or 0
         finally:
             # Here, as nothing of the parent's may run in this process.
             if sys.exc_info()[0] is not None:
@@ -129,7 +143,7 @@ class Forked:
 
     def output(self) -> str:
         """What it and those before it wrote into the log."""
-        return self._log.read_text(encoding='utf-8', errors='replace')
+        return self.log.read_text(encoding='utf-8', errors='replace')
 
 
 def processes_of(session: int) -> list[int]:

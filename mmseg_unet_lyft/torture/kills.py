@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..bench.rounds import Show
-from .forked import Forked, wait_for_end
+from .forked import Forked, command, wait_for_end
 from .outcome import Outcome
 from .runs import (
     INTERVAL,
@@ -124,7 +124,7 @@ class _Victim:
         workers = int(self._random.integers(2))
         arguments = train_arguments(self._kind, self._root, self._work_dir, f'num_workers={workers}')
         if what == ANYWHERE:
-            run = Forked(arguments, log_of(self._work_dir))
+            run = Forked(command(arguments), log_of(self._work_dir))
             run.wait(self._random.uniform(0, self._kinds[self._kind]))
             is_hit = run.kill()
         else:
@@ -137,7 +137,7 @@ class _Victim:
         """The run, and whether it was killed while it wrote or removed a checkpoint."""
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
-        run = Forked(arguments, log_of(self._work_dir), lambda: slow_saves(writer))
+        run = Forked(command(arguments, lambda: slow_saves(writer)), log_of(self._work_dir))
         os.close(writer)
         # Each save is followed by another that knows of the validation.
         passed = int(self._random.integers(2 * STEPS // INTERVAL))
@@ -153,7 +153,8 @@ class _Victim:
 
     def settle(self) -> None:
         """Let the run end, and see whether it ended as the undisturbed one."""
-        run = Forked(train_arguments(self._kind, self._root, self._work_dir), log_of(self._work_dir))
+        arguments = train_arguments(self._kind, self._root, self._work_dir)
+        run = Forked(command(arguments), log_of(self._work_dir))
         code = run.finish()
         wrong = [f'{self._work_dir}: resumed, it ended with {code}'] if code else []
         undisturbed = self._folder / f'whole {self._kind.name}'

@@ -11,7 +11,7 @@ from ..datasets.scenes import SceneRecipe, write_scenes
 from ..engine.checkpoint import read_checkpoint
 from ..engine.saving import is_intact, saved_checkpoints
 from ..errors import InputError
-from .forked import Forked
+from .forked import Forked, command
 
 STEPS, INTERVAL = 12, 3
 _DRIVES = ('F1', 'F62', 'F3', 'F2')  # Of all three parts.
@@ -70,7 +70,7 @@ def train_undisturbed(kind: Kind, root: Path, work_dir: Path) -> None:
     Raises:
         InputError: If it fails all the same; then there is nothing to compare with.
     """
-    run = Forked(train_arguments(kind, root, work_dir), log_of(work_dir))
+    run = Forked(command(train_arguments(kind, root, work_dir)), log_of(work_dir))
     code = run.finish()
     if code or not saved_checkpoints(work_dir):
         raise InputError(
