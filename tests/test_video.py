@@ -667,6 +667,20 @@ def test_a_disk_that_lacks_the_last_bytes_is_named(drive, model, tmp_path, capsy
     assert 'drive_overlay.mp4: cannot be written (File too large)' in capsys.readouterr().err
 
 
+def test_a_disk_without_room_for_a_second_of_video_keeps_no_broken_file(drive, model, tmp_path, capsys):
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        assert video.main([model, str(drive), '--out', str(tmp_path)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert capsys.readouterr().err == (
+        f'error: {tmp_path / "drive_overlay.mp4"}: cannot be written (File too large); make room, or name '
+        'another --out\n'
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')
 def test_a_disk_that_is_full_from_the_start_is_named(drive, model, tmp_path, capsys):
     result = tmp_path / 'drive_overlay.mp4'
