@@ -14,6 +14,7 @@ from mmseg.registry import LOOPS
 from torch import nn
 
 from ..errors import InputError
+from .history import forget, steps_to_keep
 
 VALIDATED = 'validated_iter'  # In the message hub: behind which step validation was done last.
 
@@ -40,6 +41,7 @@ class LyftTrainLoop(IterBasedTrainLoop):
     - Before each step all global random numbers are set to those of (seed, rank, step).
     - The loader goes on at the sample it had come to, at once: the sampler is told, nothing is read twice.
     - A validation that was due behind the step resumed at, and not finished, is done first.
+    - Of the scalars noted at each step, only what the log is made of is remembered: memory does not grow.
     - A request to stop is heeded behind a step, before a validation that is due there.
 
     Args:
@@ -64,7 +66,7 @@ class LyftTrainLoop(IterBasedTrainLoop):
         ):
             runner.logger.info('validating behind step %d, which was due when the run ended', self._iter)
             runner.val_loop.run()
-        batches = self._batches()
+        batches, keep = self._batches(), steps_to_keep(runner)
         while self._iter < self._max_iters and not self.stop_training and not self.is_stopping:
             runner.model.train()
             # Twice: transforms of others draw where the batch is read, and a loader's start draws too.
@@ -72,6 +74,8 @@ class LyftTrainLoop(IterBasedTrainLoop):
             batch = next(batches)
             seed_step(runner.seed, get_rank(), self._iter)
             self.run_iter(batch)
+            if keep is not None:
+                forget(runner, keep)
             self._decide_current_val_interval()
             if self._is_validation_due() and not self.is_stopping:
                 runner.val_loop.run()

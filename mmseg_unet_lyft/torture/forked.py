@@ -6,7 +6,6 @@ import importlib
 import os
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -104,8 +103,6 @@ class Forked:
             os.dup2(output.fileno(), 2)
             # A thread of the parent's may have held the locks of its own two.
             sys.stdout = sys.stderr = output
-            # A killed process leaves its temporary files: beside its log, they are found and go.
-            tempfile.tempdir = os.environ['TMPDIR'] = tempfile.mkdtemp(dir=self.log.parent)
             code = work() or 0
         finally:
             # Here, as nothing of the parent's may run in this process.
@@ -146,17 +143,19 @@ class Forked:
         return self.log.read_text(encoding='utf-8', errors='replace')
 
 
+def is_running(pid: int, session: int | None = None) -> bool:
+    """Whether a process, of a session if one is given, is there and not a zombie."""
+    try:
+        state, _, _, its_session = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[:4]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != 'Z' and session in (None, int(its_session))
+
+
 def processes_of(session: int) -> list[int]:
     """Processes of a session that have not ended."""
-    found = []
-    for stat in Path('/proc').glob('[0-9]*/stat'):
-        try:
-            state, _, _, its_session = stat.read_text().rpartition(')')[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(its_session) == session and state != 'Z':
-            found.append(int(stat.parent.name))
-    return found
+    pids = (int(place.name) for place in Path('/proc').glob('[0-9]*'))
+    return [pid for pid in pids if is_running(pid, session)]
 
 
 def wait_for_end(session: int, until: float) -> bool:

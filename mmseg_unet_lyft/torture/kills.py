@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..bench.rounds import Show
+from ..engine.saving import saved_checkpoints
 from .forked import Forked, command, wait_for_end
 from .outcome import Outcome
 from .runs import (
@@ -86,6 +87,7 @@ class _Victim:
         }
         self._number = 0
         self._killed: list[tuple[int, float]] = []
+        self._before_save = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -106,6 +108,7 @@ class _Victim:
             self._note(what, [f'no run lived long enough to be killed: {self._folder}'])
             return
         self._kills.append(what)
+        self._before_save += what == ANYWHERE and not saved_checkpoints(self._work_dir)
         wrong = unsound_files(self._work_dir)
         self._had_best |= had_best(self._work_dir)
         if self._had_best:
@@ -181,6 +184,8 @@ class _Victim:
         for session, killed_at in self._killed:
             has_ended = wait_for_end(session, killed_at + _ENDED_SECONDS)
             self._note(_WORKERS, [] if has_ended else [f'processes of session {session} go on'])
+        anywhere = self._outcomes[ANYWHERE]
+        anywhere.what = f'{ANYWHERE} ({self._before_save} before the first save)'
         return [outcome for outcome in self._outcomes.values() if outcome.tried]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,13 +57,31 @@ def torture(parts: Sequence[str], plan: Plan, out: Path, progress: Show) -> list
     preload()
     out.mkdir(parents=True, exist_ok=True)
     found = []
-    for part in parts:
-        folder = Path(tempfile.mkdtemp(prefix=f'{part}_', dir=out)).resolve()
-        outcomes = _torture_by(part, plan, folder, progress)
-        if all_held(outcomes):
-            shutil.rmtree(folder)
-        found += outcomes
+    with _temporary_files():
+        for part in parts:
+            folder = Path(tempfile.mkdtemp(prefix=f'{part}_', dir=out)).resolve()
+            outcomes = _torture_by(part, plan, folder, progress)
+            if all_held(outcomes):
+                shutil.rmtree(folder)
+            found += outcomes
     return found
+
+
+@contextmanager
+def _temporary_files() -> Iterator[None]:
+    """Give this process, and those it starts, a place for temporary files that goes: the killed leave some.
+
+    Not below the results: the name of a socket, which workers make there, has but 108 bytes.
+    """
+    before = tempfile.tempdir, os.environ.get('TMPDIR')
+    with tempfile.TemporaryDirectory(prefix='lyft_') as folder:
+        tempfile.tempdir = os.environ['TMPDIR'] = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before[0]
+            os.environ.pop('TMPDIR')
+            os.environ.update({} if before[1] is None else dict(TMPDIR=before[1]))
 
 
 def _torture_by(part: str, plan: Plan, folder: Path, progress: Show) -> list[Outcome]:
