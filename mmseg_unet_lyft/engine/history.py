@@ -10,7 +10,7 @@ _PREFIXES = ('train/', 'val/time', 'val/data_time')  # What grows by each step, 
 def steps_to_keep(runner: Runner) -> int | None:
     """Values of a scalar that the log's windows reach back over; None where one reaches to the start."""
     processor = runner.log_processor
-    windows = [processor.window_size, *(entry['window_size'] for entry in processor.custom_cfg)]
+    windows = [processor.window_size, *(entry.get('window_size') for entry in processor.custom_cfg)]
     if not all(isinstance(window, int) for window in windows):
         return None
     # A validation's own time is a mean over all its frames.

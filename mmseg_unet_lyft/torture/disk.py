@@ -18,7 +18,7 @@ from ..datasets.packed import is_packed
 from ..engine.checkpoint import best_checkpoint
 from ..engine.saving import saved_checkpoints
 from ..errors import InputError
-from .forked import PATIENCE_SECONDS, Forked, command
+from .session import PATIENCE_SECONDS, Forked, command
 from .outcome import Outcome
 from .results import broken_results, contents
 from .runs import KINDS, differences, draw_frames, had_best, train_arguments, train_undisturbed, unsound_files

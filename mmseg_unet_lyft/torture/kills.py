@@ -14,7 +14,7 @@ import numpy as np
 
 from ..bench.rounds import Show
 from ..engine.saving import saved_checkpoints
-from .forked import Forked, command, wait_for_end
+from .session import Forked, command, wait_for_end
 from .outcome import Outcome
 from .runs import (
     INTERVAL,

@@ -1,4 +1,4 @@
-"""What a part of the torture found."""
+"""What became of one part of the torture."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass
 class Outcome:
-    """How often something was tried, and how often what is promised held.
+    """A row of the table.
 
     Attributes:
-        part: Of the command, ``kills`` say.
-        what: What was done.
-        tried: How often.
-        held: How often the promise held.
-        failures: A line each on those where it did not.
+        part: What was tortured.
+        what: What was done to it and what came of it, in one line.
+        tried: Cases.
+        held: Those in which the promise was kept.
+        failures: One line for each of the others.
     """
 
     part: str

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..bench.rounds import Show
-from .forked import preload, require_forks
+from .session import preload, require_forks
 from .outcome import Outcome
 from .table import all_held
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..bench.rounds import Show
 from ..errors import InputError
-from .forked import PATIENCE_SECONDS, is_running
+from .session import PATIENCE_SECONDS, is_running
 from .outcome import Outcome
 from .runs import KINDS, differences, draw_frames, log_of, train_arguments, unsound_files
 

@@ -11,7 +11,7 @@ from ..datasets.scenes import SceneRecipe, write_scenes
 from ..engine.checkpoint import read_checkpoint
 from ..engine.saving import is_intact, saved_checkpoints
 from ..errors import InputError
-from .forked import Forked, command
+from .session import Forked, command
 
 STEPS, INTERVAL = 12, 3
 _DRIVES = ('F1', 'F62', 'F3', 'F2')  # Of all three parts.

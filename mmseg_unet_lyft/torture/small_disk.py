@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..datasets.files import free_bytes
-from .forked import Forked
+from .session import Forked
 
 # Of linux/sched.h and linux/mount.h.
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000

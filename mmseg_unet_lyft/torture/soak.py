@@ -13,7 +13,7 @@ import numpy as np
 
 from ..bench.rounds import Show
 from ..engine.stopping import EXIT_STOPPED
-from .forked import Forked, command, processes_of
+from .session import Forked, command, processes_of
 from .outcome import Outcome
 from .runs import KINDS, draw_frames, log_of, train_arguments, unsound_files
 
