@@ -18,10 +18,10 @@ from ..datasets.packed import is_packed
 from ..engine.checkpoint import best_checkpoint
 from ..engine.saving import saved_checkpoints
 from ..errors import InputError
-from .session import PATIENCE_SECONDS, Forked, command
 from .outcome import Outcome
 from .results import broken_results, contents
 from .runs import KINDS, differences, draw_frames, had_best, train_arguments, train_undisturbed, unsound_files
+from .session import PATIENCE_SECONDS, Forked, command
 from .small_disk import can_mount, empty, fill, limit_files, mount_small_disk
 
 FULL, LIMIT = 'the disk is full', 'a write fails midway'

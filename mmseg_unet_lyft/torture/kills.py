@@ -14,7 +14,6 @@ import numpy as np
 
 from ..bench.rounds import Show
 from ..engine.saving import saved_checkpoints
-from .session import Forked, command, wait_for_end
 from .outcome import Outcome
 from .runs import (
     INTERVAL,
@@ -29,6 +28,7 @@ from .runs import (
     train_undisturbed,
     unsound_files,
 )
+from .session import Forked, command, wait_for_end
 
 ANYWHERE, IN_SAVE = 'SIGKILL at a random moment', 'SIGKILL during a save'
 _BEST, _WORKERS = 'best checkpoint whole behind the kill', 'loader workers of a killed run ended in 60 s'

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..bench.rounds import Show
-from .session import preload, require_forks
 from .outcome import Outcome
+from .session import preload, require_forks
 from .table import all_held
 
 

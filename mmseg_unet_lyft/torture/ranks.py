@@ -15,9 +15,9 @@ import numpy as np
 
 from ..bench.rounds import Show
 from ..errors import InputError
-from .session import PATIENCE_SECONDS, is_running
 from .outcome import Outcome
 from .runs import KINDS, differences, draw_frames, log_of, train_arguments, unsound_files
+from .session import PATIENCE_SECONDS, is_running
 
 _RANKS = 2
 _ENDED_SECONDS = 60.0
@@ -56,11 +56,11 @@ def torture_ranks(folder: Path, count: int, seed: int, progress: Show) -> list[O
         wrong, took = _kill_a_rank(root, work_dir, random, seconds)
         longest = max(longest, took)
         _note(ended, wrong)
-        again = _Launched(root, work_dir)
-        code = again.wait(PATIENCE_SECONDS)
-        wrong = [f'{log_of(work_dir)}: resumed, it ended with {code}'] if code else []
-        _note(resumed, wrong or differences(work_dir, undisturbed))
-        if not wrong:
+        code = _Launched(root, work_dir).wait(PATIENCE_SECONDS)
+        other = [f'{log_of(work_dir)}: resumed, it ended with {code}'] if code != 0 else []
+        other = other or differences(work_dir, undisturbed)
+        _note(resumed, other)
+        if not wrong and not other:
             shutil.rmtree(work_dir)
     ended.what = f'SIGKILL of one of {_RANKS} ranks: all ended, in {longest:.1f} s at most'
     return [ended, resumed]

@@ -13,9 +13,9 @@ import numpy as np
 
 from ..bench.rounds import Show
 from ..engine.stopping import EXIT_STOPPED
-from .session import Forked, command, processes_of
 from .outcome import Outcome
 from .runs import KINDS, draw_frames, log_of, train_arguments, unsound_files
+from .session import Forked, command, processes_of
 
 _EVERY_SECONDS = 2.0
 _WARM_UP = 0.2  # Share of the time.
