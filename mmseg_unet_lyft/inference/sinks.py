@@ -174,7 +174,7 @@ class OverlayVideo(Sink):
                 self._container.close()
             except (OSError, self._av.FFmpegError) as error:
                 if self._whole:
-                    raise self._unwritable(error) from error
+                    raise self._unwritable(error, self._file.cut_to_whole_fragments()) from error
             finally:
                 self._file.close()
 
