@@ -50,10 +50,10 @@ def network(**knobs):
         return preflight_model.build_model(configured(**knobs))
 
 
-def refused(config, *loaders, **options):
+def refused(config, loaders=TRAINING, **options):
     """What the preflight says of a run."""
     with pytest.raises(InputError, match='.') as refusal:
-        check_run(config, loaders or TRAINING, **options)
+        check_run(config, loaders, **options)
     return str(refusal.value)
 
 
@@ -248,7 +248,7 @@ def test_frames_that_were_trained_on_are_not_scored(three_drives):
 
 def test_a_test_is_held_against_training_alone(three_drives):
     config = configured(train_drives=['F1', 'F2'], val_drives=['F1'])
-    assert refused(config, 'test_dataloader').startswith('train_drives and test_drives share F2')
+    assert refused(config, ['test_dataloader']).startswith('train_drives and test_drives share F2')
     assert check_run(configured(val_drives=['F1']), ['test_dataloader']) == []
 
 

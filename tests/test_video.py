@@ -655,16 +655,38 @@ def test_a_full_disk_is_named_and_the_video_before_it_plays(
     assert len(read_all(result)) == len(decode(result))
 
 
-def test_a_disk_that_lacks_the_last_bytes_is_named(drive, model, tmp_path, capsys):
+@pytest.mark.parametrize('lacking', [1, 400])
+def test_a_disk_that_lacks_the_last_bytes_is_named_and_the_video_before_them_plays(
+    drive, model, tmp_path, capsys, lacking
+):
     assert video.main([model, str(drive), '--out', str(tmp_path / 'whole')]) == 0
     size = (tmp_path / 'whole' / 'drive_overlay.mp4').stat().st_size
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - lacking, hard))
     try:
         assert video.main([model, str(drive), '--out', str(tmp_path)]) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    assert 'drive_overlay.mp4: cannot be written (File too large)' in capsys.readouterr().err
+    assert (
+        'cannot be written (File too large); make room, or name another --out; what was written before '
+        in (capsys.readouterr().err)
+    )
+    result = tmp_path / 'drive_overlay.mp4'
+    assert len(read_all(result)) == len(decode(result)) > 0
+
+
+def test_a_disk_without_room_for_a_second_of_video_keeps_no_broken_file(drive, model, tmp_path, capsys):
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        assert video.main([model, str(drive), '--out', str(tmp_path)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert capsys.readouterr().err == (
+        f'error: {tmp_path / "drive_overlay.mp4"}: cannot be written (File too large); make room, or name '
+        'another --out\n'
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')

@@ -16,6 +16,7 @@ from torch import nn
 from ..errors import InputError
 from .deaths import WorkerDeaths
 from .guards import Guard
+from .history import forget, steps_to_keep
 from .saving import VALIDATED
 
 
@@ -41,6 +42,7 @@ class LyftTrainLoop(IterBasedTrainLoop):
     - Before each step all global random numbers are set to those of (seed, rank, step).
     - The loader goes on at the sample it had come to, at once: the sampler is told, nothing is read twice.
     - A validation that was due behind the step resumed at, and not finished, is done first.
+    - Of the scalars noted at each step, only what the log is made of is remembered: memory does not grow.
     - A request to stop is heeded behind a step, before a validation that is due there.
     - Steps are made by a `Guard`. Where a batch cannot be read, the run is saved as it stands.
 
@@ -81,6 +83,7 @@ class LyftTrainLoop(IterBasedTrainLoop):
     def _train(self) -> None:
         """Make the steps that are left, and the validations behind them."""
         runner, batches = self.runner, self._batches()
+        keep = steps_to_keep(runner)
         while self._iter < self._max_iters and not self.stop_training and not self.is_stopping:
             runner.model.train()
             # Twice: transforms of others draw where the batch is read, and a loader's start draws too.
@@ -88,6 +91,8 @@ class LyftTrainLoop(IterBasedTrainLoop):
             batch = self._read(batches)
             seed_step(runner.seed, get_rank(), self._iter)
             self.run_iter(batch)
+            if keep is not None:
+                forget(runner, keep)
             self._decide_current_val_interval()
             if self._is_validation_due() and not self.is_stopping:
                 runner.val_loop.run()

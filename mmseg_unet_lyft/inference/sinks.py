@@ -174,7 +174,7 @@ class OverlayVideo(Sink):
                 self._container.close()
             except (OSError, self._av.FFmpegError) as error:
                 if self._whole:
-                    raise self._unwritable(error) from error
+                    raise self._unwritable(error, self._file.cut_to_whole_fragments()) from error
             finally:
                 self._file.close()
 
@@ -201,7 +201,7 @@ class _WholeWrites:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: BinaryIO = path.open('wb', buffering=0)
-        self.refuses = False
+        self.refuses = self._is_empty = False
 
     def write(self, content: bytes) -> int:
         """Write all of it: on a disk that is almost full the system takes a part and says nothing."""
@@ -214,7 +214,7 @@ class _WholeWrites:
         """Cut off a fragment that could only be written in part, at which players stop with an error.
 
         Returns:
-            Whether there are whole ones; else nothing is cut off.
+            Whether there are whole ones; else the file goes when it is closed.
         """
         if not self._path.is_file():
             return False  # A device, or a pipe.
@@ -228,8 +228,8 @@ class _WholeWrites:
                 if kind == b'mdat':
                     fragment = end
                 file.seek(end)
-        if fragment:
-            self._file.truncate(fragment)
+        self._file.truncate(fragment)
+        self._is_empty = not fragment
         return fragment > 0
 
     @property
@@ -240,6 +240,8 @@ class _WholeWrites:
     def close(self) -> None:
         """Close it."""
         self._file.close()
+        if self._is_empty:
+            self._path.unlink()
 
 
 class LabelFolder(Sink):
