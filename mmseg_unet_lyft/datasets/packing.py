@@ -259,16 +259,18 @@ def verify(root: Path, show: Show | None = None) -> int:
         InputError: Listing every frame whose image or label is not what was packed.
     """
     packed = PackedFrames(root)
-    bad = []
+    bad: dict[str, list[str]] = {}
     for name in (show or (lambda frames, total: frames))(packed.frames, len(packed.frames)):
         for kind in (IMAGE, LABEL):
             try:
                 packed.read(kind, name)
             except InputError:
-                bad.append(f'{name} ({kind})')
+                file = array_name(kind, packed.frames[name].size)
+                bad.setdefault(file, []).append(f'{name} ({kind})')
     if bad:
+        count = sum(map(len, bad.values()))
+        listed = '; '.join(f'in {file} {", ".join(names)}' for file, names in bad.items())
         raise InputError(
-            f'{root}: {len(bad)} of {2 * len(packed.frames)} arrays are damaged: {", ".join(bad)}; '
-            f'{remedy(root)}'
+            f'{root}: {count} of {2 * len(packed.frames)} arrays are damaged: {listed}; {remedy(root)}'
         )
     return len(packed.frames)
