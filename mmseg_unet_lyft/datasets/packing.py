@@ -31,6 +31,7 @@ from .packed import (
 )
 from .packing_plan import PATH_KEYS, PackingPlan, npy_header
 from .png import read_header
+from .statistics import load_stats
 from .workers import cores
 
 _JOURNAL = f'packing.jsonl{UNFINISHED}'
@@ -246,7 +247,7 @@ def _finish(plan: PackingPlan, out: Path, sources: str, checksums: dict[str, dic
 
 
 def verify(root: Path, show: Show | None = None) -> int:
-    """Read every frame of a packed folder and compare its checksums.
+    """Read every frame of a packed folder, and its measured values, and compare their checksums.
 
     Args:
         root: The packed folder.
@@ -259,6 +260,7 @@ def verify(root: Path, show: Show | None = None) -> int:
         InputError: Listing every frame whose image or label is not what was packed.
     """
     packed = PackedFrames(root)
+    load_stats(root)
     bad: dict[str, list[str]] = {}
     for name in (show or (lambda frames, total: frames))(packed.frames, len(packed.frames)):
         for kind in (IMAGE, LABEL):
