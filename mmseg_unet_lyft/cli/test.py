@@ -32,7 +32,7 @@ def _test(argv: list[str] | None) -> None:
     from ..engine import checkpoint, device, launch, scoring, uncertainty
     from ..engine.preflight import check_data
     from ..engine.ranks import is_first
-    from ..engine.runner import build_runner
+    from ..engine.runner import build_runner, config_mistakes
     from ..inference.exported_segmentor import score_exported
     from ..inference.formats import EXPORTED
 
@@ -56,7 +56,8 @@ def _test(argv: list[str] | None) -> None:
     if not is_exported:
         checkpoint.check_weights(runner.model, weights, path)
     metric = scoring.find_metric(runner)
-    metrics = runner.test()
+    with config_mistakes(config):
+        metrics = runner.test()
     launch.leave_group()
     if is_first():
         floors = scoring.score_floors(config, progress) if args.baselines else {}

@@ -96,7 +96,7 @@ def _newest_first(work_dir: Path) -> list[Path]:
     """
     saved, note = list(saved_checkpoints(work_dir).values()), work_dir / 'last_checkpoint'
     # The path is absolute, and a work dir may have been moved.
-    noted = work_dir / Path(note.read_text(errors='replace').strip()).name if note.is_file() else None
+    noted = work_dir / Path(note.read_text().strip()).name if note.is_file() else None
     return saved[: saved.index(noted) + 1 if noted in saved else None][::-1]
 
 

@@ -171,12 +171,15 @@ def _parse_source(path: Path) -> tuple[str, ast.Module]:
     """A config file's text and syntax tree."""
     try:
         source = path.read_text(encoding='utf-8')
-        return source, ast.parse(source)
+        tree = ast.parse(source)
     except SyntaxError as error:
         raise InputError(f'{path}: line {error.lineno}: {error.msg}') from None
     # Bytes that are no UTF-8, or zeros among them.
     except ValueError as error:
         raise InputError(f'{path}: is no Python source ({error}); save it as UTF-8 text') from None
+    if not source.strip():
+        raise InputError(f'{path}: is empty; restore it')
+    return source, tree
 
 
 def _assignments(tree: ast.Module) -> dict[str, ast.expr]:

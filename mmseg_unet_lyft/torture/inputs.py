@@ -144,11 +144,7 @@ class Oracle:
         folder = self._folder / f'case_{case.number}'
         place = self._lay_out(case, folder, case.content)
         ran = self._run(case, place)
-        if case.moved:
-            names = [name for pair in case.moved for name in pair]
-        else:
-            names = [str(place.file), *([case.file] if case.consumer.lists_files else [])]
-        verdict = judge_end(ran, names, case.consumer.lists_files)
+        verdict = judge_end(ran, self._names(case, place), case.consumer.lists_files)
         if verdict is None:
             verdict = self._judge_accepted(case, place)
         elif verdict.kind == REFUSED and case.mutation in case.kind.harmless:
@@ -157,12 +153,24 @@ class Oracle:
             shutil.rmtree(folder)
         return verdict
 
+    def _names(self, case: Case, place: Place) -> list[str]:
+        """What an error may call the mutated file."""
+        if case.moved:
+            return [name for pair in case.moved for name in pair]
+        names = [str(place.file), *([case.file] if case.consumer.lists_files else [])]
+        if case.kind.whole and isinstance(self._meaning(case), Other):
+            names.append(str(place.tree / case.kind.whole))
+        return names
+
+    def _meaning(self, case: Case) -> bool | Other | None:
+        before = (self.sample.folder / case.kind.tree / case.file).read_bytes()
+        return case.kind.meaning(case.content, before, Path(case.file).suffix)
+
     def _judge_accepted(self, case: Case, place: Place) -> Verdict:
         if case.moved:
             return Verdict(FAILED, 'accepted silently, though the manifest says otherwise')
         expected = self._expect(case)
-        before = (self.sample.folder / case.kind.tree / case.file).read_bytes()
-        means = case.kind.meaning(case.content, before, Path(case.file).suffix)
+        means = self._meaning(case)
         found, clean = case.consumer.result(place), None
         if isinstance(means, Other) and means.clean is not None and found != expected:
             clean = self._result(case, means.clean, 'clean')

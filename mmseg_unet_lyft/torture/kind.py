@@ -73,6 +73,7 @@ class Kind:
             same, an `Other`, or None if the file is not sound.
         harmless: Mutations that no consumer may refuse.
         manifest: The consumer that finds files that were exchanged or renamed, if there is one.
+        whole: The file that takes in the others: an error about what a sound one lacks names it.
     """
 
     name: str
@@ -82,3 +83,4 @@ class Kind:
     meaning: Callable[[bytes, bytes, str], bool | Other | None]
     harmless: frozenset[str] = field(default_factory=frozenset)
     manifest: Consumer | None = None
+    whole: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import feeding, meaning
 from . import mutations as m
 from .kind import Kind
+from .sample import CONFIG
 
 _ANY = dict(truncated=m.truncate, flipped=m.flip_bits, emptied=m.empty)
 _PNG = {
@@ -96,5 +97,6 @@ KINDS = (
         (feeding.READ_CONFIG, feeding.TRAIN_CONFIG),
         meaning.of_config,
         harmless=frozenset({'reformatted'}),
+        whole=CONFIG,
     ),
 )
