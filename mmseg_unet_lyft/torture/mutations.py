@@ -191,7 +191,10 @@ def remux(content: bytes, rng: np.random.Generator) -> bytes:
     import av
 
     buffer = io.BytesIO()
-    with av.open(io.BytesIO(content)) as source, av.open(buffer, 'w', 'matroska', {'fflags': 'bitexact'}) as target:
+    with (
+        av.open(io.BytesIO(content)) as source,
+        av.open(buffer, 'w', 'matroska', {'fflags': 'bitexact'}) as target,
+    ):
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.dts is not None:
