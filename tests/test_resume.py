@@ -1,5 +1,7 @@
 """A run that is ended anywhere and resumed has, to the bit, the weights of one that never was."""
 
+import multiprocessing
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -10,6 +12,8 @@ from mmengine.hooks import Hook
 
 from mmseg_unet_lyft.engine.checkpoint import use_resume
 from mmseg_unet_lyft.engine.config import load_config
+from mmseg_unet_lyft.engine.deaths import explained
+from mmseg_unet_lyft.engine.device import use_amp
 from mmseg_unet_lyft.engine.runner import build_runner
 from mmseg_unet_lyft.engine.saving import (
     WholeFiles,
@@ -316,3 +320,76 @@ def test_random_numbers_of_a_step_follow_from_seed_rank_and_step():
         drawn.setdefault(key, []).append(float(torch.rand(1)))
     assert len({tuple(set(values)) for values in drawn.values()}) == 4
     assert len(set(drawn[1, 0, 5])) == 1
+
+
+def test_early_stopping_goes_on_counting(three_drives, tmp_path):
+    # Nothing can improve: the first validation is the best, and two more may pass.
+    knobs = dict(learning_rate=0.0, early_stop_patience=2, max_iters=20, val_interval=1)
+    assert run(tmp_path / 'whole', seed=3, **knobs).iter == 3
+    with pytest.raises(Killed):
+        run(tmp_path / 'run', Kill(2, 'before'), seed=3, **knobs)
+    assert run(tmp_path / 'run', resume='auto', **knobs).iter == 3
+
+
+@pytest.mark.parametrize('measured', ['OptimWrapper', 'LyftCpuAmpOptimWrapper'])
+def test_a_resumed_run_keeps_the_precision_that_was_measured(three_drives, tmp_path, measured):
+    run(tmp_path / 'run', seed=3, max_iters=2, **{'optim_wrapper.type': measured})
+    config = load_config('unet_lyft.py', KNOBS)
+    config.work_dir = str(tmp_path / 'run')
+    use_resume(config, 'auto')
+    said = {'OptimWrapper': 'float32', 'LyftCpuAmpOptimWrapper': 'bfloat16'}[measured]
+    assert use_amp(config, on_cuda=False) == f'--amp: {said}, as in the run that is resumed'
+    assert config.optim_wrapper.type == measured
+
+
+def test_a_worker_does_not_hear_ctrl_c(three_drives, tmp_path):
+    class Interrupt(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 1:
+                (worker,) = multiprocessing.active_children()
+                os.kill(worker.pid, signal.SIGINT)
+                os.kill(worker.pid, signal.SIGINT)
+
+    asked = StopOnSignalHook()
+    with asked:
+        runner = run(tmp_path / 'run', Interrupt(), asked, seed=3, num_workers=1)
+    assert (asked.signal, runner.iter) == (None, STEPS)
+
+
+def test_a_dead_worker_is_explained_and_the_run_saved(three_drives, tmp_path):
+    class KillWorker(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 2:
+                (worker,) = multiprocessing.active_children()
+                os.kill(worker.pid, signal.SIGKILL)
+
+    # No two batches are ready beyond the one that is being trained on.
+    few = {'num_workers': 1, 'train_dataloader.prefetch_factor': 1, 'max_iters': 50, 'val_interval': 50}
+    with (
+        pytest.raises(
+            InputError,
+            match=r'^loader worker \d+ is killed by signal: Killed: most often memory ran out, .* are free',
+        ),
+        explained(),
+    ):
+        run(tmp_path / 'run', KillWorker(), seed=3, **few)
+    (saved,) = steps_in(tmp_path / 'run')
+    assert 3 <= saved <= 6
+
+
+def test_a_bad_file_on_the_third_day_costs_no_step(three_drives, tmp_path):
+    class Damage(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 3:
+                for path in labels:
+                    path.write_bytes(b'no PNG')
+
+    labels = list((three_drives / 'dataA/dataA/CameraSeg').glob('F1-*.png'))
+    whole = weights_of(run(tmp_path / 'whole', seed=3))
+    kept = {path: path.read_bytes() for path in labels}
+    with pytest.raises(InputError, match=r'CameraSeg/F1-\d\.png: '):
+        run(tmp_path / 'run', Damage(), seed=3)
+    assert steps_in(tmp_path / 'run') == [2, 4]
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert_same(weights_of(run(tmp_path / 'run', resume='auto')), whole)

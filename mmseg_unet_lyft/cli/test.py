@@ -29,7 +29,7 @@ def _test(argv: list[str] | None) -> None:
     from ..compat import require_stack
 
     require_stack()
-    from ..engine import checkpoint, device, launch, scoring, uncertainty
+    from ..engine import checkpoint, deaths, device, launch, scoring, uncertainty
     from ..engine.preflight import check_data
     from ..engine.ranks import is_first
     from ..engine.runner import build_runner, config_mistakes
@@ -56,7 +56,7 @@ def _test(argv: list[str] | None) -> None:
     if not is_exported:
         checkpoint.check_weights(runner.model, weights, path)
     metric = scoring.find_metric(runner)
-    with config_mistakes(config):
+    with deaths.explained(), config_mistakes(config):
         metrics = runner.test()
     launch.leave_group()
     if is_first():

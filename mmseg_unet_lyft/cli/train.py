@@ -28,7 +28,7 @@ def _train(argv: list[str] | None) -> int:
     from ..compat import require_stack
 
     require_stack()
-    from ..engine import checkpoint, data_stats, device, launch, preflight
+    from ..engine import checkpoint, data_stats, deaths, device, launch, preflight
     from ..engine.ranks import is_first
     from ..engine.runner import StartWeightsHook, build_runner, check_deterministic, config_mistakes
     from ..engine.stopping import EXIT_STOPPED, StopOnSignalHook
@@ -55,7 +55,7 @@ def _train(argv: list[str] | None) -> int:
         runner.register_hook(StartWeightsHook(args.load_from, args.strict))
     asked = StopOnSignalHook()
     runner.register_hook(asked)
-    with asked, config_mistakes(config):
+    with asked, deaths.explained(), config_mistakes(config):
         runner.train()
     if not asked.signal:
         launch.leave_group()

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..compat import plain_types_only
 from ..errors import InputError
-from .saving import is_intact, saved_checkpoints
+from .saving import WRAPPER, is_intact, saved_checkpoints
 from .weights_format import SUFFIX, read_weights_file
 
 _TRAINED_WITH = 'Name the config it was trained with: its work dir holds it, the --cfg-options included'
@@ -45,7 +45,7 @@ def use_resume(config: Config, resume: str | None) -> list[str]:
     if resume is None:
         return []
     passed_over: list[str] = []
-    content = _newest_sound(Path(config.work_dir), passed_over) if resume == 'auto' else None
+    content = newest_sound(Path(config.work_dir), passed_over) if resume == 'auto' else None
     path = resume if content is None else content.pop('path')
     if content is None:
         if is_intact(Path(path)) is False:
@@ -53,6 +53,8 @@ def use_resume(config: Config, resume: str | None) -> list[str]:
         content = read_checkpoint(path)
     _require_run(content, path)
     config.load_from, config.resume = path, True
+    info = content['message_hub'].get('runtime_info') if isinstance(content['message_hub'], dict) else None
+    config.resumed = dict(path=path, wrapper=info.get(WRAPPER) if isinstance(info, dict) else None)
     meta = content.get('meta')
     seed = meta.get('seed') if isinstance(meta, dict) else None
     wanted = (config.get('randomness') or {}).get('seed')
@@ -74,7 +76,7 @@ def _require_run(content: dict[str, Any], path: str) -> None:
         )
 
 
-def _newest_sound(work_dir: Path, passed_over: list[str]) -> dict[str, Any]:
+def newest_sound(work_dir: Path, passed_over: list[str]) -> dict[str, Any]:
     """The content of a work dir's newest checkpoint that is what was saved, with its ``path``."""
     for path in _newest_first(work_dir):
         try:

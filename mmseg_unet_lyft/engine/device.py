@@ -104,6 +104,11 @@ def use_amp(config: Config, on_cuda: bool) -> str:
         wrapper.type = fitting
         wrapper.loss_scale = 'dynamic'
         return '--amp: float16 autocast with dynamic loss scaling'
+    before = (config.get('resumed') or {}).get('wrapper')
+    if before in ('OptimWrapper', fitting):
+        # Measured anew, the answer might be another, and the run no longer the same.
+        wrapper.type = before
+        return f'--amp: {"bfloat16" if before == fitting else "float32"}, as in the run that is resumed'
     # One answer for all ranks, from one that measures undisturbed.
     answers = [bf16_speedup() if is_main_process() else None]
     broadcast_object_list(answers)

@@ -15,10 +15,11 @@ from mmseg.registry import HOOKS
 
 from ..datasets.files import UNFINISHED, free_bytes, sync, taken_bytes, write_whole
 from ..errors import InputError
-from .train_loop import VALIDATED
 
 CHECKSUM = '.sha256'  # Suffix behind a checkpoint's name, as `sha256sum -c` reads it.
 BACKEND = 'LyftWholeFiles'
+WRAPPER = 'optim_wrapper'  # In the message hub: the type of the optimizer's wrapper, and so the precision.
+VALIDATED = 'validated_iter'  # In the message hub: behind which step validation was done last.
 
 
 def checksum_file(path: Path) -> Path:
@@ -103,6 +104,7 @@ class LyftCheckpointHook(CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         """Look for the best checkpoint in the present work dir, and check that the disk has room."""
         super().before_train(runner)
+        runner.message_hub.update_info(WRAPPER, type(runner.optim_wrapper).__name__)
         if self.save_best is not None:
             for key, path in self._best().items():
                 self._set_best(key, path and str(Path(self.out_dir) / Path(path).name))
@@ -139,6 +141,10 @@ class LyftCheckpointHook(CheckpointHook):
         self._save_checkpoint(runner)
         self.saved_step = runner.iter + 1
 
+    def save_before_step(self, runner: Runner) -> None:
+        """Save the run as it stands before the present step, which is not made."""
+        self._save_checkpoint_with_step(runner, runner.iter, dict(epoch=runner.epoch, iter=runner.iter))
+
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Note that validation was done, keep a new best, and save the run with both."""
         runner.message_hub.update_info(VALIDATED, runner.iter)
@@ -148,7 +154,7 @@ class LyftCheckpointHook(CheckpointHook):
         is_last = self.last_ckpt and Path(self.last_ckpt).name == self.filename_tmpl.format(runner.iter)
         if self._knows_validation or not is_last:
             return
-        self._save_checkpoint_with_step(runner, runner.iter, dict(epoch=runner.epoch, iter=runner.iter))
+        self.save_before_step(runner)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         # mmengine would remove the old ones first.

@@ -12,6 +12,7 @@ from mmengine.device import get_device
 from mmengine.dist import all_reduce, barrier, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from .saving import LyftCheckpointHook, is_update
 from .train_loop import LyftTrainLoop
@@ -29,7 +30,7 @@ class StopOnSignalHook(Hook):
     """Save the run behind the step in which a signal comes, and end it; all ranks at the same step.
 
     In a validation the run ends between two frames, each rank by itself: it was saved before. A second signal
-    ends the process.
+    ends the process. Ctrl-C reaches a loader's workers too; they leave it to this process.
 
     Attributes:
         signal: Name of the signal that came, None before.
@@ -44,6 +45,7 @@ class StopOnSignalHook(Hook):
         self.has_saved = False
         self._before: dict[int, Any] = {}
         self._is_agreed = False
+        self._is_validating = False
 
     def __enter__(self) -> StopOnSignalHook:
         """Take the signals over."""
@@ -61,12 +63,30 @@ class StopOnSignalHook(Hook):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
-        return kind is StoppedError
+        # A rank past its share waits for the others' counts, and finds them gone.
+        is_left = self._is_validating and self.signal is not None and kind is not None
+        return kind is StoppedError or (is_left and issubclass(kind, RuntimeError))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
+
+    def before_train(self, runner: Runner) -> None:
+        """Have loader workers ignore Ctrl-C."""
+        for loop in (runner.train_loop, runner.val_loop):
+            loader = getattr(loop, 'dataloader', None)
+            if isinstance(loader, DataLoader):
+                loader.worker_init_fn = _QuietWorker(loader.worker_init_fn)
+
+    def before_val(self, runner: Runner) -> None:
+        """Note that what the run learnt is saved."""
+        self._is_validating = True
+        self.has_saved = any(isinstance(hook, LyftCheckpointHook) for hook in runner.hooks)
+
+    def after_val(self, runner: Runner) -> None:
+        """Note that training goes on."""
+        self._is_validating = False
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
@@ -99,10 +119,21 @@ class StopOnSignalHook(Hook):
     ) -> None:
         """End the run between two frames of a validation: the run was saved before it."""
         if self.signal is not None:
-            self.has_saved = any(isinstance(hook, LyftCheckpointHook) for hook in runner.hooks)
             raise StoppedError(self.signal)
 
     def wait_for_ranks(self) -> None:
         """Wait for the other ranks, if all stopped behind one step: none ends while another speaks."""
         if self._is_agreed:
             barrier()
+
+
+class _QuietWorker:
+    """What a loader's worker starts with: no ear for Ctrl-C, then what it would start with otherwise."""
+
+    def __init__(self, init: Any) -> None:
+        self._init = init
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self._init is not None:
+            self._init(worker)

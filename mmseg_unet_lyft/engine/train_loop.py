@@ -14,8 +14,9 @@ from mmseg.registry import LOOPS
 from torch import nn
 
 from ..errors import InputError
-
-VALIDATED = 'validated_iter'  # In the message hub: behind which step validation was done last.
+from .deaths import WorkerDeaths
+from .guards import Guard
+from .saving import VALIDATED
 
 
 def seed_step(seed: int, rank: int, step: int) -> None:
@@ -41,6 +42,7 @@ class LyftTrainLoop(IterBasedTrainLoop):
     - The loader goes on at the sample it had come to, at once: the sampler is told, nothing is read twice.
     - A validation that was due behind the step resumed at, and not finished, is done first.
     - A request to stop is heeded behind a step, before a validation that is due there.
+    - Steps are made by a `Guard`. Where a batch cannot be read, the run is saved as it stands.
 
     Args:
         args: As in mmengine's ``IterBasedTrainLoop``.
@@ -48,15 +50,18 @@ class LyftTrainLoop(IterBasedTrainLoop):
 
     Attributes:
         is_stopping: Set to end training behind the present step; a validation due there is left for later.
+        guard: What makes the steps; `LyftGuardHook` sets another than the default.
     """
 
     is_stopping = False
+    guard: Guard | None = None
 
     def run(self) -> nn.Module:
         """Train to the end; returns the model."""
         runner = self.runner
         runner.call_hook('before_train')
         runner.call_hook('before_train_epoch')
+        self.guard = self.guard or Guard(runner)
         if (
             self._iter
             and self._is_validation_due()
@@ -64,20 +69,49 @@ class LyftTrainLoop(IterBasedTrainLoop):
         ):
             runner.logger.info('validating behind step %d, which was due when the run ended', self._iter)
             runner.val_loop.run()
-        batches = self._batches()
+        self._deaths = WorkerDeaths()
+        try:
+            self._train()
+        finally:
+            self._deaths.give_back()
+        runner.call_hook('after_train_epoch')
+        runner.call_hook('after_train')
+        return runner.model
+
+    def _train(self) -> None:
+        """Make the steps that are left, and the validations behind them."""
+        runner, batches = self.runner, self._batches()
         while self._iter < self._max_iters and not self.stop_training and not self.is_stopping:
             runner.model.train()
             # Twice: transforms of others draw where the batch is read, and a loader's start draws too.
             seed_step(runner.seed, get_rank(), self._iter)
-            batch = next(batches)
+            batch = self._read(batches)
             seed_step(runner.seed, get_rank(), self._iter)
             self.run_iter(batch)
             self._decide_current_val_interval()
             if self._is_validation_due() and not self.is_stopping:
                 runner.val_loop.run()
-        runner.call_hook('after_train_epoch')
-        runner.call_hook('after_train')
-        return runner.model
+
+    def run_iter(self, data_batch: Any) -> None:
+        """Make a step, by the guard."""
+        place = dict(batch_idx=self._iter, data_batch=data_batch)
+        self.runner.call_hook('before_train_iter', **place)
+        outputs = self.guard.step(data_batch)
+        self.runner.call_hook('after_train_iter', **place, outputs=outputs)
+        self._iter += 1
+
+    def _read(self, batches: Iterator[Any]) -> Any:
+        """The next batch; the run is saved before an error goes on."""
+        try:
+            self._deaths.check()
+            batch = next(batches)
+            # Its workers are there now, and with them the handler.
+            self._deaths.put_off()
+            return batch
+        except (RuntimeError, ValueError, OSError):
+            # A file that cannot be read, or a worker that died: nothing is wrong with the weights.
+            self.guard.save()
+            raise
 
     def _is_validation_due(self) -> bool:
         """Whether behind the last step there is a validation."""

@@ -8,6 +8,7 @@ warmup_iters = 100  # steps from 1 % of the learning rate to all of it; 0 is non
 accumulate = 1  # steps whose gradients are added up before the weights change
 ema_momentum = None  # share of each step in a moving average of the weights, say 0.001; None is no average
 compiled = 'auto'  # torch.compile in training: True, False, or 'auto': on a GPU, from 5,000 steps on
+on_nonfinite = 'stop'  # a loss or gradient that is no number: 'stop', 'skip' the step, or 'roll back'
 early_stop_patience = None  # validations without a better mIoU before training stops; None is never
 
 train_cfg = dict(type='LyftTrainLoop', max_iters=max_iters, val_interval=val_interval)
@@ -46,7 +47,10 @@ default_hooks = dict(
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )
-custom_hooks = [dict(type='LyftCompileHook', wanted=compiled)]
+custom_hooks = [
+    dict(type='LyftCompileHook', wanted=compiled),
+    dict(type='LyftGuardHook', on_nonfinite=on_nonfinite),
+]
 if ema_momentum is not None:
     # Validated, and saved as the weights; the others go on in `ema_state_dict`.
     custom_hooks.append(dict(type='EMAHook', momentum=ema_momentum))
@@ -54,7 +58,7 @@ if early_stop_patience is not None:
     # Percent points of mIoU; with 0 mmengine would take a tie for an improvement.
     custom_hooks.append(
         dict(
-            type='EarlyStoppingHook',
+            type='LyftEarlyStoppingHook',
             monitor='mIoU',
             rule='greater',
             min_delta=0.01,

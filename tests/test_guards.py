@@ -1,0 +1,254 @@
+"""A step that would spoil the run is not made: it is said, its batch kept, and nothing learnt is lost."""
+
+import ctypes
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from mmengine.structures import PixelData
+from mmseg.registry import OPTIM_WRAPPERS
+from mmseg.structures import SegDataSample
+from torch import nn
+
+from mmseg_unet_lyft.engine.batches import check_labels, plain_batch
+from mmseg_unet_lyft.engine.checkpoint import read_checkpoint
+from mmseg_unet_lyft.engine.memory import is_shortage, step_bytes_per_pixel
+from mmseg_unet_lyft.errors import InputError
+
+from .test_resume import assert_same, run, steps_in, weights_of
+
+PNG_NAME = r'frames/dataA/dataA/CameraRGB/F1-\d\.png'
+
+
+class Spoil(Hook):
+    """Make the loss of some steps NaN, and look at the run before and behind each step."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, *steps, value=float('nan')):
+        self.steps, self.value = steps, value
+        self.before, self.behind, self.batches = {}, {}, {}
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        bad = runner.iter in self.steps
+        runner.model.decode_head.loss_decode.loss_weight = self.value if bad else 1.0
+        self.before[runner.iter] = state_of(runner)
+        self.batches[runner.iter] = data_batch
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.behind[runner.iter] = state_of(runner)
+
+
+def state_of(runner):
+    """Weights, running statistics and the optimizer's moments."""
+    moments = {
+        f'{index}.{name}': value.clone()
+        for index, state in enumerate(runner.optim_wrapper.optimizer.state.values())
+        for name, value in state.items()
+    }
+    return weights_of(runner) | moments
+
+
+@pytest.mark.stack
+def test_a_loss_that_is_no_number_ends_the_run_as_it_stood_before_the_step(three_drives, tmp_path):
+    whole = weights_of(run(tmp_path / 'whole', seed=3))
+    spoil = Spoil(3)
+    with pytest.raises(
+        InputError,
+        match=rf'^step 4: the loss is no finite number, at learning rate 0\.00\d+; batch of {PNG_NAME}, '
+        rf'{PNG_NAME}, saved as .*nonfinite/step_4_rank_0\.pth\. Lower learning_rate',
+    ):
+        run(tmp_path / 'run', spoil, seed=3)
+    kept = read_checkpoint(str(tmp_path / 'run/nonfinite/step_4_rank_0.pth'))
+    assert torch.equal(kept['batches'][0]['pixels'], spoil.batches[3]['pixels'])
+    assert kept['batches'][0]['metas'][0]['img_path'] == spoil.batches[3]['metas'][0]['img_path']
+    # Step 3 has no validation and no save of its own.
+    assert steps_in(tmp_path / 'run') == [2, 3]
+    assert_same(weights_of(run(tmp_path / 'run', resume='auto')), whole)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_a_skipped_step_changes_neither_weights_nor_statistics_nor_moments(three_drives, tmp_path, value):
+    spoil = Spoil(3, value=value)
+    run(tmp_path / 'run', spoil, name='unet_lyft_bn.py', seed=3, on_nonfinite='skip')
+    assert any(name.endswith('running_var') for name in spoil.behind[3])
+    assert_same(spoil.behind[3], spoil.before[3])
+    assert not torch.equal(spoil.behind[4]['1.exp_avg'], spoil.before[4]['1.exp_avg'])
+    assert all(value.isfinite().all() for value in spoil.behind[5].values())
+
+
+def test_accumulated_steps_are_skipped_together(three_drives, tmp_path):
+    spoil = Spoil(2)
+    run(tmp_path / 'run', spoil, seed=3, accumulate=2, on_nonfinite='skip')
+    assert_same(spoil.behind[3], spoil.before[2])
+    kept = read_checkpoint(str(tmp_path / 'run/nonfinite/step_4_rank_0.pth'))
+    # Only the batch whose loss it was.
+    assert [batch['metas'][0]['img_path'] for batch in kept['batches']] == [
+        spoil.batches[2]['metas'][0]['img_path']
+    ]
+
+
+@pytest.mark.parametrize('ema', [None, 0.25])
+def test_rolling_back_takes_weights_moments_and_average_of_the_last_checkpoint(three_drives, tmp_path, ema):
+    spoil = Spoil(5)
+    runner = run(tmp_path / 'run', spoil, seed=3, ema_momentum=ema, on_nonfinite='roll back')
+    assert not torch.equal(spoil.before[5]['0.exp_avg'], spoil.before[4]['0.exp_avg'])
+    assert_same(spoil.behind[5], spoil.before[4])
+    rates = [rate for rate, _ in zip(*runner.message_hub.get_scalar('train/lr').data, strict=True)]
+    undisturbed = run(tmp_path / 'whole', seed=3, ema_momentum=ema)
+    assert rates == [
+        rate for rate, _ in zip(*undisturbed.message_hub.get_scalar('train/lr').data, strict=True)
+    ]
+
+
+def test_there_must_be_something_to_roll_back_to(three_drives, tmp_path):
+    with pytest.raises(InputError, match='on_nonfinite: .*run holds no checkpoint yet to roll back to'):
+        run(tmp_path / 'run', Spoil(1), seed=3, on_nonfinite='roll back')
+
+
+def test_a_run_that_only_skips_ends(three_drives, tmp_path):
+    knobs = dict(max_iters=20, val_interval=20, on_nonfinite='skip')
+    with pytest.raises(InputError, match=r'^step 10: .*\. 10 such steps in a row; lower learning_rate'):
+        run(tmp_path / 'run', Spoil(*range(20)), seed=3, **knobs)
+
+
+def test_an_unknown_policy_is_refused(three_drives, tmp_path):
+    with pytest.raises(InputError, match="on_nonfinite='ignore': choose one of 'stop', 'skip', 'roll back'"):
+        run(tmp_path / 'run', on_nonfinite='ignore')
+
+
+class SpoilGradient(Hook):
+    """Make one gradient infinite in a step whose loss is a number."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def before_train(self, runner):
+        bias = runner.model.decode_head.conv_seg.bias
+        bias.register_hook(lambda grad: grad / 0 if runner.iter == self.step else grad)
+
+
+def test_a_gradient_that_is_no_number_is_found_too(three_drives, tmp_path):
+    with pytest.raises(InputError, match='^step 3: the gradient is no finite number'):
+        run(tmp_path / 'run', SpoilGradient(2), seed=3)
+
+
+@OPTIM_WRAPPERS.register_module()
+class CpuScaledOptimWrapper(OptimWrapper):
+    """Loss scaling as mmengine's AmpOptimWrapper does it, which asks for a GPU."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.loss_scaler = torch.amp.GradScaler('cpu')
+
+    def backward(self, loss, **kwargs):
+        self.loss_scaler.scale(loss).backward(**kwargs)
+        self._inner_count += 1
+
+    def step(self, **kwargs):
+        self.loss_scaler.step(self.optimizer, **kwargs)
+        self.loss_scaler.update()
+
+
+def test_overflow_is_left_to_the_loss_scaler_but_a_bad_loss_is_not(three_drives, tmp_path):
+    scaled = {'optim_wrapper.type': 'CpuScaledOptimWrapper'}
+    runner = run(tmp_path / 'run', SpoilGradient(2), seed=3, **scaled)
+    assert runner.optim_wrapper.loss_scaler.get_scale() == 2**15
+    spoil = Spoil(2)
+    with pytest.raises(InputError, match='^step 3: the loss is no finite number'):
+        run(tmp_path / 'other', spoil, seed=3, **scaled)
+    saved = read_checkpoint(str(tmp_path / 'other/iter_2.pth'))['state_dict']
+    assert_same(saved, {name: spoil.before[2][name] for name in saved})
+
+
+# --- labels ------------------------------------------------------------------------------------------------
+
+
+def stock_batch(label):
+    sample = SegDataSample(
+        gt_sem_seg=PixelData(data=label[None]), metainfo=dict(img_path='a.png', seg_map_path='b.png')
+    )
+    return dict(inputs=[torch.zeros(3, 2, 3, dtype=torch.uint8)], data_samples=[sample])
+
+
+def test_a_label_outside_the_classes_is_named_before_it_reaches_the_device():
+    label = torch.tensor([[0, 12, 255], [3, 13, 1]])
+    with pytest.raises(
+        InputError, match=r'^b\.png: class id 13 in its crop at row 1, col 1; the decode head'
+    ):
+        check_labels(stock_batch(label), 13, 255)
+    check_labels(stock_batch(label), 14, 255)
+    with pytest.raises(InputError, match=r'^b\.png: class id -1 in its crop at row 0, col 0; .* 0 to 12'):
+        check_labels(stock_batch(torch.tensor([[-1, 2]])), 13, 255)
+    pixels = torch.zeros(1, 4 * 2 * 3, dtype=torch.uint8)
+    pixels[0, -1] = 40
+    packed = dict(pixels=pixels, crop_size=(2, 3), metas=[dict(seg_map_path='c.png')])
+    with pytest.raises(InputError, match=r'^c\.png: class id 40 in its crop at row 1, col 2'):
+        check_labels(packed, 13, 255)
+
+
+def test_training_refuses_a_label_that_the_head_has_no_class_for(three_drives, tmp_path):
+    narrow = {'num_classes': 4, 'class_weight': [1.0] * 4}
+    with pytest.raises(InputError, match=r'CameraSeg/F1-\d\.png: class id \d+ in its crop .* 4 classes'):
+        run(tmp_path / 'run', seed=3, **narrow)
+
+
+def test_a_batch_is_kept_as_plain_data():
+    batch = plain_batch(stock_batch(torch.ones(2, 3)))
+    assert batch['data_samples'][0]['img_path'] == 'a.png'
+    assert batch['data_samples'][0]['gt_sem_seg']['data'].tolist() == [[[1.0] * 3] * 2]
+
+
+# --- memory ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path('/proc/self/statm').is_file(), reason='needs Linux to bound memory')
+def test_out_of_memory_says_what_would_fit_and_keeps_the_run(three_drives, tmp_path):
+    class Bound(Hook):
+        """Leave 200 MB from the third step on."""
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 2:
+                # What freed maps left behind would serve for new ones.
+                ctypes.CDLL(None).malloc_trim(0)
+                used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+                resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000, limits[1]))
+
+    large = dict(base_channels=8, crop_size=(512, 512), image_scale_wh=(768, 512), scale_range=(1, 1))
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        with pytest.raises(
+            InputError,
+            match=r'^out of memory on cpu in step 3: 2 crops of 512x512 take about 0\.\d\d GB beside the '
+            r'weights, and 0\.\d\d GB are free \(.*allocate.*\)\. What would fit, by estimate: '
+            r'.*crop_size=\((\d+),\1\) \(0\.\d\d GB\)$',
+        ):
+            run(tmp_path / 'run', Bound(), seed=3, **large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert steps_in(tmp_path / 'run') == [2]
+
+
+def test_what_a_step_takes_is_counted_from_the_maps_it_keeps():
+    class Tiny(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def loss(self, inputs, samples):
+            maps = self.conv(inputs).relu()
+            return dict(loss=(maps * maps).sum())
+
+    # The convolution keeps its input, 12 bytes a pixel; ReLU and the product one map of 16, counted thrice.
+    assert step_bytes_per_pixel(Tiny()) == 12 + 3 * 16
+
+
+def test_a_shortage_is_told_from_other_errors():
+    assert is_shortage(MemoryError())
+    assert is_shortage(
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")
+    )
+    assert not is_shortage(RuntimeError('mat1 and mat2 shapes cannot be multiplied'))
