@@ -508,7 +508,7 @@ def test_what_cannot_be_graded_is_one_message(kaggle, tmp_path, capsys):
         assert f'error: {message}' in capsys.readouterr().err
     labels = root / 'dataA/dataA/CameraSeg'
     assert graded(small, labels) == 2
-    assert f'expected 24x32 as {labels / "F1-0.png"}; the official scorer' in capsys.readouterr().err
+    assert f'expected 24x32 as {labels / "F1-2.png"}; the official scorer' in capsys.readouterr().err
     (labels / 'F1-3.jpg').touch()
     assert graded(answer, root) == graded(answer, labels) == 2
     assert 'F1-3.jpg: a label saved as JPEG' in capsys.readouterr().err

@@ -130,8 +130,13 @@ def test_seed_and_determinism_go_into_the_config_and_keep_what_it_has(monkeypatc
         (MODELS, dict(type='LyftUNot'), 'KeyError: LyftUNot is not in the mmseg::model registry; correct it'),
         (
             HOOKS,
-            dict(type='CheckpointHook', intervall=3),
+            dict(type='LoggerHook', intervall=3),
             "TypeError: .*unexpected keyword argument 'intervall'",
+        ),
+        (
+            MODELS,
+            dict(type='LyftSegmentor', backbone=dict(type='LyftUNet'), bgckbone=3),
+            "TypeError: .*__init__\\(\\) got an unexpected keyword argument 'bgckbone'",
         ),
         (
             OPTIMIZERS,

@@ -135,7 +135,9 @@ def config_mistakes(config: Config) -> Iterator[None]:
 def _is_of_building(error: BaseException) -> bool:
     """Whether an error was raised by others' code that builds an object from a config."""
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    if _PACKAGE in Path(files[-1]).parents:
+    # Our own constructors hand what they do not know to mmseg's.
+    is_misfit = isinstance(error, TypeError) and '__init__() ' in str(error)
+    if _PACKAGE in Path(files[-1]).parents and not is_misfit:
         return False
     return build_functions.__file__ in files or files[-1] == runner_module.__file__
 
