@@ -493,7 +493,10 @@ def test_what_cannot_be_graded_is_one_message(kaggle, tmp_path, capsys):
     root = label_folder(kaggle)
     for arguments, message in (
         ((answer, truth), f'{answer}: frames 2 to 3 are missing; it has 1 frames, {truth} has 3'),
-        ((small, truth), f'{small}: frame 1, vehicle mask: 20x32 (height x width), expected 24x32'),
+        (
+            (small, truth),
+            f'{small}: frame 1, vehicle mask: 20x32 (height x width), expected 24x32 as frame 1 of {truth};',
+        ),
         ((answer, none), f'{none}: holds no frame'),
         ((answer, empty), f'{empty}: no label PNG in it, and no CameraSeg folder below'),
         ((answer, truth, '--fps', '0'), '--fps 0.0: give frames a second, more than 0'),
@@ -504,6 +507,8 @@ def test_what_cannot_be_graded_is_one_message(kaggle, tmp_path, capsys):
         assert graded(*arguments) == 2
         assert f'error: {message}' in capsys.readouterr().err
     labels = root / 'dataA/dataA/CameraSeg'
+    assert graded(small, labels) == 2
+    assert f'expected 24x32 as {labels / "F1-2.png"}; the official scorer' in capsys.readouterr().err
     (labels / 'F1-3.jpg').touch()
     assert graded(answer, root) == graded(answer, labels) == 2
     assert 'F1-3.jpg: a label saved as JPEG' in capsys.readouterr().err

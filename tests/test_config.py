@@ -114,7 +114,7 @@ def test_an_option_that_cannot_be_read_is_shown(option, message):
 )
 def test_a_misspelt_key_is_an_error_that_suggests_the_nearest_one(typo, meant):
     with pytest.raises(
-        InputError, match=rf'^--cfg-options {typo}: no such key, .* did you mean {re.escape(meant)}\?$'
+        InputError, match=rf'--cfg-options {typo}: no such key, .* did you mean {re.escape(meant)}\?$'
     ):
         load_config(REFERENCE, {typo: 1})
 
@@ -322,3 +322,33 @@ def test_what_a_config_raises_is_said_with_its_name(tmp_path, text, message):
     (tmp_path / 'broken.py').write_text(text)
     with pytest.raises(InputError, match=f'broken.py: {message}'):
         load_config(str(tmp_path / 'broken.py'))
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('x = 1\n'.encode('utf-16'), "is no Python source ('utf-8' codec can't decode byte 0xff"),
+        (b'x = "\xe4"\n', "is no Python source ('utf-8' codec can't decode byte 0xe4"),
+        (b'x = 1\x00\n', 'source code string cannot contain null bytes'),
+        (b'x = undefined\n', "NameError: name 'undefined' is not defined"),
+    ],
+)
+def test_a_broken_base_is_named_and_not_the_config_that_needs_it(tmp_path, content, message):
+    (tmp_path / 'base.py').write_bytes(content)
+    write(tmp_path / 'between.py', "_base_ = ['base.py']\n")
+    leaf = write(tmp_path / 'leaf.py', "_base_ = ['between.py']\ny = _base_.x\n")
+    with pytest.raises(InputError, match=f'^{re.escape(str(tmp_path / "base.py"))}: .*{re.escape(message)}'):
+        load_config(str(leaf))
+
+
+def test_a_config_that_misses_something_in_a_base_is_named_itself(tmp_path):
+    write(tmp_path / 'base.py', 'x = 1\n')
+    leaf = write(tmp_path / 'leaf.py', "_base_ = ['base.py']\ny = _base_.z\n")
+    with pytest.raises(InputError, match=re.escape(f"{leaf}: AttributeError: 'ConfigDict' object has no")):
+        load_config(str(leaf))
+
+
+def test_an_unknown_key_is_said_with_the_config(tmp_path):
+    leaf = write(tmp_path / 'leaf.py', 'x = 1\n')
+    with pytest.raises(InputError, match=re.escape(f'{leaf}: --cfg-options max_iters: no such key')):
+        load_config(str(leaf), dict(max_iters=3))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
-from mmseg.registry import OPTIM_WRAPPERS
+from mmseg.registry import HOOKS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS
 
 import mmseg_unet_lyft.register  # noqa: F401
 from mmseg_unet_lyft.engine import device
-from mmseg_unet_lyft.engine.runner import check_deterministic
+from mmseg_unet_lyft.engine.runner import check_deterministic, config_mistakes
 from mmseg_unet_lyft.errors import InputError
 
 
@@ -122,3 +122,40 @@ def test_seed_and_determinism_go_into_the_config_and_keep_what_it_has(monkeypatc
     device.set_randomness(config, seed=0, deterministic=True)
     assert config.randomness == dict(seed=0, deterministic=True, diff_rank_seed=False)
     assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'
+
+
+@pytest.mark.parametrize(
+    ('registry', 'what', 'message'),
+    [
+        (MODELS, dict(type='LyftUNot'), 'KeyError: LyftUNot is not in the mmseg::model registry; correct it'),
+        (
+            HOOKS,
+            dict(type='LoggerHook', intervall=3),
+            "TypeError: .*unexpected keyword argument 'intervall'",
+        ),
+        (
+            MODELS,
+            dict(type='LyftSegmentor', backbone=dict(type='LyftUNet'), bgckbone=3),
+            "TypeError: .*__init__\\(\\) got an unexpected keyword argument 'bgckbone'",
+        ),
+        (
+            OPTIMIZERS,
+            dict(type='SGD', params=[torch.zeros(1)], lr=-1.0),
+            'ValueError: Invalid learning rate: -1.0',
+        ),
+    ],
+)
+def test_what_cannot_be_built_from_a_config_is_said_with_its_name(tmp_path, registry, what, message):
+    (tmp_path / 'leaf.py').touch()
+    config = Config({}, filename=str(tmp_path / 'leaf.py'))
+    with pytest.raises(InputError, match=f'leaf.py: {message}'), config_mistakes(config):
+        registry.build(what)
+
+
+def test_errors_of_our_own_code_and_of_no_config_stay_what_they_are():
+    config = Config({})
+    # Inside a constructor of ours.
+    with pytest.raises(TypeError, match="'<' not supported"), config_mistakes(config):
+        MODELS.build(dict(type='LyftUNet', num_stages='5'))
+    with pytest.raises(KeyError, match='elsewhere'), config_mistakes(config):
+        dict()['elsewhere']

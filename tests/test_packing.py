@@ -217,6 +217,25 @@ def test_a_file_whose_header_is_not_the_indexs_is_refused(root):
         open_packed(root).read(LABEL, 'F1-0')
 
 
+@pytest.mark.parametrize(
+    ('before', 'after', 'message'),
+    [
+        # Neither Python nor the tokens of Python.
+        (b"'shape': (4,", b"'shape': [4,", 'cannot be mapped'),
+        # As many bytes, of another number of frames.
+        (b'(4, 24, 32)', b'(3, 24, 32)', 'holds uint8 (3, 24, 32)'),
+        (b"'fortran_order': False", b"'fortran_order': True ", 'holds uint8 (4, 24, 32), columns first'),
+    ],
+)
+def test_a_damaged_header_is_refused_by_name(root, before, after, message):
+    path = root / 'label_24x32.npy'
+    path.write_bytes(path.read_bytes().replace(before, after))
+    with pytest.raises(InputError, match=re.escape(f'{path}: {message}')):
+        open_packed(root).read(LABEL, 'F1-3')
+    with pytest.raises(InputError, match=re.escape('4 of 10 arrays are damaged: in label_24x32.npy F1-0')):
+        verify(root)
+
+
 def test_an_index_without_permission_is_named(root, monkeypatch):
     def refuse(path, **kwargs):
         raise PermissionError(13, 'Permission denied', str(path))
@@ -301,9 +320,8 @@ def test_verifying_reads_all_and_lists_every_damaged_frame(root):
     assert verify(root) == 5
     flip_bit(root / 'label_24x32.npy', -1)
     flip_bit(root / 'image_30x20.npy', -1)
-    with pytest.raises(
-        InputError, match=re.escape('2 of 10 arrays are damaged: F1-3 (label), F3-0 (image); delete')
-    ):
+    listed = 'in label_24x32.npy F1-3 (label); in image_30x20.npy F3-0 (image); delete'
+    with pytest.raises(InputError, match=re.escape(f'2 of 10 arrays are damaged: {listed}')):
         verify(root)
 
 

@@ -354,11 +354,16 @@ def test_verify_reads_every_frame_and_names_the_damaged(frames, tmp_path, capsys
     capsys.readouterr()
     assert main([str(out), '--verify']) == 0
     assert capsys.readouterr().out == f'{out}: 5 frames are as they were packed\n'
+    stats = (out / 'stats.json').read_text()
+    (out / 'stats.json').write_text(stats.replace('"frames": ', '"frames": 1', 1))
+    assert main([str(out), '--verify']) == 2
+    assert f'error: {out / "stats.json"}: damaged' in capsys.readouterr().err
+    (out / 'stats.json').write_text(stats)
     for kind in ('image', 'label'):
         # The last frame's last byte.
         flip_bit(out / f'{kind}_24x32.npy', -1)
     assert main([str(out), '--verify']) == 2
-    assert '2 of 10 arrays are damaged: F901-0 (image), F901-0 (label); delete' in capsys.readouterr().err
+    assert '2 of 10 arrays are damaged: in image_24x32.npy F901-0 (image); in ' in capsys.readouterr().err
     assert main([str(frames.root), '--verify']) == 2
     assert f'{frames.root}/packed.json: no such file' in capsys.readouterr().err
 

@@ -137,6 +137,23 @@ def test_a_root_without_stats_has_none_and_damaged_ones_are_refused(tmp_path):
             load_stats(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ('before', 'after'),
+    [('"pixels": ', '"pixels": 1'), ('"sha256"', '"sha257"'), ('"0.8"', '"0.9.10"')],
+)
+def test_stats_that_are_not_what_was_written_are_refused(measured, tmp_path, before, after):
+    write_stats(tmp_path / STATS_NAME, measured)
+    text = (tmp_path / STATS_NAME).read_text()
+    (tmp_path / STATS_NAME).write_text(text.replace(before, after, 1))
+    with pytest.raises(InputError, match='damaged, or of another version .*its hash does not match'):
+        load_stats(tmp_path)
+
+
+def test_stats_written_before_there_was_a_hash_are_read(measured, tmp_path):
+    (tmp_path / STATS_NAME).write_text(json.dumps(to_json(measured)))
+    assert to_json(load_stats(tmp_path)) == to_json(measured)
+
+
 def test_the_real_drives_hood_is_the_published_one(tmp_path):
     # Every tenth frame: enough for the other cars to move away.
     inspection = inspect(real_frames(tmp_path, real_names()[::10]), workers=1)

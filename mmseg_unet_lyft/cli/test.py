@@ -32,7 +32,7 @@ def _test(argv: list[str] | None) -> None:
     from ..engine import deaths, device, launch, scoring, uncertainty
     from ..engine.preflight import check_run
     from ..engine.ranks import is_first
-    from ..engine.runner import build_runner
+    from ..engine.runner import build_runner, config_mistakes
     from ..inference.exported_segmentor import score_exported
     from ..inference.formats import EXPORTED
 
@@ -56,7 +56,7 @@ def _test(argv: list[str] | None) -> None:
     ]
     runner = build_runner(config, args.trust)
     metric = scoring.find_metric(runner)
-    with deaths.explained():
+    with deaths.explained(), config_mistakes(config):
         metrics = runner.test()
     launch.leave_group()
     if is_first():

@@ -31,7 +31,7 @@ def _train(argv: list[str] | None) -> int:
     require_stack()
     from ..engine import checkpoint, data_stats, deaths, device, launch, preflight
     from ..engine.ranks import is_first
-    from ..engine.runner import StartWeightsHook, build_runner, check_deterministic
+    from ..engine.runner import StartWeightsHook, build_runner, check_deterministic, config_mistakes
     from ..engine.stopping import EXIT_STOPPED, StopOnSignalHook
     from ..report.figures import save_training_curves
 
@@ -57,7 +57,7 @@ def _train(argv: list[str] | None) -> int:
         runner.register_hook(StartWeightsHook(args.load_from, args.strict, args.trust))
     asked = StopOnSignalHook()
     runner.register_hook(asked)
-    with asked, deaths.explained():
+    with asked, deaths.explained(), config_mistakes(config):
         runner.train()
     if not asked.signal:
         launch.leave_group()

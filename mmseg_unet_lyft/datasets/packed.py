@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -117,6 +119,7 @@ class PackedFrames:
                 )
         for file, size in files.items():
             self._check_file(self.root / file, size)
+        self._rows = Counter(frame.size for frame in self.frames.values())
         self._arrays: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
         self._verified: set[tuple[str, str]] = set()
         self._pid = os.getpid()
@@ -191,13 +194,16 @@ class PackedFrames:
             path = self.root / array_name(kind, size)
             try:
                 array = np.load(path, mmap_mode='r')
-            except (ValueError, OSError, EOFError) as error:
+            # NumPy reads a header that is no Python with Python's tokenizer.
+            except (ValueError, OSError, EOFError, TokenError) as error:
                 raise InputError(f'{path}: cannot be mapped ({error}); {remedy(self.root)}') from None
             if not isinstance(array, np.ndarray):
                 # NumPy opens zip archives too.
                 raise InputError(f'{path}: is no array of pixels; {remedy(self.root)}')
-            if array.dtype != np.uint8 or array.shape[1:] != (*size, *CHANNELS[kind]):
-                raise InputError(f'{path}: holds {array.dtype} {array.shape}; {remedy(self.root)}')
+            shape = (self._rows[size], *size, *CHANNELS[kind])
+            if array.dtype != np.uint8 or array.shape != shape or not array.flags.c_contiguous:
+                order = '' if array.flags.c_contiguous else ', columns first'
+                raise InputError(f'{path}: holds {array.dtype} {array.shape}{order}; {remedy(self.root)}')
             # A plain array: every slice of a np.memmap costs microseconds more.
             self._arrays[kind, size] = np.asarray(array)
         return self._arrays[kind, size]

@@ -31,6 +31,7 @@ from .packed import (
 )
 from .packing_plan import PATH_KEYS, PackingPlan, npy_header
 from .png import read_header
+from .statistics import load_stats
 from .workers import cores
 
 _JOURNAL = f'packing.jsonl{UNFINISHED}'
@@ -246,7 +247,7 @@ def _finish(plan: PackingPlan, out: Path, sources: str, checksums: dict[str, dic
 
 
 def verify(root: Path, show: Show | None = None) -> int:
-    """Read every frame of a packed folder and compare its checksums.
+    """Read every frame of a packed folder, and its measured values, and compare their checksums.
 
     Args:
         root: The packed folder.
@@ -259,16 +260,19 @@ def verify(root: Path, show: Show | None = None) -> int:
         InputError: Listing every frame whose image or label is not what was packed.
     """
     packed = PackedFrames(root)
-    bad = []
+    load_stats(root)
+    bad: dict[str, list[str]] = {}
     for name in (show or (lambda frames, total: frames))(packed.frames, len(packed.frames)):
         for kind in (IMAGE, LABEL):
             try:
                 packed.read(kind, name)
             except InputError:
-                bad.append(f'{name} ({kind})')
+                file = array_name(kind, packed.frames[name].size)
+                bad.setdefault(file, []).append(f'{name} ({kind})')
     if bad:
+        count = sum(map(len, bad.values()))
+        listed = '; '.join(f'in {file} {", ".join(names)}' for file, names in bad.items())
         raise InputError(
-            f'{root}: {len(bad)} of {2 * len(packed.frames)} arrays are damaged: {", ".join(bad)}; '
-            f'{remedy(root)}'
+            f'{root}: {count} of {2 * len(packed.frames)} arrays are damaged: {listed}; {remedy(root)}'
         )
     return len(packed.frames)

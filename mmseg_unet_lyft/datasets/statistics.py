@@ -16,6 +16,7 @@ from ..errors import InputError
 from .episodes import SPLITS, drives_of_split
 from .files import write_json
 from .labels import VEHICLES, Scheme, get_scheme, hood_of_spans, hood_spans, median_frequency_weights
+from .packed import index_hash
 from .simulators import SIMULATORS
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 STATS_NAME = 'stats.json'
 VERSION = 1
+_KEYS = {'version', 'simulator', 'size', 'tags', 'drives', 'hood', 'derived', 'sha256'}
 # Source: Paszke et al. 2016 (ENet), section 5.2: the weights stay between 1 and 50.
 LOG_OFFSET = 1.02
 _LARGEST_COUNT, _LARGEST_SIDE = 1 << 63, 10_000  # Of a file that somebody wrote by hand.
@@ -177,7 +179,9 @@ def class_weights(percent: np.ndarray) -> dict[str, np.ndarray]:
 
 def write_stats(path: Path, stats: Stats) -> None:
     """Write ``stats.json``, whole or not at all; sums are what is read back, the rest is for people."""
-    write_json(path, to_json(stats))
+    content = to_json(stats)
+    # A flipped digit of the hood would change labels and go unnoticed.
+    write_json(path, dict(content, sha256=index_hash(content)))
 
 
 def to_json(stats: Stats) -> dict:
@@ -234,6 +238,9 @@ def load_stats(root: str | Path) -> Stats | None:
         content = json.loads(path.read_text(encoding='utf-8'))
         if content['version'] != VERSION:
             raise ValueError(f'version {content["version"]}, expected {VERSION}')
+        # Files written before there was a hash have none; a damaged name of it is no reason to do without.
+        if content.keys() - _KEYS or content.get('sha256') not in (None, index_hash(content)):
+            raise ValueError('its hash does not match')
         size, num_tags = _size(content['size']), len(SIMULATORS[content['simulator']].tags)
         arrays = dict(tag_pixels=(num_tags,), tag_frames=(num_tags,), channel_sums=(2, 3))
         drives = {

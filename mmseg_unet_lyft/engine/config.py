@@ -17,18 +17,8 @@ _BASE = '_base_'
 # Their values are text, whatever they look like: data_root=2018, data_root=/data/a,b.
 _TEXT_KEYS = {'data_root', 'work_dir', 'load_from', 'pretrained'}
 # What running a config file can raise; it is the user's program.
-_CONFIG_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+_CONFIG_ERRORS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError)
+_CONFIG_ERRORS += (OSError, RuntimeError, TypeError, ValueError)
 
 
 def find_config(name: str) -> Path:
@@ -120,7 +110,10 @@ def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
         if key in assigned - RUN_KEYS
     }
     for key in options:
-        check_key(config.to_dict(), key, assigned)
+        try:
+            check_key(config.to_dict(), key, assigned)
+        except InputError as error:
+            raise InputError(f'{path}: {error}') from None
     _check_effect(path, config, {}, knobs)
     if knobs:
         config = _read(path, knobs)
@@ -176,11 +169,17 @@ def _differs_beyond(config: Config, changed: Config, knob: str) -> bool:
 
 def _parse_source(path: Path) -> tuple[str, ast.Module]:
     """A config file's text and syntax tree."""
-    source = path.read_text(encoding='utf-8')
     try:
-        return source, ast.parse(source)
+        source = path.read_text(encoding='utf-8')
+        tree = ast.parse(source)
     except SyntaxError as error:
         raise InputError(f'{path}: line {error.lineno}: {error.msg}') from None
+    # Bytes that are no UTF-8, or zeros among them.
+    except ValueError as error:
+        raise InputError(f'{path}: is no Python source ({error}); save it as UTF-8 text') from None
+    if not source.strip():
+        raise InputError(f'{path}: is empty; restore it')
+    return source, tree
 
 
 def _assignments(tree: ast.Module) -> dict[str, ast.expr]:
@@ -234,10 +233,24 @@ def _read(path: Path, knobs: dict[str, Any] | None = None) -> Config:
         try:
             config = Config.fromfile(str(copy))
         except _CONFIG_ERRORS as error:
-            raise InputError(f'{path}: {type(error).__name__}: {error}') from error
+            broken = _first_broken(path) or path
+            raise InputError(f'{broken}: {type(error).__name__}: {error}') from error
     # The copy is gone; logs and dumps name the file the user gave.
     object.__setattr__(config, '_filename', str(path))
     return config
+
+
+def _first_broken(path: Path) -> Path | None:
+    """Of a config that cannot be read and its bases, the deepest that cannot be read by itself, if any."""
+    for base in _bases(path, _parse_source(path)[1]):
+        broken = _first_broken(base) if isinstance(base, Path) else None
+        if broken is not None:
+            return broken
+    try:
+        Config.fromfile(str(path))
+    except _CONFIG_ERRORS:
+        return path
+    return None
 
 
 def _copy_with_knobs(path: Path, knobs: dict[str, Any], folder: Path) -> Path:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ from mmengine.device import get_device
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.registry import build_functions
 from mmengine.runner import Runner
+from mmengine.runner import runner as runner_module
 from mmengine.structures import PixelData
 from mmseg.registry import RUNNERS
 from mmseg.structures import SegDataSample
@@ -28,6 +33,9 @@ from .launch import join_group
 
 # Large enough for five levels, and quick.
 _TRIAL_SIZE = (64, 96)
+_PACKAGE = Path(__file__).resolve().parents[1]
+# What a constructor raises that gets what it does not take.
+_MISTAKES = (AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 
 
 class DropStoredConfigHook(Hook):
@@ -108,6 +116,34 @@ def _name_run(config: Config) -> None:
         config.experiment_name = f'{name}_run{number}'
 
 
+@contextmanager
+def config_mistakes(config: Config) -> Iterator[None]:
+    """Meanwhile what mmengine and torch raise as they build something from a config is an InputError.
+
+    It names the config. What our own code raises stays a defect.
+    """
+    try:
+        yield
+    except _MISTAKES as error:
+        if isinstance(error, InputError) or not _is_of_building(error):
+            raise
+        # mmengine goes on with advice on registries.
+        text = str(error.args[0] if error.args else '').partition('. Please check')[0]
+        raise InputError(
+            f'{config.filename or "config"}: {type(error).__name__}: {text}; correct it, or the --cfg-options'
+        ) from error
+
+
+def _is_of_building(error: BaseException) -> bool:
+    """Whether an error was raised by others' code that builds an object from a config."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    # Our own constructors hand what they do not know to mmseg's.
+    is_misfit = isinstance(error, TypeError) and '__init__() ' in str(error)
+    if _PACKAGE in Path(files[-1]).parents and not is_misfit:
+        return False
+    return build_functions.__file__ in files or files[-1] == runner_module.__file__
+
+
 def build_runner(config: Config, trust: bool = False) -> Runner:
     """mmengine's Runner for the config, of the ``runner_type`` it names if any, on one process or as a rank.
 
@@ -122,7 +158,13 @@ def build_runner(config: Config, trust: bool = False) -> Runner:
     load_safely(config.get('load_from') if trust else None)
     join_group(config)
     _name_run(config)
-    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    try:
+        with config_mistakes(config):
+            runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    except InputError as error:
+        # Ours know what is wrong and not where it stands.
+        where = f'{config.filename}: ' if config.filename and config.filename not in str(error) else ''
+        raise InputError(f'{where}{error}') from None
     runner.register_hook(DropStoredConfigHook())
     runner.register_hook(DescribeModelHook())
     if runner.distributed and get_device() == 'cpu':

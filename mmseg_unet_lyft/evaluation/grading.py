@@ -51,6 +51,10 @@ class LabelTruth:
         """Frames."""
         return len(self._paths)
 
+    def name(self, frame: int) -> str:
+        """What holds the truth of a frame, for messages."""
+        return str(self._paths[frame - 1])
+
     def masks(self, frame: int) -> np.ndarray:
         """Vehicle and road of a frame, counted from 1, uint8 {0, 1} (2, H, W).
 
@@ -71,6 +75,10 @@ class JsonTruth(Submission):
     """A truth in a challenge JSON, whose masks have the hood left out as whoever made them chose."""
 
     hood = 'as in TRUTH'
+
+    def name(self, frame: int) -> str:
+        """What holds the truth of a frame, for messages."""
+        return f'frame {frame} of {self.path}'
 
 
 def read_truth(path: Path, hood: str = 'exact', max_pixels: int = MAX_PIXELS) -> LabelTruth | JsonTruth:
@@ -120,7 +128,8 @@ def grade(
     counts = np.zeros((len(MASKS), 3), dtype=np.int64)
     for frame in show(range(1, len(truth) + 1), len(truth)):
         masks = truth.masks(frame)
-        counts += count_pixels(answer.masks(kept[frame - 1], masks.shape[1:]), masks)
+        answered = answer.masks(kept[frame - 1], masks.shape[1:], truth.name(frame))
+        counts += count_pixels(answered, masks)
     return counts
 
 

@@ -155,12 +155,13 @@ class Submission:
         """Frames."""
         return len(self.entries)
 
-    def masks(self, frame: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    def masks(self, frame: int, size: tuple[int, int] | None = None, like: str | None = None) -> np.ndarray:
         """Vehicle and road of a frame, uint8 {0, 1} (2, H, W).
 
         Args:
             frame: Its number, 1 to ``len(self)``.
             size: (height, width) that the masks must have; by default, both the same.
+            like: What has that size, for the message.
 
         Raises:
             IndexError: If there is no such frame.
@@ -172,12 +173,14 @@ class Submission:
         masks = []
         for name, text in zip(MASKS, self.entries[frame - 1], strict=True):
             where = f'{self.path}: frame {frame}, {name} mask'
-            masks.append(_decode_mask(text, where, size, self.max_pixels))
+            masks.append(_decode_mask(text, where, size, self.max_pixels, like))
             size = masks[0].shape
         return np.stack(masks)
 
 
-def _decode_mask(text: str, where: str, size: tuple[int, int] | None, max_pixels: int) -> np.ndarray:
+def _decode_mask(
+    text: str, where: str, size: tuple[int, int] | None, max_pixels: int, like: str | None = None
+) -> np.ndarray:
     """A mask, uint8 {0, 1} (H, W), from base64 of a PNG; errors begin with ``where``."""
     try:
         # Broken into lines, as base64.encodebytes writes it, the official scorer takes it too.
@@ -192,8 +195,8 @@ def _decode_mask(text: str, where: str, size: tuple[int, int] | None, max_pixels
         raise InputError(f'{where}: {height}x{width} is more than {max_pixels} pixels, so it is not decoded')
     if size is not None and header.size != tuple(size):
         raise InputError(
-            f'{where}: {height}x{width} (height x width), expected {size[0]}x{size[1]}; the official scorer '
-            'does not resize'
+            f'{where}: {height}x{width} (height x width), expected {size[0]}x{size[1]}'
+            f'{f" as {like}" if like else ""}; the official scorer does not resize'
         )
     fault = damage(content)
     mask = None if fault else decode(content, cv2.IMREAD_UNCHANGED)

@@ -298,6 +298,28 @@ def test_a_scheme_that_is_not_the_heads_is_refused_before_the_start(drawn_root, 
     assert 'scheme challenge3 has 3 classes, but the decode head 13' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ('randomness = dict(deterministik=True)', "unexpected keyword argument 'deterministik'"),
+        ('train_cfg = dict(val_intervall=3)', "unexpected keyword argument 'val_intervall'"),
+        ("model = dict(backbone=dict(type='LyftUNot'))", 'LyftUNot is not in the mm'),
+        ('model = dict(test_cfg=dict(crop_sizes=3))', 'crop_sizes: no such key; did you mean'),
+    ],
+)
+def test_what_cannot_be_built_is_one_message_that_names_the_config(
+    trained, drawn_root, tmp_path, capsys, line, message
+):
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text(f"_base_ = ['{Path('configs/unet_lyft_demo.py').resolve()}']\n{line}\n")
+    places = ['--data-root', str(drawn_root), '--work-dir', str(tmp_path / 'run')]
+    assert train.main([str(leaf), *places, '--cfg-options', *TINY]) == 2
+    said = capsys.readouterr().err
+    assert said.count('error: ') == 1
+    assert f'error: {leaf}: ' in said
+    assert message in said
+
+
 def test_a_named_drive_that_is_not_there_is_refused(drawn_root, tmp_path, capsys):
     assert train_tiny(drawn_root, tmp_path / 'run', options=('train_drives=[F1,F999]',)) == 2
     said = capsys.readouterr().err
