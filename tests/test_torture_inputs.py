@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 from mmseg_unet_lyft.torture import meaning, mutations
-from mmseg_unet_lyft.torture.forked import Ran, run_forked
 from mmseg_unet_lyft.torture.inputs import Case, Oracle, make_case, torture_inputs
 from mmseg_unet_lyft.torture.kind import Consumer, Kind, Other
 from mmseg_unet_lyft.torture.kinds import KINDS
 from mmseg_unet_lyft.torture.oracle import judge_end, judge_result
 from mmseg_unet_lyft.torture.sample import Sample
+from mmseg_unet_lyft.torture.session import Ran, run_forked
 
 
 def rng(seed=0):

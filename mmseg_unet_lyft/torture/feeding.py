@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..__main__ import main
 from .kind import Consumer, Place
-from .sample import CONFIG, DRIVES, IMAGES, TINY, command, guard, train_arguments
+from .sample import CONFIG, DRIVES, IMAGES, TINY, guard, train_arguments
 
 _CPU = ('--device', 'cpu')
 _CHECKPOINT = ('run/iter_3.pth',)
@@ -24,7 +25,7 @@ def _model(place: Place) -> str:
 def _predict(place: Place) -> int:
     images = place.tree / IMAGES
     inputs = images if images.is_dir() else place.sample.root / IMAGES
-    return command('predict')([_model(place), str(inputs), *_CPU, '--out', str(place.out), '--ids'])
+    return main(['predict', _model(place), str(inputs), *_CPU, '--out', str(place.out), '--ids'])
 
 
 def _files(place: Place) -> dict[str, str]:
@@ -36,7 +37,7 @@ def _files(place: Place) -> dict[str, str]:
 
 def _video(place: Place) -> int:
     results = ['--out', str(place.out), '--json', '--no-compile']
-    return command('video')([_model(place), str(place.file), *_CPU, *results])
+    return main(['video', _model(place), str(place.file), *_CPU, *results])
 
 
 def _masks(place: Place) -> list[bytes]:
@@ -47,7 +48,7 @@ def _test(place: Place) -> int:
     root = place.tree if (place.tree / 'dataA').is_dir() else place.sample.root
     config = str(place.sample.folder / 'configs' / CONFIG)
     folders = ['--data-root', str(root), '--work-dir', str(place.out)]
-    return command('test')([config, _model(place), *folders, *_CPU, '--cfg-options', *TINY])
+    return main(['test', config, _model(place), *folders, *_CPU, '--cfg-options', *TINY])
 
 
 def _score(place: Place) -> list[Any]:
@@ -76,12 +77,12 @@ def _arrays(place: Place) -> str:
 
 
 def _inspect(place: Place) -> int:
-    return command('inspect_data')([str(place.tree), '--out', str(place.out), '--workers', '1'])
+    return main(['inspect_data', str(place.tree), '--out', str(place.out), '--workers', '1'])
 
 
 def _inspect_with_manifest(place: Place) -> int:
     manifest = ['--manifest', str(place.sample.manifest)]
-    return command('inspect_data')([str(place.tree), '--out', str(place.out), '--workers', '1', *manifest])
+    return main(['inspect_data', str(place.tree), '--out', str(place.out), '--workers', '1', *manifest])
 
 
 def _measured(place: Place) -> Any:
@@ -89,7 +90,7 @@ def _measured(place: Place) -> Any:
 
 
 def _verify(place: Place) -> int:
-    return command('prepare_data')([str(place.tree), '--verify'])
+    return main(['prepare_data', str(place.tree), '--verify'])
 
 
 def _nothing(place: Place) -> None:
@@ -99,7 +100,7 @@ def _nothing(place: Place) -> None:
 def _grade(place: Place) -> int:
     answers = place.sample.folder / 'answers' / 'answer.json'
     given = (place.file, place.sample.root) if place.file.name == answers.name else (answers, place.tree)
-    return command('grade')([*map(str, given), '--json', str(place.out / 'score.json')])
+    return main(['grade', *map(str, given), '--json', str(place.out / 'score.json')])
 
 
 def _grades(place: Place) -> dict:
@@ -108,16 +109,16 @@ def _grades(place: Place) -> dict:
 
 
 def _resume(place: Place) -> int:
-    return command('train')(train_arguments(place.sample, place.tree, '--resume', '--seed', '0'))
+    return main(['train', *train_arguments(place.sample, place.tree, '--resume', '--seed', '0')])
 
 
 def _resume_from(place: Place) -> int:
-    return command('train')(train_arguments(place.sample, place.out, '--resume', str(place.file)))
+    return main(['train', *train_arguments(place.sample, place.out, '--resume', str(place.file))])
 
 
 def _train(place: Place) -> int:
     arguments = train_arguments(place.sample, place.out, '--seed', '0')
-    return command('train')([str(place.tree / CONFIG), *arguments[1:-1], 'max_iters=1', 'val_interval=1'])
+    return main(['train', str(place.tree / CONFIG), *arguments[1:-1], 'max_iters=1', 'val_interval=1'])
 
 
 def _weights(folder: str) -> Any:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .forked import LIMIT_SECONDS, Ran, run_forked
+from ..bench.rounds import Show
 from .kind import Consumer, Kind, Other, Place
 from .kinds import KINDS
 from .oracle import FAILED, OTHER, REFUSED, RIGHT, Verdict, judge_end, judge_result
 from .outcome import Outcome
 from .sample import Sample, make_sample, one_thread
-
-Show = Callable[[Iterable, int, str], Iterable]
+from .session import LIMIT_SECONDS, Ran, run_forked
 
 # Of the cases of a kind that has a manifest, those in which files are exchanged or renamed.
 _MOVED_SHARE = 0.15

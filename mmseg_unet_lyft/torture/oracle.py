@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .forked import Ran
+from .session import Ran
 
 RIGHT, REFUSED, OTHER, FAILED = 'right', 'refused', 'other', 'failed'
 _EXIT_INPUT_ERROR = 2

@@ -12,6 +12,8 @@ from pathlib import Path
 import cv2
 import torch
 
+from ..__main__ import main
+
 _PACKAGE = __package__.rpartition('.')[0]
 DRIVES = ('F1', 'F2', 'F3', 'F62')
 # A network and frames of a size that trains a step in a tenth of a second.
@@ -29,11 +31,6 @@ TINY = (
 STEPS = ('max_iters=3', 'val_interval=1')
 CONFIG = 'unet_lyft_demo.py'
 IMAGES = 'dataA/dataA/CameraRGB'
-
-
-def command(name: str) -> Callable[[list[str]], int]:
-    """A command's ``main``, found by name as the package's own door finds it."""
-    return importlib.import_module(f'{_PACKAGE}.cli.{name}').main
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ def train_arguments(sample: Sample, work_dir: Path, *others: str, root: Path | N
 
 
 def _run(name: str, *arguments: str) -> None:
-    code = command(name)(list(arguments))
+    code = main([name, *arguments])
     if code:
         raise RuntimeError(f'{name} {" ".join(arguments)}: exit code {code}')
 

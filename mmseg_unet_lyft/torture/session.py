@@ -9,12 +9,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..__main__ import main
 from ..errors import InputError
 
 PATIENCE_SECONDS = 120.0  # For a command that takes three.
+LIMIT_SECONDS = 30.0  # For one that takes a third of one.
+# Of the time, what a process that waits for something else still computes.
+_IDLE_SHARE = 0.005
 _POLL_SECONDS = 0.005
 _EXIT_CRASHED = 1  # What Python ends with behind a traceback.
 # What the commands import once they run, and what that imports in its functions.
@@ -104,6 +108,9 @@ class Forked:
             # A thread of the parent's may have held the locks of its own two.
             sys.stdout = sys.stderr = output
             code = work() or 0
+        except SystemExit as end:
+            # argparse's way; its message is printed.
+            code = end.code if isinstance(end.code, int) else _EXIT_CRASHED
         finally:
             # Here, as nothing of the parent's may run in this process.
             if sys.exc_info()[0] is not None:
@@ -141,6 +148,50 @@ class Forked:
     def output(self) -> str:
         """What it and those before it wrote into the log."""
         return self.log.read_text(encoding='utf-8', errors='replace')
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of a call.
+
+    Attributes:
+        code: Exit code; minus the signal's number if one ended it; None if it was still running.
+        text: What it wrote to stdout and stderr.
+    """
+
+    code: int | None
+    text: str
+
+
+def run_forked(work: Callable[[], int | None], log: Path, limit_seconds: float = LIMIT_SECONDS) -> Ran:
+    """Do work in a forked process and wait for its end.
+
+    Args:
+        work: Called there; returns the exit code.
+        log: File that its output is added to.
+        limit_seconds: It is ended once it has computed for longer, or has waited for as long; on a crowded
+            machine, waiting for its turn is neither.
+    """
+    run = Forked(work, log)
+    before = 0.0
+    while run.wait(limit_seconds) is None:
+        used = _cpu_seconds(run.pid)
+        if used > limit_seconds or used - before < _IDLE_SHARE * limit_seconds:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+            return Ran(None, run.output())
+        before = used
+    return Ran(run.code, run.output())
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Computing time of a process so far; 0 where it has ended."""
+    try:
+        # The name, which stands before, may hold blanks. Source: proc(5), utime and stime.
+        fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
 def is_running(pid: int, session: int | None = None) -> bool:
