@@ -1,4 +1,4 @@
-# make demo | test | lint | install | lock | clean; the first three install what they need by themselves.
+# make demo | test | slow | lint | install | lock | clean; the first three install what they need by themselves.
 
 # The mm stack, onedl or openmmlab: an extra of setup.py, a lock file in requirements/, an environment.
 EXTRA ?= onedl
@@ -14,6 +14,7 @@ LOCK = requirements/$(EXTRA).txt
 PACKAGE = setup.py pyproject.toml mmseg_unet_lyft/__init__.py
 INSTALLED = $(VENV)/.installed-$(EXTRA)
 TESTABLE = $(VENV)/.installed-$(EXTRA)-dev
+SLOW = $(VENV)/.installed-$(EXTRA)-slow
 PIP = $(PY) -m pip --disable-pip-version-check
 
 # $(call timed,NAME,COMMAND): the command, then its seconds; commas go into variables.
@@ -26,7 +27,7 @@ SCORE = $(PY) tools/test.py configs/unet_lyft_demo.py $(BEST) --data-root $(DATA
 	--baselines --show-dir $(DEMO)/overlays
 PREDICT = $(PY) tools/predict.py $(BEST) $(DATA)/dataA/dataA/CameraRGB --out $(DEMO)/predictions --overwrite
 
-.PHONY: install demo test lint lock clean
+.PHONY: install demo test slow lint lock clean
 
 install: $(INSTALLED)
 	@echo "environment: $(VENV)/bin/python"
@@ -53,6 +54,10 @@ $(TESTABLE): $(INSTALLED) requirements/dev.txt
 	echo "test tools installed in $$(($$(date +%s) - start)) s"
 	@touch $@
 
+$(SLOW): $(TESTABLE) requirements/slow.txt
+	$(PIP) install -r requirements/slow.txt
+	@touch $@
+
 demo: $(INSTALLED)
 	$(call timed,draw scenes,$(DRAW))
 	$(call timed,train,$(TRAIN))
@@ -62,6 +67,10 @@ demo: $(INSTALLED)
 
 test: $(TESTABLE)
 	$(PY) -m pytest $(TESTS)
+
+# Also what takes long: pages in a browser (Chromium and chromedriver of the system's), the notebook, the site.
+slow: $(SLOW)
+	$(PY) -m pytest -m 'slow or browser' $(TESTS)
 
 lint: $(TESTABLE)
 	$(PY) -m ruff check .
@@ -77,7 +86,9 @@ lock:
 		| grep -Ev '^(cuda|nvidia|triton)'; } > requirements/$$extra.txt; done
 	{ echo "$(MADE)"; uv pip compile $(UV) --extra dev -c requirements/onedl.txt setup.py \
 		| grep -Ev '^(markdown-it-py|mdurl|numpy|pillow|rich)='; } > requirements/dev.txt
-	@echo "wrote requirements/onedl.txt requirements/openmmlab.txt requirements/dev.txt"
+	{ echo "$(MADE)"; uv pip compile $(UV) --extra slow -c requirements/onedl.txt setup.py \
+		| grep -Ev '^(cuda|nvidia|triton|torch=)'; } > requirements/slow.txt
+	@echo "wrote requirements/onedl.txt requirements/openmmlab.txt requirements/dev.txt requirements/slow.txt"
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(DEMO)

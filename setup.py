@@ -25,6 +25,7 @@ TORCH = [
     'packaging>=22',
     'prettytable>=3',
     'safetensors>=0.4.3,<1',
+    'jinja2>=3.1,<4',
 ]
 # To run an exported file: neither torch nor an mm stack.
 DEPLOY = ['onnxruntime>=1.18,<2', 'opencv-python>=4.8', 'av>=14,<19']
@@ -47,10 +48,15 @@ OPENMMLAB = [
     'regex',
     'setuptools<81',
 ]
+DEMO = ['gradio>=6,<7']
+TRACKERS = ['tensorboard>=2.16', 'wandb>=0.19', 'mlflow>=3,<4']
+DOCS = ['mkdocs>=1.6,<2', 'mkdocs-material>=9.6,<10', 'mkdocstrings-python>=2,<3']
 TEST = ['pytest>=8', 'build>=1.2', 'setuptools>=70.1', *DEPLOY, *OPENVINO, *EXPORT, *KERAS]
 # Keras itself is the reference that imported weights are held to.
 TEST += ["keras>=3.15,<4; python_version >= '3.11'"]
 LINT = ['ruff>=0.12']
+# Of the slower lane: pages in a browser, the notebook, the site.
+SLOW = [*TEST, *DEMO, *TRACKERS, *DOCS, 'selenium>=4.20,<5', 'nbclient>=0.10', 'nbformat>=5', 'ipykernel>=6']
 
 setup(
     name='mmseg_unet_lyft',
@@ -80,8 +86,12 @@ setup(
         'openvino': OPENVINO,
         'export': EXPORT,
         'keras': KERAS,
+        'demo': DEMO,
+        'trackers': TRACKERS,
+        'docs': DOCS,
         'test': TEST,
         'dev': TEST + LINT,
+        'slow': SLOW,
     },
     entry_points={'console_scripts': ['mmseg_unet_lyft=mmseg_unet_lyft.__main__:main']},
     zip_safe=False,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +53,34 @@ def installed_env(built_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -
     )
     assert done.returncode == 0, done.stderr
     return target
+
+
+@pytest.fixture(scope='session')
+def browser() -> Iterator[Any]:
+    """Selenium's driver of the system's Chromium, headless; a test is skipped where there is none.
+
+    With LYFT_REQUIRE_BROWSER in the environment, as in CI, it fails instead.
+    """
+    chromium, driver = (shutil.which(name) for name in ('chromium', 'chromedriver'))
+    if not (chromium and driver):
+        end = pytest.fail if os.environ.get('LYFT_REQUIRE_BROWSER') else pytest.skip
+        end('needs chromium and chromedriver; install with: apt-get install chromium chromium-driver')
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    # Root, as in a container, may not start it otherwise.
+    for option in (
+        '--headless=new',
+        '--no-sandbox',
+        '--disable-dev-shm-usage',
+        '--force-device-scale-factor=1',
+    ):
+        options.add_argument(option)
+    options.set_capability('goog:loggingPrefs', dict(browser='ALL'))
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -471,3 +472,15 @@ def test_no_room_for_checkpoints_is_told_before_the_start(three_drives, monkeypa
     monkeypatch.setattr('shutil.disk_usage', lambda folder: usage(0, 0, needed))
     assert check_run(configured(), TRAINING) == []
     hook._check_room(SimpleNamespace(model=model))
+
+
+def test_a_folder_whose_name_is_too_long_for_workers_is_told_before_they_hang(three_drives, monkeypatch):
+    config, alone = configured(num_workers=1), configured(num_workers=0)
+    name = '/tmp/' + 'x' * 67
+    monkeypatch.setattr(tempfile, 'tempdir', name)
+    assert refused(config).startswith(
+        f'TMPDIR={name}: loader workers make sockets there, and its name has 72 bytes, of 71 at most; set '
+    )
+    assert check_run(alone, TRAINING) == []
+    monkeypatch.setattr(tempfile, 'tempdir', name[:-1])
+    assert check_run(config, TRAINING) == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,6 +56,8 @@ _RUN_KINDS = dict(
 )
 # Keys whose value is a dict with a type, and is at times written as the type alone.
 _DICTS = {*_MODEL_KINDS, 'sampler', 'collate_fn', 'optimizer'}
+# A socket's name has 107 bytes on Linux, 103 on macOS; of these multiprocessing takes 32: /pymp-x/listener-x.
+_LONGEST_FOLDER = 103 - 32
 _ALWAYS = ('model', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor')
 _OF_LOADER = dict(
     train_dataloader=('train_cfg', 'optim_wrapper', 'param_scheduler'),
@@ -175,6 +179,18 @@ def _least_problems(value: Any, path: str, least: float, is_whole: bool, knob: s
     if not is_number or not value >= least:
         named = f'{path}={value!r}' + (f' (knob {knob})' if knob else '')
         yield f'{named}: give a {"whole " if is_whole else ""}number from {least} on'
+
+
+def temporary_folder_problems(config: Config, loaders: Iterable[str]) -> Iterator[str]:
+    """A folder for temporary files whose name is too long for workers' sockets: they would hang."""
+    folder = tempfile.gettempdir()
+    length = len(os.fsencode(folder))
+    has_workers = any((config.get(loader) or {}).get('num_workers') for loader in loaders)
+    if has_workers and length > _LONGEST_FOLDER:
+        yield (
+            f'TMPDIR={folder}: loader workers make sockets there, and its name has {length} bytes, of '
+            f'{_LONGEST_FOLDER} at most; set TMPDIR to a folder with a shorter name, or num_workers=0'
+        )
 
 
 def batch_problems(config: Config) -> Iterator[str]:

@@ -14,7 +14,7 @@ from mmseg.registry import LOOPS
 from torch import nn
 
 from ..errors import InputError
-from .deaths import WorkerDeaths
+from .deaths import LOST, WorkerDeaths
 from .guards import Guard
 from .history import forget, steps_to_keep
 from .saving import VALIDATED
@@ -113,9 +113,11 @@ class LyftTrainLoop(IterBasedTrainLoop):
             # Its workers are there now, and with them the handler.
             self._deaths.put_off()
             return batch
-        except (RuntimeError, ValueError, OSError):
+        except (RuntimeError, ValueError, OSError, EOFError) as error:
             # A file that cannot be read, or a worker that died: nothing is wrong with the weights.
             self.guard.save()
+            if isinstance(error, LOST):
+                self._deaths.wait()
             raise
 
     def _is_validation_due(self) -> bool:

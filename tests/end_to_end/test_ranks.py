@@ -139,6 +139,14 @@ def test_early_stopping_stops_all_ranks_at_once(proofs):
     assert first['early_stop'] == second['early_stop'] == alone['early_stop'] == dict(steps=2)
 
 
+def test_a_bad_loss_on_one_rank_is_skipped_on_both_and_its_batch_is_kept(proofs):
+    first, second, alone, _ = proofs
+    assert first['guarded']['kept'] == second['guarded']['kept'] == ['step_3_rank_1.pth']
+    assert alone['guarded']['kept'] == ['step_3_rank_0.pth']
+    torch.testing.assert_close(first['guarded']['weights'], second['guarded']['weights'], rtol=0, atol=0)
+    assert all(weight.isfinite().all() for weight in first['guarded']['weights'].values())
+
+
 def dist_train(drawn_root, work_dir, *arguments, options=()) -> subprocess.Popen:
     """tools/dist_train.sh with two processes, as a user types it."""
     command = [ROOT / 'tools/dist_train.sh', 'configs/unet_lyft_demo.py', '2', '--data-root', drawn_root]
@@ -212,6 +220,27 @@ def test_a_killed_rank_takes_the_other_with_it(drawn_root, tmp_path):
     assert launcher.returncode == 137, stderr
     assert 'rank 1 was ended by SIGKILL (the machine may be out of memory)' in stderr
     assert all_end(ranks)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_both_ranks_and_what_was_learnt_is_saved(drawn_root, tmp_path):
+    launcher = dist_train(drawn_root, tmp_path, options=ENDLESS)
+    ranks = ranks_of(launcher, tmp_path)
+    (worker,) = (pid for pid in all_children(ranks[0]) if is_loader_worker(pid))
+    os.kill(worker, signal.SIGKILL)
+    _, stderr = launcher.communicate(timeout=60)
+    assert launcher.returncode == 2, stderr
+    assert re.search(rf'error: loader worker {worker} .*: most often memory ran out', stderr)
+    assert 'rank 1: error: another rank is gone' in stderr
+    assert 'Traceback' not in stderr
+    (saved,) = tmp_path.glob('iter_*.pth')
+    assert is_intact(saved)
+    assert all_end(ranks)
+
+
+def is_loader_worker(pid: int) -> bool:
+    """Whether a process is a fork of a rank, and not a helper of Python's."""
+    return 'train' in Path(f'/proc/{pid}/cmdline').read_text().split('\0')
 
 
 @pytest.mark.slow

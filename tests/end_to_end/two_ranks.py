@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
@@ -105,6 +107,27 @@ def early_stop(out: Path, data_root: Path, launcher: str) -> dict:
     return dict(steps=runner.iter)
 
 
+class SpoilLastRank(Hook):
+    """Make the loss of the third step NaN, on the last rank alone."""
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Called before the step."""
+        bare = runner.model.module if runner.distributed else runner.model
+        is_bad = runner.iter == 2 and runner.rank == runner.world_size - 1
+        bare.decode_head.loss_decode.loss_weight = float('nan') if is_bad else 1.0
+
+
+def guarded(out: Path, data_root: Path, launcher: str) -> dict:
+    """Weights after four steps, of which one is skipped, and the batches that were kept for it."""
+    knobs = dict(max_iters=4, val_interval=4, batch_size=2, val_drives=['F3'], on_nonfinite='skip')
+    runner = build_runner(config_of('unet_lyft_bn.py', out, data_root, launcher, **knobs))
+    runner.register_hook(SpoilLastRank())
+    runner.train()
+    bare = runner.model.module if launcher != 'none' else runner.model
+    weights = {name: weight.clone() for name, weight in bare.state_dict().items()}
+    return dict(weights=weights, kept=sorted(path.name for path in (out / 'nonfinite').glob('*.pth')))
+
+
 def prove(out: Path, data_root: Path, checkpoint: Path, launcher: str) -> dict:
     """All proofs in one process."""
     return dict(
@@ -114,6 +137,7 @@ def prove(out: Path, data_root: Path, checkpoint: Path, launcher: str) -> dict:
         unequal=one_step(out / 'unequal', data_root, launcher, True, 'LyftCrossEntropyLoss'),
         stock=one_step(out / 'stock', data_root, launcher, True, 'CrossEntropyLoss'),
         weights=twenty_steps(out / 'twenty', data_root, launcher),
+        guarded=guarded(out / 'guarded', data_root, launcher),
         early_stop=early_stop(out / 'early', data_root, launcher),
     )
 
