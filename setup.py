@@ -58,6 +58,9 @@ LINT = ['ruff>=0.12']
 # Of the slower lane: pages in a browser, the notebook, the site.
 SLOW = [*TEST, *DEMO, *TRACKERS, *DOCS, 'selenium>=4.20,<5', 'nbclient>=0.10', 'nbformat>=5', 'ipykernel>=6']
 
+# The second is the package's own name, as in python -m.
+COMMANDS = ['mmseg-unet-lyft', 'mmseg_unet_lyft']
+
 setup(
     name='mmseg_unet_lyft',
     version=read_version(),
@@ -93,6 +96,6 @@ setup(
         'dev': TEST + LINT,
         'slow': SLOW,
     },
-    entry_points={'console_scripts': ['mmseg_unet_lyft=mmseg_unet_lyft.__main__:main']},
+    entry_points={'console_scripts': [f'{name}=mmseg_unet_lyft.__main__:main' for name in COMMANDS]},
     zip_safe=False,
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import email
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -19,6 +21,7 @@ import mmseg_unet_lyft
 from mmseg_unet_lyft.__main__ import find_tools, main
 
 HEAVY = {'torch', 'mmengine', 'mmcv', 'mmseg', 'cv2', 'matplotlib', 'numpy'}
+HELP_SECONDS = 0.5
 # Arguments that a tool's parser accepts; the files need not exist.
 STACK_TOOLS = ['train x.py', 'test x.py y.pth', 'predict x.py y.pth z.png', 'prepare_data x.zip y']
 
@@ -62,6 +65,15 @@ def test_wheel_holds_the_package_and_nothing_beside_it(built_wheel):
         top_level = {name.partition('/')[0] for name in wheel.namelist()}
     version = mmseg_unet_lyft.__version__
     assert top_level == {'mmseg_unet_lyft', f'mmseg_unet_lyft-{version}.dist-info'}
+
+
+def test_wheel_installs_the_command_under_both_its_names(built_wheel):
+    with zipfile.ZipFile(built_wheel) as wheel:
+        name = next(name for name in wheel.namelist() if name.endswith('.dist-info/entry_points.txt'))
+        parser = configparser.ConfigParser()
+        parser.read_string(wheel.read(name).decode())
+    target = 'mmseg_unet_lyft.__main__:main'
+    assert dict(parser['console_scripts']) == {'mmseg-unet-lyft': target, 'mmseg_unet_lyft': target}
 
 
 @pytest.fixture(scope='module')
@@ -126,9 +138,13 @@ def test_bare_import_loads_only_the_standard_library(python):
 
 
 @pytest.mark.parametrize('tool', ['', *find_tools()])
-def test_help_loads_neither_torch_nor_an_mm_stack(python, tool):
+def test_help_is_quick_and_loads_neither_torch_nor_an_mm_stack(python, tool):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = python('-X', 'importtime', '-m', 'mmseg_unet_lyft', *filter(None, [tool]), '--help')
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
+    # Of the processor's time, which other work on the machine does not stretch.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < HELP_SECONDS
     assert done.stdout.startswith(f'usage: mmseg_unet_lyft {tool}')
     assert not imported(done.stderr) & HEAVY
 
