@@ -56,6 +56,7 @@ def test_wheel_carries_every_config_and_tool_as_it_stands_in_the_clone(built_whe
     }
     with zipfile.ZipFile(built_wheel) as wheel:
         in_wheel = {name: wheel.read(name) for name in wheel.namelist() if '/.mim/' in name}
+    in_clone['mmseg_unet_lyft/.mim/model-index.yml'] = (source_copy / 'model-index.yml').read_bytes()
     assert in_wheel == in_clone
     assert 'mmseg_unet_lyft/.mim/configs/_base_/default_runtime.py' in in_wheel
 
@@ -220,6 +221,16 @@ def test_config_is_found_by_name_from_any_folder(python):
     assert done.returncode == 2, done.stderr
     assert 'data/lyft: no such folder' in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.stack
+def test_the_packaged_model_index_leads_to_configs_as_mim_and_mmengine_read_it(installed_env):
+    from mmengine.config.utils import _get_cfg_metainfo
+
+    package = installed_env / 'mmseg_unet_lyft'
+    entry = _get_cfg_metainfo(str(package), 'unet_lyft_bn.py')
+    assert entry['Name'] == 'unet_lyft_bn'
+    assert (package / '.mim' / entry['Config']).is_file()
 
 
 @pytest.mark.stack
