@@ -58,6 +58,9 @@ LINT = ['ruff>=0.12']
 # Of the slower lane: pages in a browser, the notebook, the site.
 SLOW = [*TEST, *DEMO, *TRACKERS, *DOCS, 'selenium>=4.20,<5', 'nbclient>=0.10', 'nbformat>=5', 'ipykernel>=6']
 
+# The second is the package's own name, as in python -m.
+COMMANDS = ['mmseg-unet-lyft', 'mmseg_unet_lyft']
+
 setup(
     name='mmseg_unet_lyft',
     version=read_version(),
@@ -76,7 +79,9 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['mmseg_unet_lyft', 'mmseg_unet_lyft.*']),
     # Links to configs/ and tools/ in a clone, real files once built: where mim and `python -m` look for them.
-    package_data={'mmseg_unet_lyft': ['.mim/configs/**/*.py', '.mim/tools/*']},
+    package_data={
+        'mmseg_unet_lyft': ['.mim/configs/**/*.py', '.mim/configs/*.yml', '.mim/tools/*', '.mim/*.yml']
+    },
     # No mm distribution, torch or OpenCV here: whoever has an mmseg project keeps theirs.
     install_requires=['numpy>=1.24,<3', 'pillow>=10.1,<14', 'rich>=13,<16'],
     extras_require={
@@ -93,6 +98,6 @@ setup(
         'dev': TEST + LINT,
         'slow': SLOW,
     },
-    entry_points={'console_scripts': ['mmseg_unet_lyft=mmseg_unet_lyft.__main__:main']},
+    entry_points={'console_scripts': [f'{name}=mmseg_unet_lyft.__main__:main' for name in COMMANDS]},
     zip_safe=False,
 )

@@ -4,8 +4,8 @@
 class InputError(ValueError):
     """A mistake in what the user gave: a file, a value, a config, a missing package.
 
-    The message names it and says what to do. Commands print the message alone, without a traceback,
-    and exit with 2; any other exception is a defect and keeps its traceback.
+    The message names it and says what to do. Commands print the message alone, without a traceback unless
+    there is ``--debug``, and exit with 2; any other exception is a defect.
     """
 
 

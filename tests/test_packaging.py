@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import email
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -19,6 +21,7 @@ import mmseg_unet_lyft
 from mmseg_unet_lyft.__main__ import find_tools, main
 
 HEAVY = {'torch', 'mmengine', 'mmcv', 'mmseg', 'cv2', 'matplotlib', 'numpy'}
+HELP_SECONDS = 0.5
 # Arguments that a tool's parser accepts; the files need not exist.
 STACK_TOOLS = ['train x.py', 'test x.py y.pth', 'predict x.py y.pth z.png', 'prepare_data x.zip y']
 
@@ -53,6 +56,7 @@ def test_wheel_carries_every_config_and_tool_as_it_stands_in_the_clone(built_whe
     }
     with zipfile.ZipFile(built_wheel) as wheel:
         in_wheel = {name: wheel.read(name) for name in wheel.namelist() if '/.mim/' in name}
+    in_clone['mmseg_unet_lyft/.mim/model-index.yml'] = (source_copy / 'model-index.yml').read_bytes()
     assert in_wheel == in_clone
     assert 'mmseg_unet_lyft/.mim/configs/_base_/default_runtime.py' in in_wheel
 
@@ -62,6 +66,15 @@ def test_wheel_holds_the_package_and_nothing_beside_it(built_wheel):
         top_level = {name.partition('/')[0] for name in wheel.namelist()}
     version = mmseg_unet_lyft.__version__
     assert top_level == {'mmseg_unet_lyft', f'mmseg_unet_lyft-{version}.dist-info'}
+
+
+def test_wheel_installs_the_command_under_both_its_names(built_wheel):
+    with zipfile.ZipFile(built_wheel) as wheel:
+        name = next(name for name in wheel.namelist() if name.endswith('.dist-info/entry_points.txt'))
+        parser = configparser.ConfigParser()
+        parser.read_string(wheel.read(name).decode())
+    target = 'mmseg_unet_lyft.__main__:main'
+    assert dict(parser['console_scripts']) == {'mmseg-unet-lyft': target, 'mmseg_unet_lyft': target}
 
 
 @pytest.fixture(scope='module')
@@ -126,9 +139,13 @@ def test_bare_import_loads_only_the_standard_library(python):
 
 
 @pytest.mark.parametrize('tool', ['', *find_tools()])
-def test_help_loads_neither_torch_nor_an_mm_stack(python, tool):
+def test_help_is_quick_and_loads_neither_torch_nor_an_mm_stack(python, tool):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = python('-X', 'importtime', '-m', 'mmseg_unet_lyft', *filter(None, [tool]), '--help')
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
+    # Of the processor's time, which other work on the machine does not stretch.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < HELP_SECONDS
     assert done.stdout.startswith(f'usage: mmseg_unet_lyft {tool}')
     assert not imported(done.stderr) & HEAVY
 
@@ -204,6 +221,16 @@ def test_config_is_found_by_name_from_any_folder(python):
     assert done.returncode == 2, done.stderr
     assert 'data/lyft: no such folder' in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.stack
+def test_the_packaged_model_index_leads_to_configs_as_mim_and_mmengine_read_it(installed_env):
+    from mmengine.config.utils import _get_cfg_metainfo
+
+    package = installed_env / 'mmseg_unet_lyft'
+    entry = _get_cfg_metainfo(str(package), 'unet_lyft_bn.py')
+    assert entry['Name'] == 'unet_lyft_bn'
+    assert (package / '.mim' / entry['Config']).is_file()
 
 
 @pytest.mark.stack

@@ -11,13 +11,12 @@ import json
 from .benchmark_options import add_parts
 from .benchmark_parts import check_arguments, measure_part
 from .console import guarded, say
+from .parser import CommandParser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     add_parts(parser)
     return parser.parse_args(argv)
 

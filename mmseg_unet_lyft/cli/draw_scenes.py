@@ -9,13 +9,12 @@ import argparse
 from pathlib import Path
 
 from .console import guarded, progress, say
+from .parser import CommandParser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument('out', type=Path, help='folder to draw into: new, empty, or an earlier drawing')
     parser.add_argument('--frames', type=int, default=12, help='frames of each drive (default: 12)')
     parser.add_argument('--seed', type=int, default=0, help='another seed draws other towns (default: 0)')

@@ -12,13 +12,12 @@ from .console import guarded, say
 from .export_options import SUFFIXES, add_export_arguments, check_export_arguments
 from .model import model_config
 from .options import check_new_file
+from .parser import CommandParser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     add_export_arguments(parser)
     return parser.parse_args(argv)
 

@@ -10,13 +10,12 @@ from pathlib import Path
 
 from ..errors import InputError
 from .console import guarded, progress, say
+from .parser import CommandParser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument('answer', type=Path, help='challenge JSON, {"1": [vehicle, road], ...}')
     parser.add_argument('truth', type=Path, help='challenge JSON, folder of CARLA label PNGs, or data root')
     parser.add_argument('--fps', type=float, metavar='X', help='loading included; gives the final score')

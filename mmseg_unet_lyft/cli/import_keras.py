@@ -12,13 +12,12 @@ from ..errors import InputError
 from ..inference.formats import PICKLED
 from .console import guarded, say
 from .options import check_new_file
+from .parser import CommandParser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add('weights', type=Path, help='what Keras saved: .keras, .weights.h5 or .h5')
     add('--out', type=Path, metavar='F', help='the checkpoint (as the weights, .pth, in this folder)')

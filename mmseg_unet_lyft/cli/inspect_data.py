@@ -10,13 +10,12 @@ from pathlib import Path
 
 from ..errors import InputError
 from .console import guarded, progress, say
+from .parser import CommandParser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument('root', type=Path, help='folder in the Kaggle layout')
     parser.add_argument('--out', type=Path, metavar='DIR', help='for the reports (work_dirs/inspection/ROOT)')
     add_check_arguments(parser)

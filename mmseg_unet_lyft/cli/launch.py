@@ -9,13 +9,12 @@ import argparse
 
 from ..errors import InputError
 from .console import guarded
+from .parser import CommandParser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument('processes', type=int, help='how many, on this machine')
     parser.add_argument('tool', choices=['train', 'test'])
     parser.add_argument('arguments', nargs=argparse.REMAINDER, help="the tool's own")

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TextIO
 
+from .progress import clock
+
 
 class FrameMeter:
     """Frames done, the rate just now and the time left, on stderr: a line in place, or one every 10 seconds.
@@ -36,8 +38,8 @@ class FrameMeter:
     def _line(self, fps: float) -> str:
         if self._total is None or self._total < self.done:
             return f'frame {self.done}, {fps:.1f} FPS'
-        left = round((self._total - self.done) / fps)
-        return f'frame {self.done} of {self._total}, {fps:.1f} FPS, {left // 60}:{left % 60:02d} left'
+        left = clock((self._total - self.done) / fps)
+        return f'frame {self.done} of {self._total}, {fps:.1f} FPS, {left} left'
 
     def close(self) -> None:
         """End the line."""

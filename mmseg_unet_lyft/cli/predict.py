@@ -15,15 +15,14 @@ from .label_options import add_label_arguments, check_label_arguments
 from .model import model_config, open_segmenter, require_runtime
 from .model_options import add_model_arguments, split_words
 from .options import add_uncertainty
+from .parser import CommandParser
 
 _SHOWN = 20  # Problems on the screen.
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     add_model_arguments(parser, "image files, folders, patterns ('frames/**/*.png')")
     parser.add_argument(
         '--out', default='predictions', metavar='DIR', help='folder for results (predictions)'

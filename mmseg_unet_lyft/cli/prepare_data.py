@@ -11,13 +11,12 @@ from pathlib import Path
 from ..errors import InputError
 from .console import guarded, progress, say
 from .inspect_data import add_check_arguments
+from .parser import CommandParser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument('source', type=Path, nargs='?', help='zip archive, or folder in the Kaggle layout')
     parser.add_argument(
         'out', type=Path, help='prepared folder, 1.92 MB a frame of 600x800: give it as --data-root'

@@ -10,14 +10,13 @@ from pathlib import Path
 
 from .console import guarded, progress, say
 from .options import read_config
+from .parser import CommandParser
 from .test_options import add_test_arguments, model_to_score
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     add_test_arguments(parser)
     # Options may stand between the config and the checkpoint.
     return parser.parse_intermixed_args(argv)

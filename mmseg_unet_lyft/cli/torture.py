@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .console import guarded, progress, say
+from .parser import CommandParser
 
 PARTS = ('kills', 'ranks', 'inputs', 'disk', 'soak')
 EXIT_NOT_HELD = 1
@@ -19,9 +20,7 @@ _SHORT = dict(kills=4, ranks=1, inputs=40, limits=1, soak_minutes=0.3)
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument('parts', nargs='*', metavar='PART', help=f'of {", ".join(PARTS)} (default: all)')
     parser.add_argument('--kills', type=int, default=50, help='of a training run, half in a save (50)')
     parser.add_argument('--ranks', type=int, default=10, help='kills of one of two ranks (10)')

@@ -11,14 +11,13 @@ from pathlib import Path
 
 from .console import guarded, say
 from .options import read_config
+from .parser import CommandParser
 from .train_options import add_train_arguments, check_train_arguments
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     add_train_arguments(parser)
     return parser.parse_args(argv)
 

@@ -11,13 +11,12 @@ from pathlib import Path
 from .console import guarded, progress, say
 from .model_options import add_trust
 from .options import check_file_option
+from .parser import CommandParser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument('config', help='config file, or the name of one in the package')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--data-root', help="folder of the frames, in place of the config's")

@@ -15,15 +15,14 @@ from .console import guarded, say
 from .live import FrameMeter, only_data_on_stdout
 from .model import computes_on_cpu, model_config, open_segmenter, require_runtime
 from .model_options import add_model_arguments, split_words
+from .parser import CommandParser
 from .signals import stop_on_signals
 from .video_options import add_video_arguments, check_video_arguments
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     add_model_arguments(parser, 'a video file, a folder of frames, or the number of a camera')
     add_video_arguments(parser)
     # Options may stand between the model and the input.

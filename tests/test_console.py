@@ -1,0 +1,324 @@
+"""How commands speak: progress in lines, what was meant, defects in one line, completion by a shell."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mmseg_unet_lyft
+from mmseg_unet_lyft.__main__ import find_tools, main
+from mmseg_unet_lyft.cli import progress as progress_room
+from mmseg_unet_lyft.cli.console import guarded, progress
+from mmseg_unet_lyft.cli.progress import clock, told_in_lines
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def python(*arguments: str, **environ: str) -> subprocess.CompletedProcess:
+    """A fresh process in the clone."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), **environ},
+        capture_output=True,
+        text=True,
+    )
+
+
+class Clock:
+    """Stands in for the clock that progress looks at."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(progress_room.time, 'monotonic', lambda: self.now)
+
+
+@pytest.fixture
+def told(monkeypatch, capsys):
+    """What is told of so many items of so many seconds each."""
+    watch = Clock(monkeypatch)
+
+    def run(count, seconds, total):
+        for _ in told_in_lines(range(count), total, 'drawing'):
+            watch.now += seconds
+        return capsys.readouterr().err.splitlines()
+
+    return run
+
+
+def test_a_line_tells_of_each_tenth_with_rate_and_time_left(told):
+    lines = told(40, 0.5, 40)
+    assert lines[0] == 'drawing: 4 of 40, 10 %, 2 a second, 0:18 left'
+    assert lines[8] == 'drawing: 36 of 40, 90 %, 2 a second, 0:02 left'
+    assert lines[9:] == ['drawing: 40 in 0:20, 2 a second']
+
+
+def test_slow_work_is_told_of_every_30_seconds(told):
+    lines = told(100, 16, 100)
+    assert lines[0] == 'drawing: 2 of 100, 2 %, 0.0625 a second, 26:08 left'
+    assert len(lines) == 50
+    assert lines[-1] == 'drawing: 100 in 26:40, 0.0625 a second'
+
+
+def test_quick_work_is_told_of_once(told):
+    assert told(100, 0.005, 100) == ['drawing: 100 in 0:00, 200 a second']
+
+
+def test_without_a_total_the_count_is_told(told):
+    assert told(4, 10, None) == ['drawing: 3, 0.1 a second', 'drawing: 4 in 0:40, 0.1 a second']
+
+
+def test_hours_are_told_as_such():
+    assert [clock(seconds) for seconds in (7, 59.6, 3723)] == ['0:07', '1:00', '1:02:03']
+
+
+def test_progress_in_a_pipe_is_lines_without_escapes(capsys):
+    assert list(progress('abc', 3, 'drawing')) == ['a', 'b', 'c']
+    assert re.fullmatch(r'drawing: 3 in 0:00, [\d.e+]+ a second\n', capsys.readouterr().err)
+
+
+def on_a_terminal(code: str, **environ: str) -> str:
+    """What a fresh process writes to a terminal."""
+    import pty
+
+    parent, child = pty.openpty()
+    env = {name: value for name, value in os.environ.items() if name not in ('NO_COLOR', 'FORCE_COLOR', 'CI')}
+    env |= {'PYTHONPATH': str(ROOT), 'TERM': 'xterm-256color', **environ}
+    process = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, env=env, stdout=child, stderr=child)
+    os.close(child)
+    written = b''
+    while True:
+        try:
+            read = os.read(parent, 4096)
+        except OSError:  # Linux's way to say that the other end is closed.
+            read = b''
+        if not read:
+            break
+        written += read
+    os.close(parent)
+    assert process.wait() == 0, written
+    return written.decode()
+
+
+BAR = 'from mmseg_unet_lyft.cli.console import progress\nfor _ in progress(range(3), 3, "drawing"): pass\n'
+LOG = (
+    'from mmengine.logging import MMLogger\nMMLogger.get_instance("x", log_level="INFO").warning("drawing")\n'
+)
+COLOUR = re.compile(r'\x1b\[[\d;]*m')
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='has no such terminals')
+@pytest.mark.parametrize('code', [BAR, pytest.param(LOG, marks=pytest.mark.stack)], ids=['bar', 'log'])
+def test_a_terminal_gets_colours_unless_no_color_is_set(code):
+    assert COLOUR.search(on_a_terminal(code))
+    plain = on_a_terminal(code, NO_COLOR='1')
+    assert 'drawing' in plain
+    assert not COLOUR.search(plain)
+
+
+def broken(argv: list[str] | None) -> int:
+    """A command with a defect."""
+    return 1 // 0
+
+
+def test_a_defect_reaches_who_calls_from_python():
+    before = sys.excepthook
+    with pytest.raises(ZeroDivisionError, match='division'):
+        guarded(broken)([])
+    assert sys.excepthook is before
+
+
+@pytest.fixture
+def broken_opencv(tmp_path):
+    """A folder for PYTHONPATH with an OpenCV that fails in a way nobody foresaw."""
+    (tmp_path / 'modules').mkdir()
+    (tmp_path / 'modules/cv2.py').write_text('raise LookupError("first line\\nsecond line")\n')
+    (tmp_path / 'temporary').mkdir()
+    paths = os.pathsep.join([str(tmp_path / 'modules'), str(ROOT)])
+    return dict(PYTHONPATH=paths, TMPDIR=str(tmp_path / 'temporary'), LYFT_DEBUG='')
+
+
+GRADE = ('grade', 'answer.json', 'truth.json')
+
+
+@pytest.mark.parametrize('way', [('-m', 'mmseg_unet_lyft', *GRADE), ('tools/grade.py', *GRADE[1:])])
+def test_a_defect_ends_the_process_with_1_and_one_line_and_its_traceback_is_kept(way, broken_opencv):
+    done = python(*way, **broken_opencv)
+    assert (done.returncode, done.stdout) == (1, '')
+    told = re.fullmatch(
+        r'defect: LookupError: first line \(mmseg_unet_lyft/\S+\.py:\d+, \w+\)\. '
+        r'This is no mistake of yours; please report it; its traceback: (\S+), or with --debug\n',
+        done.stderr,
+    )
+    assert told, done.stderr
+    kept = Path(told[1])
+    assert kept.parent == Path(broken_opencv['TMPDIR'])
+    assert kept.read_text().endswith('LookupError: first line\nsecond line\n')
+
+
+@pytest.mark.parametrize(
+    ('before', 'behind', 'variable'), [((), ('--debug',), ''), (('--debug',), (), ''), ((), (), '1')]
+)
+def test_debug_shows_the_traceback_and_keeps_no_file(broken_opencv, before, behind, variable):
+    done = python(
+        '-m', 'mmseg_unet_lyft', *before, *GRADE, *behind, **dict(broken_opencv, LYFT_DEBUG=variable)
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith('Traceback (most recent call last):')
+    assert done.stderr.splitlines()[-1].startswith('defect: LookupError: first line (mmseg_unet_lyft/')
+    assert list(Path(broken_opencv['TMPDIR']).iterdir()) == []
+
+
+def test_a_users_mistake_has_its_traceback_with_debug_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('LYFT_DEBUG', '')
+    line = f'error: {tmp_path}/none.json: cannot be read'
+    assert main(['grade', f'{tmp_path}/none.json', str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(line)
+    assert main(['grade', f'{tmp_path}/none.json', str(tmp_path), '--debug']) == 2
+    told = capsys.readouterr().err
+    assert told.startswith('Traceback')
+    assert f'\n{line}' in told
+
+
+def test_a_reader_that_has_gone_ends_a_command_with_one_line():
+    code = """
+import sys
+from mmseg_unet_lyft.cli.console import guarded, say
+def command(argv):
+    sys.stdin.read()
+    say('to nobody')
+sys.exit(guarded(command)())
+"""
+    process = subprocess.Popen(
+        [sys.executable, '-c', code],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    process.stdin.close()
+    assert process.stderr.read() == b'error: standard output: what was to read it has ended\n'
+    assert process.wait() == 2
+
+
+@pytest.mark.parametrize('tool', find_tools())
+def test_each_tool_says_its_version(tool, capsys):
+    with pytest.raises(SystemExit, match='^0$'):
+        main([tool, '--version'])
+    assert capsys.readouterr().out == f'mmseg_unet_lyft {mmseg_unet_lyft.__version__}\n'
+
+
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ('train x.py --data-rot y', r'unrecognized arguments: --data-rot y; did you mean --data-root\?'),
+        ('train x.py --data-rot=y', r'unrecognized arguments: --data-rot=y; did you mean --data-root\?'),
+        ('predict m.onnx frames --opacty 0.5', r'--opacty 0\.5; did you mean --opacity\?'),
+        ('benchmark model --rouns 3', r'unrecognized arguments: --rouns 3; did you mean --rounds\?'),
+        # An option of another part is not what was meant.
+        ('benchmark model --samplse 3', r'unrecognized arguments: --samplse 3; did you mean --smp\?'),
+        ('train x.py --quux 1', r'unrecognized arguments: --quux 1$'),
+        ('export x.pth --format onx', r"invalid choice: 'onx' .*; did you mean onnx\?"),
+        ('benchmark modl', r"invalid choice: 'modl' .*; did you mean model\?"),
+        ('launch 2 tran x.py', r"invalid choice: 'tran' .*; did you mean train\?"),
+    ],
+)
+def test_a_mistyped_option_or_choice_names_the_nearest(line, message, capsys):
+    with pytest.raises(SystemExit, match='^2$'):
+        main(line.split())
+    assert re.search(message, capsys.readouterr().err.strip())
+
+
+def test_tools_are_found_by_hyphens_too(capsys):
+    with pytest.raises(SystemExit, match='^0$'):
+        main(['draw-scenes', '--help'])
+    assert capsys.readouterr().out.startswith('usage: mmseg_unet_lyft draw_scenes ')
+
+
+def test_a_mistyped_option_of_the_command_itself_names_the_nearest(capsys):
+    assert main(['--verison']) == 2
+    assert '--verison: no such tool; did you mean --version? The tools are' in capsys.readouterr().err
+
+
+LINES = {
+    'mmseg-unet-lyft tra': {'train'},
+    'mmseg-unet-lyft export x.pth --format ': {'onnx', 'openvino', 'torch', 'torchscript', 'safetensors'},
+    'mmseg-unet-lyft draw-scenes --fra': {'--frames'},
+    'mmseg-unet-lyft benchmark in': {'input', 'inspect'},
+    'mmseg-unet-lyft benchmark model --bat': {'--batches'},
+    'mmseg-unet-lyft predict a.onnx frames --unc': {'--uncertainty'},
+}
+
+
+@pytest.fixture(scope='module')
+def on_path(tmp_path_factory):
+    """Runs a script in a shell that finds ``mmseg-unet-lyft``, as pip would have made it."""
+    argcomplete = pytest.importorskip('argcomplete')
+    folder = tmp_path_factory.mktemp('bin')
+    command = folder / 'mmseg-unet-lyft'
+    code = 'import sys\nfrom mmseg_unet_lyft.__main__ import main\nsys.exit(main())\n'
+    command.write_text(f'#!{sys.executable}\n{code}')
+    command.chmod(0o755)
+    paths = os.pathsep.join([str(ROOT), str(Path(argcomplete.__file__).parents[1])])
+    env = dict(os.environ, PATH=f'{folder}{os.pathsep}{os.environ["PATH"]}', PYTHONPATH=paths)
+
+    def run(shell: str, script: str) -> str:
+        if shutil.which(shell) is None:
+            pytest.skip(f'no {shell} here')
+        done = subprocess.run([shell, '-c', script], cwd=folder, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_bash_completes_tools_options_and_choices(on_path):
+    ask = """
+eval "$(mmseg-unet-lyft completion bash)"
+ask() {
+    COMP_LINE=$1 COMP_POINT=${#1} COMP_TYPE=9 COMPREPLY=()
+    _python_argcomplete mmseg-unet-lyft
+    echo ${COMPREPLY[*]}
+}
+"""
+    answers = on_path('bash', ask + '\n'.join(f'ask "{line}"' for line in LINES))
+    assert dict(zip(LINES, map(set, map(str.split, answers.splitlines())), strict=True)) == LINES
+
+
+def test_fish_completes_tools_options_and_choices(on_path):
+    ask = 'mmseg-unet-lyft completion fish | source\n'
+    answers = on_path('fish', ask + '\n'.join(f'complete -C "{line}"; echo' for line in LINES))
+    found = [
+        {line.partition('\t')[0] for line in part.splitlines()} for part in answers.strip().split('\n\n')
+    ]
+    assert dict(zip(LINES, found, strict=True)) == LINES
+
+
+def test_zsh_takes_the_code_for_completion(on_path):
+    on_path('zsh', 'compdef() { : }; eval "$(mmseg-unet-lyft completion zsh)" && whence _python_argcomplete')
+
+
+def test_a_command_to_be_completed_does_not_run_without_argcomplete(tmp_path):
+    code = f"""
+import sys
+sys.modules['argcomplete'] = None
+sys.argv = ['mmseg_unet_lyft', 'draw_scenes', {str(tmp_path / 'drawn')!r}, '--frames', '1', '--drives', 'F1']
+from mmseg_unet_lyft.__main__ import main
+main()
+"""
+    done = python('-c', code, _ARGCOMPLETE='1', COMP_LINE='mmseg_unet_lyft draw_scenes x', COMP_POINT='29')
+    assert (done.returncode, done.stdout, done.stderr) == (1, '', '')
+    assert not (tmp_path / 'drawn').exists()
+
+
+def test_completion_says_what_it_needs(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'argcomplete', None)
+    assert main(['completion', 'bash']) == 2
+    assert "install with: pip install 'mmseg_unet_lyft[completion]'" in capsys.readouterr().err

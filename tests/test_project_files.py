@@ -1,0 +1,167 @@
+"""What outsiders read beside the code: model index, citation, issue forms, container, how to help."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mmseg_unet_lyft
+from mmseg_unet_lyft.__main__ import find_tools
+
+ROOT = Path(__file__).resolve().parents[1]
+FORMS = ('bug.yml', 'idea.yml')
+FORM_KINDS = {'markdown', 'textarea', 'input', 'dropdown', 'checkboxes'}
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding='utf-8')
+
+
+def read_yaml(name: str) -> dict:
+    return yaml.safe_load(read(name))
+
+
+@pytest.fixture(scope='module')
+def models() -> list[dict]:
+    """Models of the metafiles that the index names."""
+    return [model for name in read_yaml('model-index.yml')['Import'] for model in read_yaml(name)['Models']]
+
+
+def table_below(text: str, heading: str) -> list[list[str]]:
+    """Cells of the first table's rows behind a heading, without the table's head."""
+    lines = text.partition(f'\n{heading}\n')[2].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith('|'))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith('|'):
+            break
+        rows.append([cell.strip() for cell in line.strip('|').split('|')])
+    return rows
+
+
+def test_every_config_is_listed_once_and_every_listed_one_exists(models):
+    assert sorted(model['Config'] for model in models) == sorted(
+        f'configs/{path.name}' for path in (ROOT / 'configs').glob('*.py')
+    )
+    assert len({model['Name'] for model in models}) == len(models)
+
+
+def test_every_model_belongs_to_a_collection(models):
+    collections = {entry['Name'] for entry in read_yaml('configs/metafile.yml')['Collections']}
+    assert {model['In Collection'] for model in models} == collections
+
+
+def test_no_weights_are_promised(models):
+    assert not any('Weights' in model for model in models)
+
+
+def test_every_score_names_its_data_and_those_it_was_trained_on(models):
+    measured = [model for model in models if model.get('Results')]
+    assert measured
+    for model in measured:
+        assert model['Metadata']['Training Data']
+        for result in model['Results']:
+            assert result['Task'] == 'Semantic Segmentation'
+            assert result['Dataset']
+            assert result['Metrics']
+    others = [model['Metadata'] for model in models if not model.get('Results')]
+    assert others == [dict(Note='not measured')] * len(others)
+
+
+def test_readme_and_metafile_state_the_same_results(models):
+    stated = {}
+    for config, trained_on, scored_on, *scores in table_below(read('README.md'), '## Results'):
+        name, steps = re.match(r'`(\w+\.py)`, ([\d,]+) steps', config).groups()
+        iterations = int(steps.replace(',', ''))
+        stated[f'configs/{name}'] = (iterations, trained_on, scored_on, *map(float, scores))
+    listed = {}
+    for model in models:
+        for result in model.get('Results', []):
+            about = model['Metadata']
+            floors = about['Floors (mIoU)']
+            listed[model['Config']] = (
+                about['Iterations'],
+                about['Training Data'],
+                result['Dataset'],
+                result['Metrics']['mIoU'],
+                floors['pixel frequency'],
+                floors['colour'],
+            )
+    assert listed == stated
+
+
+def test_the_results_page_states_the_metafiles_means(models):
+    rows = re.findall(r'^\| \*\*mean\*\* \|(.*)\|$', read('docs/results.md'), re.MULTILINE)
+    means = {float(cell.strip(' *')) for row in rows for cell in row.split('|')}
+    listed = {
+        score
+        for model in models
+        for result in model.get('Results', [])
+        for score in result['Metrics'].values()
+    }
+    floors = {score for model in models for score in model['Metadata'].get('Floors (mIoU)', {}).values()}
+    assert listed | floors == means
+
+
+def test_the_citation_has_what_the_format_requires_and_the_packages_version():
+    citation = read_yaml('CITATION.cff')
+    assert citation['cff-version'] == '1.2.0'
+    assert citation['message']
+    assert citation['title'].startswith('mmseg_unet_lyft')
+    assert citation['authors'] == [dict(name='The mmseg_unet_lyft contributors')]
+    assert citation['version'] == mmseg_unet_lyft.__version__
+    assert citation['license'] == 'Apache-2.0'
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_an_issue_form_has_what_the_format_requires(name):
+    form = read_yaml(f'.github/ISSUE_TEMPLATE/{name}')
+    assert form['name']
+    assert form['description']
+    assert {part['type'] for part in form['body']} <= FORM_KINDS
+    assert all(part['attributes']['label'] for part in form['body'])
+    assert len({part['id'] for part in form['body']}) == len(form['body'])
+
+
+def test_whoever_reports_a_bug_is_asked_for_the_doctors_output():
+    parts = {part['id']: part for part in read_yaml('.github/ISSUE_TEMPLATE/bug.yml')['body']}
+    assert 'mmseg-unet-lyft doctor' in parts['doctor']['attributes']['label']
+    assert parts['doctor']['validations'] == dict(required=True)
+
+
+def test_commands_and_files_named_for_outsiders_exist():
+    text = '\n'.join(map(read, ['CONTRIBUTING.md', *(f'.github/ISSUE_TEMPLATE/{name}' for name in FORMS)]))
+    assert set(re.findall(r'mmseg-unet-lyft (\w+)', text)) <= {*find_tools()}
+    named = set(re.findall(r'\b(?:tools|docs|configs)/[\w./]+\w', text)) | {'.ci/run', 'CHANGELOG.md'}
+    assert len(named) > 4
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+    targets = set(re.findall(r'\bmake (\w+)', text))
+    assert targets == {'test', 'lint', 'slow'}
+    assert targets <= set(re.findall(r'^(\w+):', read('Makefile'), re.MULTILINE))
+
+
+def test_the_container_copies_files_that_exist_and_its_context_lets_in():
+    copied = re.findall(r'^COPY (?!--from)(\S+) ', read('Dockerfile'), re.MULTILINE)
+    assert copied == ['requirements/onedl.txt', '.']
+    let_in = {line[1:] for line in read('.dockerignore').splitlines() if line.startswith('!')}
+    assert {name for name in let_in if not (ROOT / name).exists()} == set()
+    # What setup.py reads and builds from, and what the links in .mim point at.
+    assert {
+        'README.md',
+        'setup.py',
+        'pyproject.toml',
+        'mmseg_unet_lyft',
+        'configs',
+        'tools',
+        'requirements',
+    } <= let_in
+    assert {path.resolve().name for path in (ROOT / 'mmseg_unet_lyft/.mim').iterdir()} <= let_in
+
+
+def test_the_container_does_not_run_as_root():
+    last_stage = read('Dockerfile').rpartition('\nFROM ')[2]
+    assert re.search(r'^USER 1000:1000$', last_stage, re.MULTILINE)
+    assert re.search(r'useradd .*--uid 1000 ', last_stage)
