@@ -22,7 +22,7 @@ class Message:
 
     Attributes:
         text: With a gap for each part that is filled in when it is given.
-        function: Name of the function that gives it.
+        function: Name of the function that gives it; ``import`` where importing the module does.
         about: The first line of that function's docstring.
         module: ``engine/config.py``.
     """
@@ -45,13 +45,14 @@ def _of_module(path: Path, package: Path) -> Iterator[Message]:
     for scope in _scopes(tree):
         about = (ast.get_docstring(scope) or '').partition('\n')[0]
         known = constants | _assigned(list(_own(scope)))
-        is_telling = scope.name.endswith(_TELLING)
-        for text in dict.fromkeys(_texts(scope, known, is_telling)):
-            yield Message(text, scope.name, about, module)
+        name = scope.name if isinstance(scope, ast.FunctionDef) else 'import'
+        for text in dict.fromkeys(_texts(scope, known, name.endswith(_TELLING))):
+            yield Message(text, name, about, module)
 
 
-def _scopes(tree: ast.AST) -> Iterator[ast.FunctionDef]:
-    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+def _scopes(tree: ast.Module) -> Iterator[ast.Module | ast.FunctionDef]:
+    """A module's own lines, then each function."""
+    return (node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.FunctionDef)))
 
 
 def _own(scope: ast.AST) -> Iterator[ast.AST]:
@@ -71,7 +72,7 @@ def _assigned(nodes: list[ast.AST]) -> dict[str, ast.expr]:
     return {name: found[0] for name, found in values.items() if len(found) == 1}
 
 
-def _texts(scope: ast.FunctionDef, known: dict[str, ast.expr], is_telling: bool) -> Iterator[str]:
+def _texts(scope: ast.AST, known: dict[str, ast.expr], is_telling: bool) -> Iterator[str]:
     """The messages of a function that say anything by themselves."""
     for node in _own(scope):
         value = None
