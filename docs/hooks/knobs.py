@@ -12,8 +12,8 @@ from pathlib import Path
 _BASE = '_base_'
 _OPENING = (
     'Each knob stands in one file, which everything else derives from. `--cfg-options KNOB=x` sets it there, '
-    'before anything derives from it; a config of your own over one of these sets it and rebinds what derives '
-    'from it. This page is read from `configs/` when the site is built.'
+    'before anything derives from it; a config of your own over one of these sets it and rebinds what '
+    'derives from it. This page is read from `configs/` when the site is built.'
 )
 
 
