@@ -46,9 +46,7 @@ class LyftTrainLoop(IterBasedTrainLoop):
     - A request to stop is heeded behind a step, before a validation that is due there.
     - Steps are made by a `Guard`. Where a batch cannot be read, the run is saved as it stands.
 
-    Args:
-        args: As in mmengine's ``IterBasedTrainLoop``.
-        kwargs: As there.
+    Its arguments are those of mmengine's ``IterBasedTrainLoop``.
 
     Attributes:
         is_stopping: Set to end training behind the present step; a validation due there is left for later.
