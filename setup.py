@@ -76,7 +76,7 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['mmseg_unet_lyft', 'mmseg_unet_lyft.*']),
     # Links to configs/ and tools/ in a clone, real files once built: where mim and `python -m` look for them.
-    package_data={'mmseg_unet_lyft': ['.mim/configs/**/*.py', '.mim/tools/*']},
+    package_data={'mmseg_unet_lyft': ['.mim/configs/**/*.py', '.mim/tools/*', 'report/templates/*']},
     # No mm distribution, torch or OpenCV here: whoever has an mmseg project keeps theirs.
     install_requires=['numpy>=1.24,<3', 'pillow>=10.1,<14', 'rich>=13,<16'],
     extras_require={
