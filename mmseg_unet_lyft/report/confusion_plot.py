@@ -23,7 +23,7 @@ def _draw(axes: Any, confusion: np.ndarray, classes: Sequence[str]) -> None:
     for (row, column), share in np.ndenumerate(shares):
         if np.isfinite(share) and share >= 0.05:
             colour = 'white' if share > 60 else 'black'
-            axes.text(column, row, f'{share:.3g}', ha='center', va='center', color=colour, fontsize=7)
+            axes.text(column, row, f'{share:.1f}', ha='center', va='center', color=colour, fontsize=7)
 
 
 def _inches(classes: Sequence[str]) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from ..datasets.files import write_whole
 # Legible on white and on black: a page has one picture for both.
 _ON_ANY_PAGE = '#808080'
 _INK = ('text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color')
-_SIZE = (6.2, 3.7)
+_SIZE = (5.2, 3.2)
 
 
 def _draw_loss(axes: Any, train: Sequence[dict], val: Sequence[dict]) -> None:
@@ -131,7 +131,7 @@ def picture_on_any_page(draw: Callable[[Any], None], size: tuple[float, float]) 
 
     Args:
         draw: Given the axes.
-        size: (width, height) in inches, of 110 pixels.
+        size: (width, height) in inches, of 130 pixels.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -141,5 +141,5 @@ def picture_on_any_page(draw: Callable[[Any], None], size: tuple[float, float]) 
     with rc_context(ink):
         figure = Figure(figsize=size, layout='constrained')
         draw(figure.subplots())
-        figure.savefig(picture, dpi=110, format='png', transparent=True)
+        figure.savefig(picture, dpi=130, format='png', transparent=True)
     return picture.getvalue()

@@ -174,14 +174,13 @@ def describe_card(card: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _changes(card: dict[str, Any]) -> list[dict[str, Any]]:
     """The config beside what it came from; values cut to what can be read."""
-    return [
-        dict(
-            what=group['what'],
-            problem=group.get('problem'),
-            rows=[(key, _cut(before), _cut(after)) for key, before, after in group.get('rows', ())],
-        )
-        for group in card.get('config_changes') or ()
-    ]
+    groups = []
+    for group in card.get('config_changes') or ():
+        rows = [(key, _cut(before), _cut(after)) for key, before, after in group.get('rows', ())]
+        # Knobs are what somebody set; most of the rest derives from them.
+        knobs, rest = ([row for row in rows if ('.' in row[0]) is deep] for deep in (False, True))
+        groups.append(dict(what=group['what'], problem=group.get('problem'), knobs=knobs, rest=rest))
+    return groups
 
 
 def _cut(text: str) -> str:
