@@ -1,4 +1,4 @@
-"""In a browser a run's page loads whole, raises no error, and fits narrow and wide windows, dark and light."""
+"""In a browser a page of runs loads whole, raises no error, and fits any window, dark and light."""
 
 import pytest
 
