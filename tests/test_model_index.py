@@ -12,7 +12,7 @@ import yaml
 
 from mmseg_unet_lyft.cli.model_index import main
 from mmseg_unet_lyft.engine.model_index import INDEX, METAFILE, write_index
-from mmseg_unet_lyft.engine.run_card import card_file
+from mmseg_unet_lyft.report.run_cards import card_file
 
 from .test_resume import run
 
