@@ -12,7 +12,7 @@ import yaml
 
 from ..datasets.files import write_whole
 from ..errors import InputError
-from .run_card import CARD, FORMAT
+from ..report.run_cards import CARD, FORMAT
 
 INDEX, METAFILE = 'model-index.yml', 'configs/metafile.yml'
 SCORES = 'test/scores.json'  # Where the test command writes by default, beside the checkpoint.
