@@ -192,7 +192,7 @@ def test_it_trains_scores_predicts_and_exports(executed):
     assert scores['data'] == 'drawn scenes'
     assert scores['tested_on'] == 'test'
     floor = scores['floors']['most frequent class at each pixel']['mIoU']
-    assert floor < scores['metrics']['mIoU'] < 95
+    assert floor + 5 < scores['metrics']['mIoU'] < 95
     assert len(list((folder / 'predictions').rglob('*.png'))) == 8
     assert (folder / 'unet_lyft.onnx').stat().st_size > 100_000
     alike = re.search(r'([\d.]+) % of pixels', outputs(executed, 'exported')[0])
