@@ -20,8 +20,17 @@ CONTENT = json.loads(PATH.read_text(encoding='utf-8'))
 CELLS = {cell['id']: cell for cell in CONTENT['cells']}
 SOURCES = {name: ''.join(cell['source']) for name, cell in CELLS.items()}
 FIGURES = (
-    *('look', 'legend', 'inspect', 'unet', 'contracting-figure', 'expansive-figure', 'recommended'),
-    *('leak-figure', 'curves', 'score-figure', 'segmenter'),
+    *(
+        'look',
+        'legend',
+        'inspect',
+        'unet',
+        'contracting-figure',
+        'middle',
+        'expansive-figure',
+        'output-figure',
+    ),
+    *('recommended', 'leak-figure', 'train', 'score-figure', 'segmenter'),
 )
 
 
@@ -148,7 +157,7 @@ def test_every_figure_is_there(executed):
 
 @pytest.mark.slow
 def test_the_pieces_are_the_network(executed):
-    shapes = ast.literal_eval(outputs(executed, 'middle')[0])
+    shapes = ast.literal_eval(outputs(executed, 'middle')[-1])
     assert shapes == [(16, 120, 160), (32, 60, 80), (64, 30, 40), (128, 15, 20), (256, 7, 10)]
     assert ast.literal_eval(outputs(executed, 'expansive')[0]) == dict(
         upsampled=(1, 128, 15, 21), joined=(1, 256, 15, 20), step=(1, 128, 15, 20)
@@ -183,7 +192,7 @@ def test_it_trains_scores_predicts_and_exports(executed):
     assert scores['data'] == 'drawn scenes'
     assert scores['tested_on'] == 'test'
     floor = scores['floors']['most frequent class at each pixel']['mIoU']
-    assert floor < scores['metrics']['mIoU'] < 95
+    assert floor + 5 < scores['metrics']['mIoU'] < 95
     assert len(list((folder / 'predictions').rglob('*.png'))) == 8
     assert (folder / 'unet_lyft.onnx').stat().st_size > 100_000
     alike = re.search(r'([\d.]+) % of pixels', outputs(executed, 'exported')[0])
