@@ -61,6 +61,14 @@ def test_wheel_carries_every_config_and_tool_as_it_stands_in_the_clone(built_whe
     assert 'mmseg_unet_lyft/.mim/configs/_base_/default_runtime.py' in in_wheel
 
 
+def test_wheel_carries_the_templates_of_pages(built_wheel, source_copy):
+    folder = 'mmseg_unet_lyft/report/templates'
+    in_clone = {f'{folder}/{path.name}': path.read_bytes() for path in (source_copy / folder).iterdir()}
+    assert f'{folder}/run_page.html' in in_clone
+    with zipfile.ZipFile(built_wheel) as wheel:
+        assert {name: wheel.read(name) for name in wheel.namelist() if name.startswith(folder)} == in_clone
+
+
 def test_wheel_holds_the_package_and_nothing_beside_it(built_wheel):
     with zipfile.ZipFile(built_wheel) as wheel:
         top_level = {name.partition('/')[0] for name in wheel.namelist()}

@@ -68,8 +68,8 @@ def _test(argv: list[str] | None) -> None:
         summary |= uncertainty.report_uncertainty(runner, metrics)
         say(scoring.score_table(summary))
         path = scoring.save_summary(summary, Path(config.work_dir))
-        # Again, with the floors.
-        report.write(runner)
+        if args.baselines:
+            report.write(runner)  # Again, with the floors.
         for folder in filter(None, (args.out, args.show_dir)):
             say(f'pictures: {folder}')
         say(f'report: {Path(config.work_dir) / "report/index.html"}')

@@ -47,6 +47,7 @@ class LyftReportHook(Hook):
         self._card: dict[str, Any] = {}
         self._sheet: FrameSheet | None = None
         self._timer: _Timer | None = None
+        self._written_step: int | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Write the page of a run that has measured nothing yet."""
@@ -62,7 +63,8 @@ class LyftReportHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Draw the curves to their ends."""
-        self.write(runner)
+        if self._written_step != runner.iter:
+            self.write(runner)
 
     def before_val(self, runner: Runner) -> None:
         """Look at frames anew."""
@@ -194,6 +196,7 @@ class LyftReportHook(Hook):
         if get_dist_info()[0]:
             return
         folder = Path(runner.work_dir)
+        self._written_step = runner.iter
         try:
             write_json(folder / FOLDER / CARD, self._card)
             write_report(folder)

@@ -156,9 +156,12 @@ def save_tables(run: RunData) -> None:
     """
     folder = run.folder / FOLDER
     write_json(folder / CARD, run.card)
-    save_curves(folder / 'curves.png', run.scalars, rows=2, columns=2)
+    # What there is not (yet) may lie there of an earlier run.
+    if run.scalars:
+        save_curves(folder / 'curves.png', run.scalars, rows=2, columns=2)
+    else:
+        (folder / 'curves.png').unlink(missing_ok=True)
     if run.confusion is None:
-        # Not an earlier run's.
         for name in ('results.csv', 'confusion_matrix.csv', 'confusion_matrix.png'):
             (folder / name).unlink(missing_ok=True)
         return

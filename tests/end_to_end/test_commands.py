@@ -42,6 +42,22 @@ def test_training_leaves_best_last_curves_and_scalars(trained, capsys):
         assert np.isfinite(validations[-1][key])
 
 
+def test_a_test_leaves_a_page_with_floors_latency_and_the_command(trained, drawn_root, tmp_path):
+    assert (trained / 'report/index.html').is_file()
+    assert score_tiny(trained, drawn_root, tmp_path, '--baselines') == 0
+    card = json.loads((tmp_path / 'report/run_card.json').read_text())
+    scores = json.loads((tmp_path / 'scores.json').read_text())
+    assert card['result']['confusion'] == scores['confusion']
+    assert card['command'][0] == 'test'
+    assert '--baselines' in card['command']
+    assert card['checkpoint'] == str(best_checkpoint(str(trained)))
+    (stage,) = card['latency']['stages'].values()
+    assert 0 < stage['p50'] <= stage['p95'] < 60_000
+    page = (tmp_path / 'report/index.html').read_text()
+    for floor in scores['floors']:
+        assert f'{floor}, IoU %' in page
+
+
 def test_loss_falls_when_two_frames_are_learnt_by_heart(drawn_root, tmp_path):
     drives = ('train_drives=[F1]', 'val_drives=[F1]', 'allow_overlap=True')
     options = ('max_iters=80', 'val_interval=80', 'learning_rate=0.01', *drives)

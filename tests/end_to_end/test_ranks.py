@@ -125,6 +125,15 @@ def test_evaluation_counts_the_same_on_one_and_two_processes(proofs):
     assert scalars <= set(alone['evaluation']['metrics'])
 
 
+def test_a_report_shows_the_same_frames_of_one_and_two_processes(proofs):
+    first, _, alone, _ = proofs
+    assert first['evaluation']['frames'] == alone['evaluation']['frames']
+    # Five frames: two, two and one.
+    assert [frame['group'] for frame in alone['evaluation']['frames']] == 2 * ['worst'] + 2 * ['median'] + [
+        'best'
+    ]
+
+
 def test_an_exported_file_counts_as_its_checkpoint_on_one_and_two_processes(proofs):
     first, second, alone, _ = proofs
     expected = alone['evaluation']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 from mmseg_unet_lyft.engine.config import load_config
+from mmseg_unet_lyft.engine.report_hook import LyftReportHook
 from mmseg_unet_lyft.engine.runner import build_runner
 from mmseg_unet_lyft.engine.uncertainty import ask_for_uncertainty
 from mmseg_unet_lyft.inference.exported_segmentor import score_exported
@@ -82,10 +84,15 @@ def evaluation(out: Path, data_root: Path, launcher: str, checkpoint: Path) -> d
     config.load_from = str(checkpoint)
     ask_for_uncertainty(config, 1)
     runner = build_runner(config)
+    runner.register_hook(LyftReportHook())
     metrics = runner.test()
+    frames = json.loads((out / 'report/frames.json').read_text()) if runner.rank == 0 else None
     iou, score, *_ = runner.test_evaluator.metrics
     return dict(
-        metrics=metrics, confusion=torch.from_numpy(iou.confusion), counts=torch.from_numpy(score.counts)
+        metrics=metrics,
+        frames=frames,
+        confusion=torch.from_numpy(iou.confusion),
+        counts=torch.from_numpy(score.counts),
     )
 
 
