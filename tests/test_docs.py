@@ -1,11 +1,14 @@
 """The site builds without a warning, and what it is made of says what the source says."""
 
 import ast
+import functools
 import os
 import re
 import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -168,22 +171,69 @@ class Links(HTMLParser):
             self.loaded.append(address)
 
 
-@pytest.mark.slow
-def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
-    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(tmp_path / 'site')]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | dict(NO_MKDOCS_2_WARNING='1'), capture_output=True, text=True
-    )
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    """The site, built."""
+    folder = tmp_path_factory.mktemp('site')
+    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(folder)]
+    environ = os.environ | dict(NO_MKDOCS_2_WARNING='1')
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'WARNING' not in done.stderr
-    pages = {path.relative_to(tmp_path / 'site').as_posix(): path for path in tmp_path.rglob('*.html')}
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(site):
+    pages = {path.relative_to(site).as_posix(): path for path in site.rglob('*.html')}
+    texts = {name: path.read_text(encoding='utf-8') for name, path in pages.items()}
     assert {'index.html', 'configs.html', 'commands.html', 'troubleshooting.html'} < set(pages)
     for name, path in pages.items():
-        for address in Links(path.read_text(encoding='utf-8')).loaded:
+        for address in Links(texts[name]).loaded:
             assert not re.match(r'(https?:)?//', address), (name, address)
             # 404.html alone is made for a server.
             assert name == '404.html' or (path.parent / address.partition('?')[0]).is_file(), (name, address)
-    assert 'mmseg_unet_lyft.inference.segmenter.Segmenter' in pages['api/inference.html'].read_text()
-    assert 'label scheme … is not known' in pages['troubleshooting.html'].read_text(encoding='utf-8')
-    assert 'carla13_from_0.9.14' in pages['data.html'].read_text(encoding='utf-8')
-    assert 'made by the build' not in ''.join(path.read_text(encoding='utf-8') for path in pages.values())
+    assert 'mmseg_unet_lyft.inference.segmenter.Segmenter' in texts['api/inference.html']
+    assert 'label scheme … is not known' in texts['troubleshooting.html']
+    assert 'carla13_from_0.9.14' in texts['data.html']
+    assert 'made by the build' not in ''.join(texts.values())
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_pages_fit_narrow_and_wide_windows_without_an_error(site, browser):
+    for width in (400, 1400):
+        browser.set_window_size(width, 900)
+        for name in ('index', 'configs', 'troubleshooting', 'api/datasets'):
+            browser.get((site / f'{name}.html').as_uri())
+            assert browser.execute_script('return document.documentElement.scrollWidth <= innerWidth'), name
+            assert browser.get_log('browser') == []
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_a_message_is_found_by_the_sites_search(site, browser):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    handler = functools.partial(QuietHandler, directory=str(site))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            browser.set_window_size(1400, 900)
+            browser.get(f'http://127.0.0.1:{server.server_port}/index.html?q=its+base+does+not+exist')
+            WebDriverWait(browser, 30).until(
+                lambda driver: any(
+                    'troubleshooting.html' in link.get_attribute('href')
+                    for link in driver.find_elements(By.CSS_SELECTOR, 'a.md-search-result__link')
+                )
+            )
+        finally:
+            server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves a folder, and says nothing."""
+
+    def log_message(self, *args):
+        pass

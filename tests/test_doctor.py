@@ -173,9 +173,12 @@ def test_a_gpu_that_torch_does_not_use_is_told(here, tmp_path, monkeypatch):
     driver.write_text('#!/bin/sh\necho Stand-in 9000\n')
     driver.chmod(0o755)
     monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
-    found = here()['devices']
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    findings = here()
+    found = findings['devices']
     assert found.found == f'Stand-in 9000, which torch {torch.__version__} does not use'
     assert found.advice.startswith('install a torch built for its driver')
+    assert findings['tested'].advice == 'tests were not run with a GPU; to see whether they pass: make test'
 
 
 def test_the_text_marks_what_is_off_and_ends_with_a_verdict(tmp_path, monkeypatch, capsys):

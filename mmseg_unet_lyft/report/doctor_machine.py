@@ -22,6 +22,7 @@ _DATA_PLACES = ('data/lyft', 'data/drawn')
 _DATA_VARIABLE = 'LYFT_DATA_ROOT'
 _THREAD_VARIABLES = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')
 _SHARED_MEMORY = Path('/dev/shm')
+_AMD_DEVICE = Path('/dev/kfd')
 # Batches of 8 workers, two ahead each, of 4 crops of 384x512 at 4 bytes a pixel: 50 MB.
 _LEAST_SHARED = 64e6
 # Three checkpoints of the reference with AdamW's moments are 78 MB; logs and pictures come beside.
@@ -62,17 +63,23 @@ def _devices() -> Finding:
     if not listed:
         return Finding('devices', f'CPU ({platform.machine()})')
     found = f'{", ".join(listed)}, which torch {installed_version("torch")} does not use'
-    if os.environ.get('CUDA_VISIBLE_DEVICES') == '':
+    is_cpu_build = installed_version('torch').endswith('+cpu')
+    if os.environ.get('CUDA_VISIBLE_DEVICES') == '' and not is_cpu_build:
         return Finding('devices', found, 'CUDA_VISIBLE_DEVICES is empty and hides it; unset it')
     advice = 'install a torch built for its driver: https://pytorch.org/get-started/locally names the command'
     return Finding('devices', found, advice)
 
 
+def has_gpu_driver() -> bool:
+    """Whether there is a driver of NVIDIA's or AMD's, and so most likely a GPU."""
+    return shutil.which('nvidia-smi') is not None or _AMD_DEVICE.exists()
+
+
 def _listed_gpus() -> list[str]:
-    """Names that NVIDIA's or AMD's driver gives, without torch."""
+    """Names that the driver gives, without torch."""
     if shutil.which('nvidia-smi'):
         return _run(['nvidia-smi', '--query-gpu=name', '--format=csv,noheader'])
-    return ['an AMD GPU'] if Path('/dev/kfd').exists() else []
+    return ['an AMD GPU'] if _AMD_DEVICE.exists() else []
 
 
 def _run(command: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ from ..compat import (
 )
 from ..errors import InputError
 from .doctor import Finding
+from .doctor_machine import has_gpu_driver
 from .tested import nearest
 
 _PACKAGE = 'mmseg_unet_lyft'
@@ -91,6 +92,8 @@ def _tested() -> Finding:
     python = '.'.join(platform.python_version_tuple()[:2])
     torch = '.'.join(torch.split('.')[:2])
     row, differences = nearest(python, torch, stack, platform.system(), platform.machine())
+    # All rows are of the CPU.
+    differences += ['a GPU'] if has_gpu_driver() else []
     if not differences:
         return Finding('tested', f'as here: {row.what} ({row.where})')
     advice = f'tests were not run with {", ".join(differences)}; to see whether they pass: make test'
