@@ -21,6 +21,7 @@ from mmseg_unet_lyft.apps.labelling import (
     kind_of,
     label_clip,
     label_image,
+    model_names,
     without_folders,
 )
 from mmseg_unet_lyft.apps.pictures import class_shares, entropy_picture, fit, shares_table, toggled_overlay
@@ -179,6 +180,13 @@ def test_a_gigantic_image_is_refused_by_its_header(model, tmp_path):
     (tmp_path / 'x.png').write_bytes(content)
     with pytest.raises(InputError, match=r'x\.png: 9000x9000 is 81 MP, more than the 64 MP that are read'):
         label_image([model], tmp_path / 'x.png', tmp_path)
+
+
+def test_models_of_one_name_are_told_apart_by_their_folders():
+    assert model_names(['/w/a/best.pth']) == ['best.pth']
+    assert model_names(['/w/a/best.pth', '/w/a/unet.onnx']) == ['best.pth', 'unet.onnx']
+    assert model_names(['/w/a/best.pth', '/w/b/best.pth']) == ['a/best.pth', 'b/best.pth']
+    assert model_names(['/w/a/best.pth', '/w/a/best.pth']) == ['best.pth', 'best.pth']
 
 
 def test_messages_name_files_without_folders():

@@ -141,7 +141,7 @@ class Page:
 
     def _add_results(self) -> None:
         gr, looks = self._gr, dict(format='png', interactive=False, buttons=['download', 'fullscreen'])
-        with gr.Tabs() as self._tabs:
+        with gr.Tabs(overflow_behavior='wrap') as self._tabs:
             with gr.Tab('Overlay', id='overlay'):
                 self._overlay = gr.Image(label=self._models[0].name, elem_id='overlay', **looks)
             self._slider = None
@@ -181,7 +181,8 @@ class Page:
         painted = [self._overlay, *([self._slider] if self._slider else [])]
         results = [*painted, self._seen, self._uncertainty, self._about_uncertainty, self._video]
         results += [self._said, self._shares, self._files, self._tabs]
-        asked = dict(outputs=results, api_visibility='private', show_progress_on=[self._said])
+        pictures = [*painted, self._uncertainty, self._video]
+        asked = dict(outputs=results, api_visibility='private', show_progress_on=pictures)
         self._upload.upload(self._label_upload, [self._upload, *controls], **asked)
         self._example.click(self._label_example, [self._example, *controls], **asked)
         for control in controls:
@@ -219,7 +220,7 @@ class Page:
             )
         except InputError as error:
             message = without_folders(error, path, *(Path(model.path) for model in self._models))
-            raise gr.Error(message, title='Not labelled', print_exception=False) from None
+            raise gr.Error(message, print_exception=False) from None
 
     def _show_image(self, seen: Labelled, opacity: float, shown: list[str]) -> dict:
         gr, unsure = self._gr, next((one for one in seen.answers if one.uncertainty is not None), None)

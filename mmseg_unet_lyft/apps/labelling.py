@@ -43,7 +43,7 @@ class Model:
     """A model of the demo.
 
     Attributes:
-        name: How it is called on the page: its file's name.
+        name: How it is called on the page, as from `model_names`.
         path: Its file.
         segmenter: The model itself.
     """
@@ -112,6 +112,16 @@ class Clip:
     notes: list[str] = field(default_factory=list)
 
 
+def model_names(paths: Sequence[str]) -> list[str]:
+    """What models are called: their files' names, with as many folders before them as tell them apart."""
+    parts = [Path(path).resolve().parts for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ['/'.join(one[-count:]) for one in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
+
+
 def kind_of(path: Path) -> str:
     """``'image'`` or ``'video'``, by the file's first bytes.
 
@@ -153,7 +163,7 @@ def _answer(model: Model, frame: np.ndarray, stem: str, folder: Path) -> Answer:
     start = time.perf_counter()
     label = segmenter(frame, colours='BGR')
     seconds = time.perf_counter() - start
-    file = folder / f'{stem}_labels.png'
+    file = folder / f'{stem}_{model.name.replace("/", "_")}.png'
     save_palette_png(file, label, segmenter.palette)
     uncertainty = None
     if not segmenter.is_exported:

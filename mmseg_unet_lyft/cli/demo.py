@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from pathlib import Path
 
 from ..errors import InputError
 from ..inference import formats
@@ -63,10 +62,11 @@ def _demo(argv: list[str] | None) -> int:
     for config, path in named:
         require_runtime(config, path)
     from ..apps.demo import demo
-    from ..apps.labelling import Model
+    from ..apps.labelling import Model, model_names
 
     opened = [open_segmenter(args, model_config(args, config), path) for config, path in named]
-    models = [Model(Path(path).name, path, one) for (_, path), one in zip(named, opened, strict=True)]
+    paths = [path for _, path in named]
+    models = list(map(Model, model_names(paths), paths, opened))
     with stop_on_signals() as stop:
         with demo(models, args.host, args.port, int(args.max_megapixels * 1e6)) as url:
             open_to = 'this machine' if args.host in LOOPBACK else 'whoever reaches it, without a password'

@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmseg_unet_lyft.apps.demo import demo
+from mmseg_unet_lyft.apps.labelling import Model
 from mmseg_unet_lyft.datasets.scenes import draw_frame
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.inference.export import export_onnx
@@ -57,9 +59,6 @@ def onnx_file(checkpoint, tmp_path_factory):
 @pytest.fixture(scope='module')
 def served(checkpoint, onnx_file):
     """The segmenter of a checkpoint, and the address where it is shown beside its exported file."""
-    from mmseg_unet_lyft.apps.demo import demo
-    from mmseg_unet_lyft.apps.labelling import Model
-
     segmenter = CountingSegmenter(checkpoint)
     models = [
         Model('unet.pth', checkpoint, segmenter),
@@ -145,6 +144,11 @@ def visit(browser, served):
     assert visit.strangers() == []
 
 
+def browser_text(visit: Visit, selector: str) -> str:
+    """What can be read in an element, in one line."""
+    return ' '.join(visit.browser.find_element('css selector', selector).text.split())
+
+
 def fetch(url: str) -> bytes:
     with urllib.request.urlopen(url) as answer:
         return answer.read()
@@ -200,6 +204,7 @@ def test_two_models_lie_over_each_other_and_the_uncertainty_is_the_first_ones(se
     assert (first != second).any(axis=2).mean() < 1e-3
     visit.tab('Uncertainty')
     assert pixels(visit.source('#uncertainty img')).shape == (96, 128, 3)
+    visit.wait(lambda: 'Entropy of what unet.pth gives' in browser_text(visit, 'body'))
 
 
 def test_an_example_is_labelled(visit):
@@ -225,7 +230,7 @@ def test_a_video_becomes_an_overlay(served, visit, tmp_path):
 def test_a_broken_file_gives_a_message_and_the_page_goes_on(visit, frame_file, tmp_path, capfd):
     (tmp_path / 'broken.png').write_bytes(frame_file.read_bytes()[:3000])
     visit.upload(tmp_path / 'broken.png')
-    message = visit.find('.toast-body').text
+    message = visit.wait(lambda: browser_text(visit, '.toast-body'))
     assert 'broken.png: cannot be read as an image (' in message
     assert '/' not in message
     (tmp_path / 'list.mp4').write_text('#EXTM3U\nhttp://127.0.0.1:1/a.ts\n')
@@ -274,6 +279,17 @@ def test_no_address_is_fetched_and_no_other_file_is_served(served, checkpoint):
     told = fetch(f'{url}gradio_api/queue/data?session_hash=raw').decode()
     assert '"output":{"error":null}' in told
     assert checkpoint not in told
+
+
+def test_an_exported_file_alone_says_that_it_has_no_uncertainty(browser, onnx_file, frame_file):
+    with demo([Model('unet.onnx', str(onnx_file), Segmenter(onnx_file))]) as url:
+        visit = Visit(browser, url)
+        visit.upload(frame_file)
+        visit.said('unet.onnx')
+        visit.tab('Uncertainty')
+        visit.wait(lambda: 'without probabilities' in browser.find_element('tag name', 'body').text)
+        assert not browser.find_elements('css selector', '#uncertainty img')
+        assert 'Compare' not in browser.find_element('tag name', 'body').text
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
