@@ -1,4 +1,4 @@
-# make demo | test | slow | lint | install | lock | clean; the first three install what they need by themselves.
+# make demo | test | slow | docs | lint | install | lock | clean; the first three install what they need by themselves.
 
 # The mm stack, onedl or openmmlab: an extra of setup.py, a lock file in requirements/, an environment.
 EXTRA ?= onedl
@@ -27,7 +27,7 @@ SCORE = $(PY) tools/test.py configs/unet_lyft_demo.py $(BEST) --data-root $(DATA
 	--baselines --show-dir $(DEMO)/overlays
 PREDICT = $(PY) tools/predict.py $(BEST) $(DATA)/dataA/dataA/CameraRGB --out $(DEMO)/predictions --overwrite
 
-.PHONY: install demo test slow lint lock clean
+.PHONY: install demo test slow docs lint lock clean
 
 install: $(INSTALLED)
 	@echo "environment: $(VENV)/bin/python"
@@ -72,6 +72,11 @@ test: $(TESTABLE)
 slow: $(SLOW)
 	$(PY) -m pytest -m 'slow or browser' $(TESTS)
 
+# The site, a folder to open in a browser; MkDocs' and Material's notes on their own future are left out.
+docs: $(SLOW)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
+	@echo "site/index.html"
+
 lint: $(TESTABLE)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -91,6 +96,6 @@ lock:
 	@echo "wrote requirements/onedl.txt requirements/openmmlab.txt requirements/dev.txt requirements/slow.txt"
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(DEMO)
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache $(DEMO)
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 	@echo "removed build products, caches and $(DEMO); $(VENV) and $(DATA) stay"

@@ -1,7 +1,7 @@
 # The one we recommend: batch norm, no dropout.
 _base_ = ['unet_lyft.py']
 
-norm_cfg = dict(type='BN')
+norm_cfg = dict(type='BN')  # normalisation behind each convolution; None is none, as in the reference
 encoder_dropout = 0.0
 decoder_dropout = 0.0
 learning_rate = 2e-3

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import os
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -43,13 +44,40 @@ def require_stack() -> None:
         InputError: If the stack is missing, doubled, or cannot work; the message says what was found and
             the command that mends it.
     """
-    found = {name: version for name in (*_ONEDL, *_OPENMMLAB) if (version := _version(name))}
-    _check_one_stack(found)
-    _check_modules(found)
-    _check_versions(found)
-    _check_openmmlab(found)
+    for check in _stack_checks():
+        check(installed_stack())
     require_opencv()
     stand_in_for_ops()
+
+
+def installed_stack() -> dict[str, str]:
+    """Version of each distribution of an mm stack that is installed, of either."""
+    return {name: version for name in (*_ONEDL, *_OPENMMLAB) if (version := installed_version(name))}
+
+
+def stack_name(found: dict[str, str]) -> str | None:
+    """Which stack these distributions are of: ``'onedl'`` or ``'openmmlab'``; None of neither or both."""
+    names = {'onedl' if name in _ONEDL else 'openmmlab' for name in found}
+    return names.pop() if len(names) == 1 else None
+
+
+def stack_faults() -> list[str]:
+    """All that is wrong with the mm stack, each with the command that mends it; empty if nothing is."""
+    faults = []
+    for check in _stack_checks():
+        try:
+            check(installed_stack())
+        except InputError as error:
+            faults.append(str(error))
+            # The others look into what is missing.
+            if check is _check_modules:
+                break
+    return faults
+
+
+def _stack_checks() -> tuple[Callable[[dict[str, str]], None], ...]:
+    """In the order in which their remedies help."""
+    return _check_one_stack, _check_modules, _check_versions, _check_openmmlab
 
 
 def require_opencv() -> None:
@@ -63,7 +91,7 @@ def require_opencv() -> None:
     try:
         import cv2  # noqa: F401
     except ImportError as error:
-        builds = [name for name in ('opencv-python', 'opencv-contrib-python') if _version(name)]
+        builds = [name for name in ('opencv-python', 'opencv-contrib-python') if installed_version(name)]
         command = (
             f'pip uninstall -y {" ".join(builds or ["opencv-python"])} && pip install opencv-python-headless'
         )
@@ -113,7 +141,7 @@ class _MissingOps(ModuleType):
         return missing
 
 
-def _version(distribution: str) -> str | None:
+def installed_version(distribution: str) -> str | None:
     """The installed version of a distribution, None if there is none."""
     try:
         return metadata.version(distribution)
@@ -154,7 +182,7 @@ def _check_modules(found: dict[str, str]) -> None:
         )
     from packaging.version import Version
 
-    torch = _version('torch')
+    torch = installed_version('torch')
     if torch and Version(torch) < Version(_TORCH_MIN):
         raise InputError(
             f'torch {torch}: checkpoints of a training run load safely from torch {_TORCH_MIN} on; '
@@ -166,7 +194,7 @@ def _check_versions(found: dict[str, str]) -> None:
     """Raise an InputError if mmseg would refuse the mmcv or mmengine beside it with an assertion."""
     from packaging.version import Version
 
-    limits = _constants(find_spec('mmseg').origin)
+    limits = constants_of(find_spec('mmseg').origin)
     for what, names, wanted in (
         ('MMCV', ('mmcv', 'mmcv-lite'), 'mmcv-lite==2.1.0'),
         ('MMENGINE', ('mmengine',), "'mmengine>=0.10.4,<0.11'"),
@@ -180,7 +208,7 @@ def _check_versions(found: dict[str, str]) -> None:
                 )
 
 
-def _constants(path: str) -> dict[str, str]:
+def constants_of(path: str) -> dict[str, str]:
     """Strings that a Python file assigns at its top level, read without running it."""
     tree = ast.parse(Path(path).read_text(encoding='utf-8'))
     return {
@@ -206,6 +234,6 @@ def _check_openmmlab(found: dict[str, str]) -> None:
     if find_spec('pkg_resources') is None:
         raise InputError(
             f'mmengine {found.get("mmengine")} imports pkg_resources, which the setuptools here '
-            f'({_version("setuptools") or "none"}) does not have; install with: '
+            f'({installed_version("setuptools") or "none"}) does not have; install with: '
             "pip install 'setuptools<81'"
         )

@@ -1,6 +1,7 @@
 """Before the first step: whatever is wrong with config, data and weights is found, and told at once."""
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -52,10 +53,10 @@ def network(**knobs):
 
 
 def refused(config, loaders=TRAINING, **options):
-    """What the preflight says of a run."""
+    """What the preflight says of a run, without the config's file, which it names for what is wrong there."""
     with pytest.raises(InputError, match='.') as refusal:
         check_run(config, loaders, **options)
-    return str(refusal.value)
+    return str(refusal.value).removeprefix(f'{config.filename}: ')
 
 
 # --- all at once -------------------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ def test_five_mistakes_are_told_at_once(three_drives, kaggle, capsys):
     assert train.main([config, *command[1:], '--load-from', 'no.pth', '--cfg-options', *options]) == 2
     said = capsys.readouterr().err
     first, *problems = said.splitlines()
-    assert first == 'error: 7 problems, found before the first step:'
+    assert first == f'error: {config}: 7 problems, found before the first step:'
     assert all(problem.startswith('  - ') for problem in problems)
     beginnings = [problem[4:].replace(f'{three_drives.parent}/', '') for problem in problems]
     expected = [
@@ -156,6 +157,14 @@ def test_an_unknown_type_is_named_with_the_nearest(three_drives, key, wrong, mea
     message = refused(config)
     assert message.startswith(f'{key}={wrong!r}: no such ')
     assert f'; did you mean {meant}? (' in message
+
+
+def test_a_problem_of_the_config_comes_with_its_file_and_one_of_the_data_without(three_drives):
+    config = configured(**{'model.backbone.type': 'LyftUnet'})
+    with pytest.raises(InputError, match=f"^{re.escape(config.filename)}: model.backbone.type='LyftUnet'"):
+        check_run(config, TRAINING)
+    with pytest.raises(InputError, match='^nowhere: no such folder'):
+        check_run(configured(data_root='nowhere'), TRAINING)
 
 
 def test_types_that_no_one_builds_are_passed_over(three_drives):

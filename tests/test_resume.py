@@ -305,6 +305,28 @@ def test_a_checksum_is_there_before_and_behind_the_file_it_is_of(tmp_path, monke
     assert len(checksum_file(path).read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize('content', [b'\xe1' * 64 + b'  iter_2.pth\n', b'12ab'])
+def test_a_damaged_checksum_does_not_keep_the_next_checkpoint_from_being_saved(
+    tmp_path, monkeypatch, content
+):
+    path = tmp_path / 'iter_2.pth'
+    write_with_checksum(path, b'old')
+    checksum_file(path).write_bytes(content)
+    assert is_intact(path) is False
+    intact = []
+
+    def replace(self, target):
+        rename(self, target)
+        intact.append(is_intact(path))
+
+    rename = type(path).replace
+    monkeypatch.setattr(type(path), 'replace', replace)
+    write_with_checksum(path, b'new')
+    # The new file is whole as soon as it is there, also behind a line that was cut short.
+    assert intact == [False, True, True]
+    assert len(checksum_file(path).read_text().splitlines()) == 1
+
+
 def test_no_room_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / 'iter_2.pth'
     write_with_checksum(path, b'old')

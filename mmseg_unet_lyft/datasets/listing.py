@@ -15,6 +15,7 @@ from .episodes import parse_name
 KAGGLE_NAME = 'kumaresanmanickavelu/lyft-udacity-challenge'
 KAGGLE_URL = f'https://www.kaggle.com/datasets/{KAGGLE_NAME}'
 IMAGE_FOLDER, LABEL_FOLDER = 'CameraRGB', 'CameraSeg'
+MARKER_NAME = 'DRAWN_SCENES.json'  # In a data root: its frames are drawn.
 # root / dataA / dataA / CameraRGB is the deepest layout there is.
 _DEEPEST_LEVEL = 3
 # Left by macOS and Windows beside other files; no part of anybody's data.

@@ -18,6 +18,7 @@ from ..errors import InputError
 from .episodes import SPLITS
 from .files import UNFINISHED
 from .labels import RAW_HEIGHT, RAW_WIDTH
+from .listing import MARKER_NAME
 from .scenes_canvas import Canvas
 from .scenes_ground import finish, paint_ground, paint_sky
 from .scenes_plots import visible_things
@@ -27,7 +28,6 @@ from .workers import cores, map_in_order
 
 # Counts up whenever the same recipe draws other pixels.
 GENERATOR_VERSION = 2
-MARKER_NAME = 'DRAWN_SCENES.json'
 ALL_DRIVES = tuple(drive for drives in SPLITS.values() for drive in drives)
 SMALLEST = 64
 CHUNK_FRAMES = 8  # Frames a worker draws before it reports back.

@@ -6,6 +6,8 @@ import re
 import shutil
 import signal
 import threading
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,9 @@ from .memory import free_memory, is_shortage
 
 _SHARED_MEMORY = Path('/dev/shm')  # Where torch's workers put batches.
 _WORKER = re.compile(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)')
+# What reading a batch of a worker that died raises, before its signal is heard.
+LOST = (ConnectionError, EOFError, FileNotFoundError)
+_SIGNAL_SECONDS = 5.0
 _PEER = re.compile(
     r'closed by peer|reset by peer|pair closure|Broken pipe|Socket Timeout|Timed out waiting|gloo|NCCL',
     re.IGNORECASE,
@@ -54,6 +59,13 @@ class WorkerDeaths:
             self._is_noted = False
             self._raise(signal.SIGCHLD, None)
 
+    def wait(self) -> None:
+        """As `check`, where something else already shows that a worker is gone: the signal comes soon."""
+        end = time.monotonic() + _SIGNAL_SECONDS
+        while not self._is_noted and time.monotonic() < end:
+            time.sleep(0.05)
+        self.check()
+
     def give_back(self) -> None:
         """Let torch's handler raise again."""
         if self._raise:
@@ -69,7 +81,7 @@ def explained() -> Iterator[None]:
     except RuntimeError as error:
         worker = _WORKER.search(str(error))
         if worker:
-            raise InputError(_describe_worker(worker)) from error
+            raise InputError(_describe_worker(f'{worker[1]} {worker[2].strip().rstrip(".")}')) from error
         if torch.distributed.is_initialized() and _PEER.search(str(error)):
             raise InputError(
                 'another rank is gone; what it said stands above. All ranks end: go on with --resume'
@@ -80,16 +92,23 @@ def explained() -> Iterator[None]:
                 'val_batch_size or window_size takes less'
             ) from error
         raise
+    except LOST as error:
+        # A batch in shared memory goes with the worker that made it.
+        if not any(
+            'multiprocessing' in frame.filename for frame in traceback.extract_tb(error.__traceback__)
+        ):
+            raise
+        raise InputError(_describe_worker(f'is gone ({type(error).__name__})')) from error
 
 
-def _describe_worker(found: re.Match) -> str:
+def _describe_worker(what: str) -> str:
     """What became of a worker, what is short, and what to do."""
     shared = ''
     if _SHARED_MEMORY.is_dir():
         shared = f'; {_SHARED_MEMORY} has {shutil.disk_usage(_SHARED_MEMORY).free / 1e6:.0f} MB left'
     return (
-        f'loader worker {found[1]} {found[2].strip().rstrip(".")}: most often memory ran out{_left()}{shared}'
-        '. Set a smaller num_workers or batch_size, or num_workers=0, and go on with --resume'
+        f'loader worker {what}: most often memory ran out{_left()}{shared}. Set a smaller '
+        'num_workers or batch_size, or num_workers=0, and go on with --resume'
     )
 
 

@@ -125,8 +125,7 @@ def use_amp(config: Config, on_cuda: bool) -> str:
 class LyftCpuAmpOptimWrapper(OptimWrapper):
     """Forward passes under bfloat16 autocast on the CPU; no loss scaling, since bfloat16 has float32's range.
 
-    Args:
-        kwargs: As in mmengine's ``OptimWrapper``.
+    Its arguments are those of mmengine's ``OptimWrapper``.
     """
 
     @contextmanager

@@ -15,8 +15,7 @@ _KEY = 'early_stopping'  # In the message hub, which checkpoints hold.
 class LyftEarlyStoppingHook(EarlyStoppingHook):
     """mmengine's EarlyStoppingHook, which goes on counting where the run that is resumed had come to.
 
-    Args:
-        kwargs: As there.
+    Its arguments are those of mmengine's.
     """
 
     # Before the checkpoint hook, which saves the count.

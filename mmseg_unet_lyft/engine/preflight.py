@@ -18,18 +18,24 @@ from .checkpoint import check_weights, fitting_weights, read_weights
 class Findings:
     """What was found so far.
 
+    Args:
+        where: The config's file, which is named where the problem is in it.
+
     Attributes:
         problems: What has to be mended before the run may start.
         notes: What is allowed, but worth a line.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, where: str | None = None) -> None:
+        self._where = where
+        self._of_config: set[str] = set()
         self.problems: list[str] = []
         self.notes: list[str] = []
 
     @contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Within it, an InputError is taken as a problem, and ends the block."""
+    def collecting(self, of_config: bool = False) -> Iterator[None]:
+        """Within it, an InputError is taken as a problem, of the config if so said, and ends the block."""
+        before = len(self.problems)
         try:
             yield
         except ValueError as error:
@@ -38,11 +44,13 @@ class Findings:
             if mistake is None:
                 raise
             self.problems.append(str(mistake))
+        if of_config:
+            self._of_config.update(self.problems[before:])
 
-    def add(self, problems: Iterable[str]) -> bool:
-        """Take a check's problems, and an InputError that ends it; True if there were none."""
+    def add(self, problems: Iterable[str], of_config: bool = False) -> bool:
+        """Take a check's problems, as in `collecting`, and an InputError that ends it; True if none."""
         before = len(self.problems)
-        with self.collecting():
+        with self.collecting(of_config):
             # Not `extend`: what came before an error is kept.
             for problem in problems:
                 self.problems.append(problem)
@@ -51,11 +59,14 @@ class Findings:
     def require_none(self) -> None:
         """Raise an InputError with all problems, each once."""
         problems = list(dict.fromkeys(self.problems))
+        is_told = not self._where or any(self._where in problem for problem in problems)
+        where = '' if is_told or self._of_config.isdisjoint(problems) else f'{self._where}: '
         if len(problems) == 1:
-            raise InputError(problems[0])
+            raise InputError(f'{where}{problems[0]}')
         if problems:
             listed = (f'  - {textwrap.indent(problem, "    ").lstrip()}' for problem in problems)
-            raise InputError('\n'.join([f'{len(problems)} problems, found before the first step:', *listed]))
+            head = f'{where}{len(problems)} problems, found before the first step:'
+            raise InputError('\n'.join([head, *listed]))
 
 
 def check_run(
@@ -81,13 +92,15 @@ def check_run(
     Raises:
         InputError: If there are problems; the message lists all of them.
     """
-    findings = Findings()
+    findings = Findings(config.filename)
     trains = 'test_dataloader' not in loaders
     used = loaders if trains else ('test_dataloader',)
     with DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmseg'):
-        is_sound = findings.add(preflight_config.type_problems(config, preflight_config.built_keys(used)))
-        is_sound = findings.add(preflight_config.number_problems(config, used)) and is_sound
-        is_sound = findings.add(preflight_config.head_problems(config)) and is_sound
+        is_sound = findings.add(
+            preflight_config.type_problems(config, preflight_config.built_keys(used)), of_config=True
+        )
+        is_sound = findings.add(preflight_config.number_problems(config, used), of_config=True) and is_sound
+        is_sound = findings.add(preflight_config.head_problems(config), of_config=True) and is_sound
         findings.add(preflight_config.temporary_folder_problems(config, used))
         _look_at_data(config, loaders, used, findings)
         others = ('val', 'test') if trains else ('test',)
@@ -104,9 +117,9 @@ def check_run(
 
 def check_data(config: Config, *loaders: str) -> None:
     """As `check_run`, for what reads the loaders' frames and runs no network."""
-    findings = Findings()
+    findings = Findings(config.filename)
     with DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmseg'):
-        findings.add(preflight_config.number_problems(config, loaders))
+        findings.add(preflight_config.number_problems(config, loaders), of_config=True)
         _look_at_data(config, loaders, loaders, findings)
     findings.require_none()
 
@@ -114,12 +127,14 @@ def check_data(config: Config, *loaders: str) -> None:
 def _look_at_data(config: Config, loaders: Iterable[str], built: Iterable[str], findings: Findings) -> None:
     """Take what is wrong with the frames of loaders, and with those loaders that are to be built."""
     if 'train_dataloader' in built:
-        findings.add(preflight_config.batch_problems(config))
+        findings.add(preflight_config.batch_problems(config), of_config=True)
     for loader in loaders:
-        knows_types = loader in built and findings.add(preflight_config.type_problems(config, [loader]))
+        knows_types = loader in built and findings.add(
+            preflight_config.type_problems(config, [loader]), of_config=True
+        )
         if not preflight_data.is_ours(config, loader):
             continue
-        findings.add(preflight_config.scheme_problems(config, loader))
+        findings.add(preflight_config.scheme_problems(config, loader), of_config=True)
         frames = preflight_data.Frames(config[loader].dataset)
         if findings.add(frames.find()):
             findings.add(frames.problems())
@@ -153,7 +168,7 @@ def _look_at_network(
             weights = read_weights(load_from, trust)
     # Not an exported file, which takes as long to open as to run.
     if can_build and (trains or load_from):
-        with findings.collecting():
+        with findings.collecting(of_config=True):
             model = preflight_model.build_model(config)
     if model is not None and weights is not None:
         with findings.collecting():

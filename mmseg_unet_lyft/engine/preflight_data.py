@@ -22,6 +22,7 @@ from ..datasets.packed import is_address
 from ..datasets.png import decode, read_header
 from ..errors import InputError
 from .ranks import place_of
+from .runner import config_mistakes
 
 # Frames of a split that are looked into, spread over it: enough to see a wrong scheme, read in 0.1 s.
 _LOOKED_INTO = 8
@@ -226,7 +227,8 @@ def loader_problems(config: Config, loader: str, frames: Frames, notes: list[str
         frames: Those of it that were found.
         notes: Gets what is no problem.
     """
-    dataset = DATASETS.build(dict(copy.deepcopy(config[loader].dataset), lazy_init=True))
+    with config_mistakes(config):
+        dataset = DATASETS.build(dict(copy.deepcopy(config[loader].dataset), lazy_init=True))
     if loader != 'train_dataloader' or not frames.pairs:
         return
     yield from few_frames_problems(config, len(frames.pairs), notes)

@@ -12,6 +12,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from .checkpoint import TRAINED_WITH
+from .runner import config_mistakes
 from .saving import check_room
 
 # What to do about weights that do not fit.
@@ -24,10 +25,15 @@ STRICT_REMEDY = 'Without --strict, what fits is loaded'
 
 
 def build_model(config: Config) -> nn.Module:
-    """The network as mmengine will build it; warnings and random numbers are left to that."""
+    """The network as mmengine will build it; warnings and random numbers are left to that.
+
+    Raises:
+        InputError: If it cannot be built from the config.
+    """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return MODELS.build(copy.deepcopy(config.model))
+        with config_mistakes(config):
+            return MODELS.build(copy.deepcopy(config.model))
 
 
 def check_room_for(config: Config, model: nn.Module) -> None:

@@ -12,19 +12,15 @@ from typing import Any
 from mmengine.runner import Runner
 
 from .. import __version__
+from ..datasets.listing import MARKER_NAME
 from ..datasets.preparation import REPORT_FOLDER
 from ..datasets.statistics import STATS_NAME
+from ..report.run_cards import FORMAT
+from ..report.run_cards import card_file as card_file
 from .machine import describe_machine
 
-CARD = '.run_card.json'  # Suffix behind a checkpoint's name.
-FORMAT = 1
 _MANIFESTS = ('manifest.json', f'{REPORT_FOLDER}/manifest.json')
 _GIT_SECONDS = 10
-
-
-def card_file(checkpoint: Path) -> Path:
-    """Where a checkpoint's run card stands."""
-    return checkpoint.with_name(checkpoint.name + CARD)
 
 
 def describe_run(runner: Runner) -> dict[str, Any]:
@@ -33,8 +29,8 @@ def describe_run(runner: Runner) -> dict[str, Any]:
     Returns:
         ``command``, ``started`` (UTC), ``package``, ``config`` (name, whole text, its SHA-256), ``seed``,
         ``deterministic``, ``processes``, ``resumed_from``, ``data`` (root, hashes of manifest and
-        ``stats.json``, frames), ``statistics`` (what was measured and used, or that published values are),
-        ``git`` (of the folder the command ran in) and ``machine`` (with all versions).
+        ``stats.json``, frames, whether they are drawn), ``statistics`` (what was measured and used, or that
+        published values are), ``git`` (of the folder the command ran in) and ``machine`` (with all versions).
     """
     config = runner.cfg
     text = config.pretty_text
@@ -65,6 +61,7 @@ def _describe_data(runner: Runner) -> dict[str, Any]:
         root=root,
         split=getattr(dataset, 'split', None),
         frames=len(dataset),
+        is_drawn=bool(root) and (Path(root) / MARKER_NAME).is_file(),
         manifest_sha256=_sha256(manifest),
         stats_sha256=_sha256(Path(root) / STATS_NAME) if root else None,
         note=None if manifest else 'no manifest beside the data: inspect_data and prepare_data write one',

@@ -16,7 +16,6 @@ from mmengine.device import get_device
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import build_functions
 from mmengine.runner import Runner
 from mmengine.runner import runner as runner_module
 from mmengine.structures import PixelData
@@ -33,7 +32,7 @@ from .launch import join_group
 
 # Large enough for five levels, and quick.
 _TRIAL_SIZE = (64, 96)
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE, _MMENGINE = Path(__file__).resolve().parents[1], Path(runner_module.__file__).parents[1]
 # What a constructor raises that gets what it does not take.
 _MISTAKES = (AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 
@@ -136,12 +135,17 @@ def config_mistakes(config: Config) -> Iterator[None]:
 
 def _is_of_building(error: BaseException) -> bool:
     """Whether an error was raised by others' code that builds an object from a config."""
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    frames = traceback.extract_tb(error.__traceback__)
+    last = Path(frames[-1].filename)
     # Our own constructors hand what they do not know to mmseg's.
     is_misfit = isinstance(error, TypeError) and '__init__() ' in str(error)
-    if _PACKAGE in Path(files[-1]).parents and not is_misfit:
+    if _PACKAGE in last.parents and not is_misfit:
         return False
-    return build_functions.__file__ in files or files[-1] == runner_module.__file__
+    # mmengine's `build_model`, `build_from_cfg`, `build_optim_wrapper` and so on; or what it calls itself.
+    builders = (frame for frame in frames if frame.name.startswith('build_'))
+    return last == Path(runner_module.__file__) or any(
+        _MMENGINE in Path(frame.filename).parents for frame in builders
+    )
 
 
 def build_runner(config: Config, trust: bool = False) -> Runner:

@@ -60,13 +60,14 @@ def write_with_checksum(path: Path, content: bytes) -> None:
             'room and go on with --resume. The checkpoints saved before are whole'
         )
     beside = checksum_file(path)
-    line = f'{hashlib.sha256(content).hexdigest()}  {path.name}\n'
-    before = beside.read_text(encoding='utf-8') if beside.is_file() and path.is_file() else ''
-    write_whole(beside, (before + line).encode())
+    line = f'{hashlib.sha256(content).hexdigest()}  {path.name}\n'.encode()
+    # What stands there may be damaged: no text, or cut within its line.
+    before = beside.read_bytes().splitlines() if beside.is_file() and path.is_file() else []
+    write_whole(beside, b''.join([*(old + b'\n' for old in before), line]))
     write_whole(path, content)
     sync(path.parent)
     if before:
-        write_whole(beside, line.encode())
+        write_whole(beside, line)
 
 
 class WholeFiles(LocalBackend):

@@ -14,7 +14,7 @@ from mmseg.registry import LOOPS
 from torch import nn
 
 from ..errors import InputError
-from .deaths import WorkerDeaths
+from .deaths import LOST, WorkerDeaths
 from .guards import Guard
 from .history import forget, steps_to_keep
 from .saving import VALIDATED
@@ -46,9 +46,7 @@ class LyftTrainLoop(IterBasedTrainLoop):
     - A request to stop is heeded behind a step, before a validation that is due there.
     - Steps are made by a `Guard`. Where a batch cannot be read, the run is saved as it stands.
 
-    Args:
-        args: As in mmengine's ``IterBasedTrainLoop``.
-        kwargs: As there.
+    Its arguments are those of mmengine's ``IterBasedTrainLoop``.
 
     Attributes:
         is_stopping: Set to end training behind the present step; a validation due there is left for later.
@@ -113,9 +111,11 @@ class LyftTrainLoop(IterBasedTrainLoop):
             # Its workers are there now, and with them the handler.
             self._deaths.put_off()
             return batch
-        except (RuntimeError, ValueError, OSError):
+        except (RuntimeError, ValueError, OSError, EOFError) as error:
             # A file that cannot be read, or a worker that died: nothing is wrong with the weights.
             self.guard.save()
+            if isinstance(error, LOST):
+                self._deaths.wait()
             raise
 
     def _is_validation_due(self) -> bool:

@@ -303,7 +303,13 @@ def test_a_scheme_that_is_not_the_heads_is_refused_before_the_start(drawn_root, 
     [
         ('randomness = dict(deterministik=True)', "unexpected keyword argument 'deterministik'"),
         ('train_cfg = dict(val_intervall=3)', "unexpected keyword argument 'val_intervall'"),
-        ("model = dict(backbone=dict(type='LyftUNot'))", 'LyftUNot is not in the mm'),
+        (
+            "model = dict(backbone=dict(type='LyftUNot'))",
+            "model.backbone.type='LyftUNot': no such model; did you mean LyftUNet?",
+        ),
+        ('optim_wrapper = dict(optimizer=dict(_delete_=True, lr=0.1))', 'KeyError: type'),
+        ('train_dataloader = dict(dataset=dict(pipelin=[]))', "unexpected keyword argument 'pipelin'"),
+        ('model = dict(bgckbone=3)', "unexpected keyword argument 'bgckbone'"),
         ('model = dict(test_cfg=dict(crop_sizes=3))', 'crop_sizes: no such key; did you mean'),
     ],
 )

@@ -2,16 +2,16 @@
 data_root = '{{$LYFT_DATA_ROOT:data/lyft}}'  # the Kaggle folder, or packed frames; also --data-root
 scheme = 'carla13'  # label scheme: carla13, challenge3 or road
 train_drives = 'train'  # a benchmark split (train, val, test), or a list of drives
-val_drives = 'val'
-test_drives = 'test'
+val_drives = 'val'  # the same, of validation: the best checkpoint is chosen on it
+test_drives = 'test'  # the same, of the test command
 allow_overlap = False  # whether frames may be scored that were trained on: one drive learnt by heart, say
 image_scale_wh = (800, 600)  # width, height at which frames are trained and tested
 scale_range = (0.5, 2.0)  # random resizing in training, as a factor of image_scale_wh
 crop_size = (384, 512)  # height, width
 colour_on_device = False  # colours change where the network runs, and not in the workers
 batch_size = 4  # frames a step on each device
-val_batch_size = 1
-num_workers = 2
+val_batch_size = 1  # frames at once on each device in validation and test
+num_workers = 2  # processes that load frames, for each loader on each device; 0 loads in the trainer
 
 train_pipeline = [
     # As RandomResize, RandomCrop and RandomFlip, computed on the window that survives.

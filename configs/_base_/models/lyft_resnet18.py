@@ -4,12 +4,12 @@ _base_ = ['applying.py']
 pretrained = None  # 'open-mmlab://resnet18_v1c' downloads ImageNet weights
 decoder_channels = (32, 64, 128)  # of the decoder levels, finest (stride 4) first
 decoder_dropout = 0.0  # ratio behind each concatenation
-num_classes = 13
+num_classes = 13  # as many as the label scheme has
 # One loss weight a class: labels.median_frequency_weights of the published shares of the training split.
 class_weight = [0.18, 0.35, 1.06, 1.0, 5.0, 1.48, 1.18, 0.23, 0.36, 0.29, 0.25, 1.24, 3.87]
 channels_last = True  # NHWC memory format
 
-norm_cfg = dict(type='BN')
+norm_cfg = dict(type='BN')  # normalisation behind each convolution; None is none
 model = dict(
     type='LyftSegmentor',
     channels_last=channels_last,

@@ -4,7 +4,7 @@ _base_ = ['applying.py']
 base_channels = 16  # channels of the finest level; 2.16 M parameters at 16, 8.63 M at 32
 encoder_dropout = None  # ratio behind each pool; None is the reference: 0.25, then 0.5
 decoder_dropout = 0.5  # ratio behind each concatenation
-num_classes = 13
+num_classes = 13  # as many as the label scheme has
 # One loss weight a class: labels.median_frequency_weights of the published shares of the training split.
 class_weight = [0.18, 0.35, 1.06, 1.0, 5.0, 1.48, 1.18, 0.23, 0.36, 0.29, 0.25, 1.24, 3.87]
 with_cp = False  # recompute activations in the backward pass: less memory, about 30 % more time

@@ -1,0 +1,58 @@
+"""What MkDocs calls when it builds the site: pages from the source, so that none of it drifts."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[2]
+# The clone need not be installed.
+sys.path.insert(0, str(ROOT))
+from commands import commands_page
+from knobs import knobs_page
+from messages import messages_section
+from tables import TABLES
+
+PACKAGE = ROOT / 'mmseg_unet_lyft'
+# Folders whose modules are called from Python; titles as the navigation has them.
+ROOMS = ('inference', 'models', 'datasets', 'evaluation', 'engine', 'report')
+_MARKER = re.compile(r'<!-- made by the build: (\w+) -->')
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages that are made from the source."""
+    made = {
+        'index.md': home_page(),
+        'changelog.md': (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8'),
+        'configs.md': knobs_page(ROOT / 'configs'),
+        'commands.md': commands_page(),
+        **{f'api/{room}.md': api_page(room) for room in ROOMS},
+    }
+    for name, content in made.items():
+        files.append(File.generated(config, name, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put tables and messages in the place of their markers."""
+    return _MARKER.sub(lambda match: made_part(match[1]), markdown)
+
+
+def made_part(name: str) -> str:
+    """What stands in the place of a marker."""
+    return messages_section(PACKAGE) if name == 'messages' else TABLES[name]()
+
+
+def home_page() -> str:
+    """The README, whose links start at the root of the clone."""
+    return re.sub(r'\]\(docs/', '](', (ROOT / 'README.md').read_text(encoding='utf-8'))
+
+
+def api_page(room: str) -> str:
+    """Directives for mkdocstrings, one a module."""
+    about = {path.stem: path for path in sorted((PACKAGE / room).glob('[a-z]*.py'))}
+    return '\n\n'.join([f'# {room}', *(f'::: mmseg_unet_lyft.{room}.{name}' for name in about)]) + '\n'

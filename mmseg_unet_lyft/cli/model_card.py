@@ -1,0 +1,56 @@
+"""Write a model card, Markdown as Hugging Face reads it, from a checkpoint's run card and its test scores.
+
+python tools/model_card.py work_dirs/unet_lyft_demo/best_mIoU_iter_1400.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+from ..errors import InputError
+from .console import guarded, say
+from .options import check_new_file
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('checkpoint', type=Path, help='with its .run_card.json beside it')
+    parser.add_argument(
+        '--scores',
+        type=Path,
+        metavar='FILE',
+        help='of the test command (test/scores.json beside it, if there)',
+    )
+    parser.add_argument('--out', type=Path, metavar='FILE', help='(CHECKPOINT.card.md)')
+    parser.add_argument('--overwrite', action='store_true', help='write over a card that is there')
+    return parser.parse_args(argv)
+
+
+def _model_card(argv: list[str] | None) -> None:
+    args = parse_args(argv)
+    from ..datasets.files import write_whole
+    from ..report.model_card import CARD_SUFFIX, build_card
+    from ..report.run_cards import read_card, read_scores
+
+    path = args.checkpoint
+    if not path.is_file():
+        raise InputError(f'{path}: no such checkpoint')
+    out = args.out or path.with_name(path.name + CARD_SUFFIX)
+    check_new_file('--out', out, args.overwrite)
+    usual = path.parent / 'test' / 'scores.json'
+    file = args.scores or (usual if usual.is_file() else None)
+    scores = read_scores(file, path) if file else None
+    text = build_card(read_card(path), scores, hashlib.sha256(path.read_bytes()).hexdigest())
+    write_whole(out, text.encode('utf-8', 'backslashreplace'))
+    if scores is None:
+        say('not tested yet: the card says so; tools/test.py writes the scores that it lacks')
+    say('left open, for you to fill in: licence of the weights, contact; paths are as the run had them')
+    say(f'wrote {out}')
+
+
+main = guarded(_model_card)

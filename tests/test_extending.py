@@ -1,0 +1,88 @@
+"""What docs/extending.md says works as it stands there: its files are written out and used."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmseg_unet_lyft.cli import inspect_data, predict, train
+from mmseg_unet_lyft.datasets import labels
+from mmseg_unet_lyft.inference.segmenter import Segmenter
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    *('image_scale_wh=(48,32)', 'crop_size=(32,32)', 'batch_size=2', 'num_workers=0', 'warmup_iters=1'),
+    *('max_iters=2', 'val_interval=2', 'train_drives=[F1]', 'val_drives=[F2]', 'test_drives=[F3]'),
+)
+
+
+@pytest.fixture
+def page(three_drives, monkeypatch):
+    """The page's files in the current folder, beside the package's configs and ``frames``."""
+    folder = three_drives.parent
+    text = (ROOT / 'docs/extending.md').read_text(encoding='utf-8')
+    # A name in code, at the start of a paragraph, is the file that the next block is.
+    for name, content in re.findall(r'^`(\w+\.py)`[^\n]*\n\n(?:```python\n)(.*?)```', text, re.M | re.S):
+        (folder / name).write_text(content)
+    (folder / 'configs').symlink_to(ROOT / 'configs')
+    monkeypatch.syspath_prepend(str(folder))
+    # The page's scheme is gone with the test.
+    monkeypatch.setattr(labels, 'SCHEMES', dict(labels.SCHEMES))
+    return folder
+
+
+def trained(config: str, folder: Path, *options: str) -> Path:
+    """The last checkpoint of a tiny run with one of the page's configs."""
+    places = ['--data-root', str(folder / 'frames'), '--work-dir', str(folder / 'run'), '--seed', '0']
+    assert train.main([config, *places, '--device', 'cpu', '--cfg-options', *TINY, *options]) == 0
+    return folder / 'run/iter_2.pth'
+
+
+@pytest.mark.stack
+def test_a_label_scheme_of_ones_own_is_trained_and_predicted_with(page):
+    checkpoint = trained('walkable.py', page, 'base_channels=2')
+    segmenter = Segmenter('run/walkable.py', checkpoint, device='cpu')
+    assert segmenter.classes == ['Rest', 'Ground', 'Person']
+    assert (
+        predict.main(['run/walkable.py', str(checkpoint), 'frames', '--out', 'out', '--device', 'cpu']) == 0
+    )
+    tags = np.arange(13, dtype=np.uint8)[None]
+    assert labels.tags_to_ids(tags, labels.get_scheme('walkable')).tolist() == [
+        [0, 0, 0, 0, 2, 0, 1, 1, 1, 0, 0, 0, 0]
+    ]
+
+
+@pytest.mark.stack
+def test_a_backbone_of_ones_own_is_trained_and_labels_frames(page):
+    checkpoint = trained('strided.py', page)
+    segmenter = Segmenter('strided.py', checkpoint, device='cpu')
+    frame = np.random.default_rng(0).integers(0, 256, (33, 49, 3), np.uint8)
+    assert segmenter(frame, colours='BGR').shape == (33, 49)
+
+
+def test_a_recording_of_ones_own_is_sound_in_the_layout(page, recording):
+    from to_lyft import to_lyft
+
+    to_lyft(*recording, page / 'own', 'F1')
+    names = sorted(path.name for path in (page / 'own/dataA/CameraSeg').iterdir())
+    assert names == ['F1-0.png', 'F1-1.png']
+    arguments = [str(page / 'own'), '--simulator', '0.9.14', '--out', str(page / 'reports'), '--workers', '1']
+    assert inspect_data.main(arguments) == 0
+
+
+@pytest.fixture
+def recording(page):
+    """Two frames as CARLA 0.9.14 leaves them: folders of numbered images and tags."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    folders = page / 'rgb', page / 'seg'
+    for folder, largest, channels in zip(folders, (256, 29), (3, 1), strict=True):
+        folder.mkdir()
+        for number in (100, 105):
+            pixels = random.integers(0, largest, (32, 48, channels), np.uint8)
+            if channels == 1:
+                pixels = np.dstack([pixels[..., 0], 0 * pixels[..., 0], 0 * pixels[..., 0]])
+            Image.fromarray(pixels).save(folder / f'{number:06}.png')
+    return folders

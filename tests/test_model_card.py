@@ -1,0 +1,173 @@
+"""A model card says what its run card and scores say, and what each number was trained and scored on."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmseg_unet_lyft.cli import model_card as command
+from mmseg_unet_lyft.errors import InputError
+from mmseg_unet_lyft.report.model_card import build_card
+from mmseg_unet_lyft.report.run_cards import read_card, read_config_text, read_scores
+
+CONFIG = """
+scheme = 'road'
+num_classes = 2
+max_iters = 5 * 2
+crop_size = (32, 48)
+model = dict(type='LyftSegmentor', backbone=dict(type='LyftUNet'), decode_head=dict(type='LyftUNetHead'))
+val_dataloader = dict(dataset=dict(split=['F3'], data_root='frames'))
+"""
+CARD = dict(
+    format=1,
+    checkpoint='best.pth',
+    step=40,
+    validation=dict(step=40, mIoU=61.25, val_loss=0.5),
+    command=['train.py', 'a config.py', '--seed', '3'],
+    config=dict(name='configs/unet_lyft_road.py', sha256='c0ffee', text=CONFIG),
+    seed=3,
+    processes=1,
+    resumed_from=None,
+    data=dict(root='frames', split=['F1', 'F2'], frames=30, manifest_sha256='abcd', is_drawn=True),
+    statistics='published values',
+    git=dict(commit='1234abcd', is_changed=True),
+    machine=dict(processor='A CPU', cores=2, gpu=None, versions=dict(torch='2.13.0')),
+)
+SCORES = dict(
+    checkpoint='work_dirs/run/best.pth',
+    data='frames as given',
+    data_root='elsewhere',
+    tested_on='test',
+    metrics=dict(mIoU=59.996),
+    iou=dict(Background=90.004, Road=None),
+    precision=dict(Background=95.0, Road=None),
+    recall=dict(Background=94.0, Road=None),
+    floors=dict(colour=dict(mIoU=31.0, iou=dict(Background=62.0, Road=None))),
+)
+TRAINED = 'drives F1, F2 of frames (30 frames, drawn scenes)'
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A file with a run card beside it."""
+    path = tmp_path / 'best.pth'
+    path.write_bytes(b'weights')
+    (tmp_path / 'best.pth.run_card.json').write_text(json.dumps(CARD))
+    return path
+
+
+def test_each_number_stands_behind_what_it_was_trained_and_scored_on():
+    text = build_card(CARD, SCORES, 'f00')
+    evaluation = text.partition('## Evaluation')[2].partition('## Environment')[0]
+    tested, validated = evaluation.split('In training, behind step 40, on ')
+    assert f"Scored on `the split 'test' of elsewhere`; trained on `{TRAINED}`. Percent." in tested
+    rows = [line for line in tested.splitlines() if line.startswith('|')]
+    assert rows[0] == '| class | IoU | precision | recall | IoU of the floor: colour |'
+    assert rows[2:] == [
+        '| `Background` | 90.00 | 95.00 | 94.00 | 62.00 |',
+        '| `Road` | n/a | n/a | n/a | n/a |',
+        '| **mean** | 60.00 |  |  | 31.00 |',
+    ]
+    assert validated.startswith('`drives F3 of frames`, by which checkpoints are chosen; trained on')
+    assert '| mIoU | `61.25` |' in validated
+
+
+def test_the_header_is_yaml_as_hugging_face_reads_it():
+    header = yaml.safe_load(build_card(CARD, SCORES, 'f00').split('---')[1])
+    (model,) = header['model-index']
+    (result,) = model['results']
+    assert (model['name'], header['pipeline_tag']) == ('unet_lyft_road', 'image-segmentation')
+    assert result['dataset']['name'] == "the split 'test' of elsewhere"
+    assert result['metrics'] == [
+        dict(name=f'mIoU, percent; trained on {TRAINED}', type='mean_iou', value=60.0)
+    ]
+
+
+def test_what_was_run_stands_in_it_and_what_only_the_author_knows_is_left_open():
+    text = build_card(CARD, None, 'f00')
+    for row in (
+        '| SHA-256 | `f00` |',
+        '| backbone | `LyftUNet` |',
+        '| label scheme | `road` |',
+        '| manifest of the data, SHA-256 | `abcd` |',
+        '| crop (height, width) | `[32, 48]` |',
+        '| torch | `2.13.0` |',
+    ):
+        assert f'\n{row}\n' in text
+    assert '\nFrom commit `1234abcd`, with changes that were not committed:\n' in text
+    assert "\ntrain.py 'a config.py' --seed 3\n" in text
+    assert 'those it was trained on, scenes drawn by a program.' in text
+    assert text.count('[More information needed: ') == 2
+    assert 'Not tested: `tools/test.py`' in text
+    assert 'model-index' not in text
+
+
+def test_names_of_files_do_nothing_in_markdown_or_html():
+    evil = '<img src=x onerror=alert(1)>|`x`\x1b[2J'
+    data = dict(CARD['data'], root=evil)
+    text = build_card(CARD | dict(data=data), dict(SCORES, data_root=evil), 'f00')
+    body = text.split('---\n', 2)[2]
+    assert '\x1b' not in text
+    assert 'onerror' in body
+    assert 'onerror' not in re.sub(r'`[^`]*`', '', body)
+
+
+def test_a_config_is_read_and_not_run():
+    text = "a = dict(b=[1, (2, 3)], c=dict(d=None))\nimport os\ne = os.getcwd()\nf = open('x', 'w')\n"
+    assert read_config_text(text) == dict(a=dict(b=[1, [2, 3]], c=dict(d=None)))
+
+
+def test_the_command_takes_the_scores_beside_the_checkpoint(checkpoint, capsys):
+    (checkpoint.parent / 'test').mkdir()
+    (checkpoint.parent / 'test/scores.json').write_text(json.dumps(SCORES))
+    assert command.main([str(checkpoint)]) == 0
+    written = Path(f'{checkpoint}.card.md')
+    assert written.read_text() == build_card(CARD, SCORES, hashlib.sha256(b'weights').hexdigest())
+    assert capsys.readouterr().out.endswith(f'wrote {written}\n')
+    assert command.main([str(checkpoint)]) == 2
+    assert 'is there already' in capsys.readouterr().err
+    assert command.main([str(checkpoint), '--overwrite']) == 0
+
+
+def test_without_scores_the_command_says_so(checkpoint, capsys):
+    assert command.main([str(checkpoint), '--out', str(checkpoint.parent / 'README.md')]) == 0
+    assert capsys.readouterr().out.startswith('not tested yet: the card says so')
+    assert 'Not tested' in (checkpoint.parent / 'README.md').read_text()
+
+
+def test_scores_of_another_checkpoint_are_refused(checkpoint, tmp_path):
+    (tmp_path / 'scores.json').write_text(json.dumps(dict(SCORES, checkpoint='run/iter_2.pth')))
+    with pytest.raises(InputError, match=r'is of run/iter_2\.pth and not of .*best\.pth; test that one'):
+        read_scores(tmp_path / 'scores.json', checkpoint)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (None, 'no such run card; training writes one'),
+        ('{', 'is no JSON'),
+        ('[]', 'holds a list'),
+        (json.dumps(dict(CARD, format=2)), 'is no run card of format 1'),
+    ],
+)
+def test_a_run_card_that_is_none_is_refused_by_name(checkpoint, content, message):
+    path = Path(f'{checkpoint}.run_card.json')
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(InputError, match=rf'best\.pth\.run_card\.json: {message}'):
+        read_card(checkpoint)
+
+
+@pytest.mark.stack
+def test_a_real_runs_card_becomes_a_model_card(three_drives, tmp_path, capsys):
+    from .test_resume import run
+
+    (three_drives / 'DRAWN_SCENES.json').write_text('{}')
+    run(tmp_path / 'run', seed=3, max_iters=2)
+    assert command.main([str(tmp_path / 'run/iter_2.pth')]) == 0
+    text = (tmp_path / 'run/iter_2.pth.card.md').read_text()
+    assert 'Trained on `drives F1 of frames (3 frames, drawn scenes)`.' in text
+    assert 'In training, behind step 2, on `drives F3 of frames`' in text
+    assert '| channels of the finest level | `2` |' in text
