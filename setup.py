@@ -80,7 +80,13 @@ setup(
     packages=find_packages(include=['mmseg_unet_lyft', 'mmseg_unet_lyft.*']),
     # Links to configs/ and tools/ in a clone, real files once built: where mim and `python -m` look for them.
     package_data={
-        'mmseg_unet_lyft': ['.mim/configs/**/*.py', '.mim/configs/*.yml', '.mim/tools/*', '.mim/*.yml']
+        'mmseg_unet_lyft': [
+            '.mim/configs/**/*.py',
+            '.mim/configs/*.yml',
+            '.mim/tools/*',
+            '.mim/*.yml',
+            'report/templates/*',
+        ]
     },
     # No mm distribution, torch or OpenCV here: whoever has an mmseg project keeps theirs.
     install_requires=['numpy>=1.24,<3', 'pillow>=10.1,<14', 'rich>=13,<16'],

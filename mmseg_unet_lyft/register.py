@@ -4,7 +4,7 @@ from .errors import InputError
 
 try:
     from .datasets import augment, loading, lyft_carla, stream
-    from .engine import compiling, device, early_stopping, guard_hook, saving, train_loop
+    from .engine import compiling, device, early_stopping, guard_hook, report_hook, saving, train_loop
     from .evaluation import calibration_metric, iou_metric, lyft_score
     from .inference import exported_segmentor
     from .models import losses, preprocessor, segmentor, unet, unet_head
@@ -33,6 +33,7 @@ __all__ = [
     'lyft_score',
     'output_hook',
     'preprocessor',
+    'report_hook',
     'saving',
     'segmentor',
     'stream',

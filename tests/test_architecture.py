@@ -9,7 +9,18 @@ import mmseg_unet_lyft
 
 PACKAGE = Path(mmseg_unet_lyft.__file__).parent
 # Each room may import from those before it.
-ROOMS = ('datasets', 'models', 'evaluation', 'report', 'engine', 'inference', 'bench', 'torture', 'cli')
+ROOMS = (
+    'datasets',
+    'models',
+    'evaluation',
+    'report',
+    'engine',
+    'inference',
+    'bench',
+    'torture',
+    'apps',
+    'cli',
+)
 PURE = 'evaluation.counts'  # Numbers alone: below every room.
 
 

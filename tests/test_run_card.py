@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from mmseg_unet_lyft.engine.run_card import card_file
+from mmseg_unet_lyft.report.run_cards import card_file
 
 from .test_resume import run, steps_in
 

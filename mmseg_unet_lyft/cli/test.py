@@ -6,6 +6,7 @@ python tools/test.py configs/unet_lyft.py work_dirs/unet_lyft/best_mIoU_iter_200
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from .console import guarded, progress, say
@@ -31,11 +32,13 @@ def _test(argv: list[str] | None) -> None:
     from ..engine import deaths, device, launch, scoring, uncertainty
     from ..engine.preflight import check_run
     from ..engine.ranks import is_first
+    from ..engine.report_hook import LyftReportHook
     from ..engine.runner import build_runner, config_mistakes
     from ..inference.exported_segmentor import score_exported
     from ..inference.formats import EXPORTED
 
     config = read_config(args)
+    config.command = ['test', *(sys.argv[1:] if argv is None else argv)]
     config.work_dir = str(scoring.result_folder(args.work_dir, path))
     is_exported = path.endswith(EXPORTED)
     device.choose_device(args.device or ('cpu' if is_exported else None))
@@ -55,6 +58,7 @@ def _test(argv: list[str] | None) -> None:
     ]
     runner = build_runner(config, args.trust)
     metric = scoring.find_metric(runner)
+    runner.register_hook(report := LyftReportHook())
     with deaths.explained(), config_mistakes(config):
         metrics = runner.test()
     launch.leave_group()
@@ -64,8 +68,11 @@ def _test(argv: list[str] | None) -> None:
         summary |= uncertainty.report_uncertainty(runner, metrics)
         say(scoring.score_table(summary))
         path = scoring.save_summary(summary, Path(config.work_dir))
+        # Again, with the floors.
+        report.write(runner)
         for folder in filter(None, (args.out, args.show_dir)):
             say(f'pictures: {folder}')
+        say(f'report: {Path(config.work_dir) / "report/index.html"}')
         say(f'wrote {path}')
 
 

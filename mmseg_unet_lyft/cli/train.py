@@ -6,13 +6,11 @@ python tools/train.py configs/unet_lyft.py --data-root data/lyft
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from .console import guarded, say
-from .options import read_config
 from .parser import CommandParser
-from .train_options import add_train_arguments, check_train_arguments
+from .train_options import add_train_arguments, check_train_arguments, read_train_config
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -30,12 +28,12 @@ def _train(argv: list[str] | None) -> int:
     require_stack()
     from ..engine import checkpoint, data_stats, deaths, device, launch, preflight
     from ..engine.ranks import is_first
+    from ..engine.report_hook import LyftReportHook
     from ..engine.runner import StartWeightsHook, build_runner, check_deterministic, config_mistakes
     from ..engine.stopping import EXIT_STOPPED, StopOnSignalHook
     from ..report.figures import save_training_curves
 
-    config = read_config(args)
-    config.command = ['train', *(sys.argv[1:] if argv is None else argv)]
+    config = read_train_config(args, argv)
     device.choose_device(args.device)
     device.set_randomness(config, args.seed, args.deterministic)
     for line in checkpoint.use_resume(config, args.resume, args.trust):
@@ -56,12 +54,14 @@ def _train(argv: list[str] | None) -> int:
         runner.register_hook(StartWeightsHook(args.load_from, args.strict, args.trust))
     asked = StopOnSignalHook()
     runner.register_hook(asked)
+    runner.register_hook(LyftReportHook())
     with asked, deaths.explained(), config_mistakes(config):
         runner.train()
     if not asked.signal:
         launch.leave_group()
     if is_first():
         say(f'curves: {save_training_curves(Path(config.work_dir))}')
+        say(f'report: {Path(config.work_dir) / "report/index.html"}')
         say(checkpoint.describe_best(config.work_dir))
         say(f'wrote {config.work_dir}')
     if asked.signal:

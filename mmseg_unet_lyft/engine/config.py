@@ -167,7 +167,7 @@ def _differs_beyond(config: Config, changed: Config, knob: str) -> bool:
     return before != after
 
 
-def _parse_source(path: Path) -> tuple[str, ast.Module]:
+def parse_source(path: Path) -> tuple[str, ast.Module]:
     """A config file's text and syntax tree."""
     try:
         source = path.read_text(encoding='utf-8')
@@ -191,7 +191,7 @@ def _assignments(tree: ast.Module) -> dict[str, ast.expr]:
     }
 
 
-def _bases(path: Path, tree: ast.Module) -> list[str | Path]:
+def bases_of(path: Path, tree: ast.Module) -> list[str | Path]:
     """The config's bases: paths, or ``package::name`` strings as they are.
 
     Raises:
@@ -218,9 +218,9 @@ def _bases(path: Path, tree: ast.Module) -> list[str | Path]:
 
 def _assigned_names(path: Path) -> set[str]:
     """Names that a config or any of its bases assigns at the top level."""
-    _, tree = _parse_source(path)
+    _, tree = parse_source(path)
     names = set(_assignments(tree)) - {_BASE}
-    for base in _bases(path, tree):
+    for base in bases_of(path, tree):
         if isinstance(base, Path):
             names |= _assigned_names(base)
     return names
@@ -242,7 +242,7 @@ def _read(path: Path, knobs: dict[str, Any] | None = None) -> Config:
 
 def _first_broken(path: Path) -> Path | None:
     """Of a config that cannot be read and its bases, the deepest that cannot be read by itself, if any."""
-    for base in _bases(path, _parse_source(path)[1]):
+    for base in bases_of(path, parse_source(path)[1]):
         broken = _first_broken(base) if isinstance(base, Path) else None
         if broken is not None:
             return broken
@@ -255,11 +255,11 @@ def _first_broken(path: Path) -> Path | None:
 
 def _copy_with_knobs(path: Path, knobs: dict[str, Any], folder: Path) -> Path:
     """A copy of the config and its bases in the folder, with knobs replaced in their source."""
-    source, tree = _parse_source(path)
+    source, tree = parse_source(path)
     replacements = {key: repr(value) for key, value in knobs.items()}
     folder.mkdir(exist_ok=True)
     copies = []
-    for index, base in enumerate(_bases(path, tree)):
+    for index, base in enumerate(bases_of(path, tree)):
         copies.append(
             str(_copy_with_knobs(base, knobs, folder / str(index)) if isinstance(base, Path) else base)
         )

@@ -16,15 +16,18 @@ from ..datasets.listing import MARKER_NAME
 from ..datasets.preparation import REPORT_FOLDER
 from ..datasets.statistics import STATS_NAME
 from ..report.run_cards import FORMAT
-from ..report.run_cards import card_file as card_file
 from .machine import describe_machine
 
 _MANIFESTS = ('manifest.json', f'{REPORT_FOLDER}/manifest.json')
 _GIT_SECONDS = 10
 
 
-def describe_run(runner: Runner) -> dict[str, Any]:
+def describe_run(runner: Runner, dataset: Any = None) -> dict[str, Any]:
     """What there is to say of a run when it starts, for JSON.
+
+    Args:
+        runner: The run.
+        dataset: What it is about, the training data by default.
 
     Returns:
         ``command``, ``started`` (UTC), ``package``, ``config`` (name, whole text, its SHA-256), ``seed``,
@@ -44,16 +47,15 @@ def describe_run(runner: Runner) -> dict[str, Any]:
         deterministic=bool((config.get('randomness') or {}).get('deterministic')),
         processes=runner.world_size,
         resumed_from=(config.get('resumed') or {}).get('path'),
-        data=_describe_data(runner),
+        data=_describe_data(runner.train_loop.dataloader.dataset if dataset is None else dataset),
         statistics=config.get('data_stats') or 'published values: the data root has no stats.json',
         git=_describe_git(),
         machine=describe_machine(),
     )
 
 
-def _describe_data(runner: Runner) -> dict[str, Any]:
-    """Root, hashes and size of the training data, as far as the data set says them."""
-    dataset = runner.train_loop.dataloader.dataset
+def _describe_data(dataset: Any) -> dict[str, Any]:
+    """Root, hashes and size of the data, as far as the data set says them."""
     root = getattr(dataset, 'data_root', None)
     found = [Path(root) / name for name in _MANIFESTS if (Path(root) / name).is_file()] if root else []
     manifest = found[0] if found else None

@@ -16,7 +16,8 @@ from mmseg.registry import HOOKS
 
 from ..datasets.files import UNFINISHED, free_bytes, sync, taken_bytes, write_json, write_whole
 from ..errors import InputError
-from .run_card import card_file, describe_run, scores_of
+from ..report.run_cards import card_file
+from .run_card import describe_run, scores_of
 
 CHECKSUM = '.sha256'  # Suffix behind a checkpoint's name, as `sha256sum -c` reads it.
 BACKEND = 'LyftWholeFiles'

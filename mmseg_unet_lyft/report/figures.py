@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..datasets.files import UNFINISHED
 from ..errors import InputError
+from .curves import save_curves
 
 _LEGEND_ROW = 22
 _TEXT = dict(fontFace=cv2.FONT_HERSHEY_SIMPLEX, fontScale=0.45, lineType=cv2.LINE_AA)
@@ -136,14 +137,20 @@ def _save(path: Path, picture: Image.Image) -> None:
         raise InputError(f'{path}: cannot be written ({error.strerror or error})') from None
 
 
-def read_scalars(work_dir: Path) -> list[dict]:
+def read_scalars(work_dir: Path, since: str = '') -> list[dict]:
     """What the runs in a work dir logged, one dict a log line, in order of step.
 
     Where a resumed run went over the same steps again, the later run counts. A last line that a killed
     run left half written is passed over.
+
+    Args:
+        work_dir: The folder.
+        since: Name of the first run that counts, which is when it started: ``20250131_235959``.
     """
     entries: dict[tuple[bool, int], dict] = {}
     for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        if file.parents[1].name < since:
+            continue
         for line in file.read_text(encoding='utf-8').splitlines():
             if line.endswith('}'):
                 entry = json.loads(line)
@@ -153,42 +160,6 @@ def read_scalars(work_dir: Path) -> list[dict]:
 
 def save_training_curves(work_dir: Path) -> Path:
     """Draw loss, learning rate, mIoU and per-class IoU over steps into ``curves.png`` of the work dir."""
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    scalars = read_scalars(work_dir)
-    train = [entry for entry in scalars if 'loss' in entry]
-    val = [entry for entry in scalars if 'mIoU' in entry]
-    figure = Figure(figsize=(13, 4), layout='constrained')
-    losses, scores, classes = figure.subplots(1, 3)
-    losses.plot([entry['step'] for entry in train], [entry['loss'] for entry in train], label='training loss')
-    with_loss = [entry for entry in val if 'val_loss' in entry]
-    losses.plot(
-        [entry['step'] for entry in with_loss],
-        [entry['val_loss'] for entry in with_loss],
-        'o-',
-        label='validation loss',
-    )
-    rates = losses.twinx()
-    rates.plot([entry['step'] for entry in train], [entry['lr'] for entry in train], color='0.7', lw=1)
-    rates.set_ylabel('learning rate', color='0.5')
-    losses.set(xlabel='step', ylabel='loss')
-    losses.legend(loc='upper right')
-    scores.plot([entry['step'] for entry in val], [entry['mIoU'] for entry in val], 'o-', label='mIoU')
-    scores.plot(
-        [entry['step'] for entry in val], [entry['aAcc'] for entry in val], 'o-', label='pixel accuracy'
-    )
-    scores.set(xlabel='step', ylabel='percent', ylim=(0, 100))
-    scores.legend(loc='lower right')
-    # The usual ten colours would come again among the classes: those first, then their light ones.
-    colours = colormaps['tab20'].colors
-    classes.set_prop_cycle(color=[*colours[::2], *colours[1::2]])
-    for name in dict.fromkeys(key for entry in val for key in entry if key.startswith('IoU.')):
-        points = [(entry['step'], entry[name]) for entry in val if name in entry]
-        classes.plot(*zip(*points, strict=True), label=name.removeprefix('IoU.'))
-    classes.set(xlabel='step', ylabel='IoU, percent', ylim=(0, 100))
-    if val:
-        classes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
     path = work_dir / 'curves.png'
-    figure.savefig(path, dpi=100)
+    save_curves(path, read_scalars(work_dir), rows=1, columns=3)
     return path

@@ -1,0 +1,55 @@
+"""Write the page of a run anew from its work dir, or a page of several runs side by side.
+
+python tools/report.py work_dirs/unet_lyft work_dirs/unet_lyft_bn --out comparison.html
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import InputError
+from .console import guarded, say
+from .options import check_file_option
+from .parser import CommandParser
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = CommandParser(description=__doc__)
+    parser.add_argument(
+        'work_dirs', nargs='+', type=Path, metavar='WORK_DIR', help='of a training or test run'
+    )
+    parser.add_argument(
+        '--out', type=Path, metavar='FILE', help="of several runs (comparison.html in the first one's report)"
+    )
+    parser.add_argument(
+        '--latency', type=Path, metavar='FILE', help='of one run: put this latency card (JSON) on its page'
+    )
+    return parser.parse_args(argv)
+
+
+def _report(argv: list[str] | None) -> None:
+    args = parse_args(argv)
+    if len(args.work_dirs) == 1 and args.out:
+        raise InputError("--out: a run's own page stands in its work dir; name several runs to compare")
+    if len(args.work_dirs) > 1 and args.latency:
+        raise InputError('--latency: is of one run; name its work dir alone')
+    check_file_option('--out', args.out)
+    from ..compat import require_opencv
+
+    require_opencv()
+    from ..report import run_data, run_page
+
+    if len(args.work_dirs) == 1:
+        latency = run_data.read_latency(args.latency) if args.latency else None
+        say(f'wrote {run_page.write_report(args.work_dirs[0], latency)}')
+        return
+    from ..report.comparison import write_comparison
+
+    out = args.out or args.work_dirs[0] / run_data.FOLDER / 'comparison.html'
+    write_comparison([run_data.read_run(folder) for folder in args.work_dirs], out)
+    say(f'wrote {out}')
+
+
+main = guarded(_report)

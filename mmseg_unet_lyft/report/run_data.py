@@ -1,0 +1,177 @@
+"""What a work dir holds of a run, read for its page, and the files that a report leaves in it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..datasets.files import write_json, write_whole
+from ..errors import InputError
+from ..evaluation.counts import class_scores
+from .confusion_plot import confusion_picture
+from .curves import save_curves
+from .figures import read_scalars
+
+FOLDER = 'report'  # Of a work dir.
+PAGE, CARD, FRAMES = 'index.html', 'run_card.json', 'frames.json'
+_SCORES = ('iou', 'f1', 'precision', 'recall')
+_CHECKPOINT_CARDS = '*.run_card.json'
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run as its work dir tells it.
+
+    Attributes:
+        folder: The work dir.
+        card: The run card, empty if there is none; with the keys that a report adds: ``result`` (the last
+            validation or test), ``config_changes``, ``latency``.
+        scalars: What training and validations logged, in order of step.
+        frames: As from `FrameSheet.picture`.
+        scores: ``scores.json`` of a test, or None.
+    """
+
+    folder: Path
+    card: dict[str, Any]
+    scalars: list[dict]
+    frames: list[dict]
+    scores: dict[str, Any] | None
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What was measured last, with ``kind``, ``metrics``, ``classes``, ``confusion``; or None."""
+        return self.card.get('result') or _result_of(self.scores)
+
+    @property
+    def confusion(self) -> np.ndarray | None:
+        """Pixels, int64 (C, C), rows the truth; None where no metric counted them."""
+        counted = (self.result or {}).get('confusion')
+        return None if counted is None else np.array(counted, dtype=np.int64)
+
+
+def read_run(folder: Path) -> RunData:
+    """What a work dir holds, also one of before there were reports.
+
+    Raises:
+        InputError: If it is no folder, holds nothing of a run, or a file in it is damaged.
+    """
+    if not folder.is_dir():
+        raise InputError(f'{folder}: no such folder; name the work dir of a run')
+    card = _read_json(folder / FOLDER / CARD)
+    if card is None:
+        beside = sorted(folder.glob(_CHECKPOINT_CARDS), key=lambda path: path.stat().st_mtime)
+        card = (_read_json(beside[-1]) if beside else None) or {}
+    scores = _read_json(folder / 'scores.json')
+    try:
+        scalars = read_scalars(folder, card.get('since') or '')
+    except (ValueError, KeyError) as error:
+        raise InputError(f'{folder}: a scalars.json in it is damaged ({error}); remove it') from None
+    if not (card or scalars or scores):
+        raise InputError(
+            f'{folder}: holds nothing of a run, no {FOLDER}/{CARD}, {_CHECKPOINT_CARDS}, scores.json or log; '
+            'name the work dir of a training or test run'
+        )
+    frames = _read_json(folder / FOLDER / FRAMES, list) or []
+    return RunData(folder, card, scalars, frames, scores)
+
+
+def _read_json(path: Path, kind: type = dict) -> Any:
+    """A file's content; None where there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise InputError(f'{path}: is no JSON ({error}); remove it, or restore it') from None
+    if not isinstance(content, kind):
+        raise InputError(f'{path}: holds no {kind.__name__}; remove it, or restore it')
+    return content
+
+
+def read_latency(path: Path) -> dict[str, Any]:
+    """A latency card as ``benchmark latency --json`` writes it.
+
+    Raises:
+        InputError: If it is none.
+    """
+    content = _read_json(path)
+    if content is None:
+        raise InputError(f'{path}: no such file; write one with benchmark latency --json FILE')
+    if not isinstance(content.get('stages'), dict):
+        raise InputError(f'{path}: is no latency card; write one with benchmark latency --json FILE')
+    return content
+
+
+def _result_of(scores: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A test run's ``scores.json`` as a result."""
+    if not scores or 'confusion' not in scores:
+        return None
+    return dict(
+        kind='test',
+        step=None,
+        split=scores.get('tested_on'),
+        frames=None,
+        classes=list(scores['iou']),
+        palette=None,
+        metrics=scores['metrics'],
+        confusion=scores['confusion'],
+        challenge=None,
+    )
+
+
+def class_rows(confusion: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
+    """One dict a class: ``class``, scores in percent (None: not defined), ``pixels`` and ``predicted``."""
+    scores = class_scores(confusion)
+    return [
+        {'class': name}
+        | {
+            key: None if math.isnan(scores[key][index]) else 100 * float(scores[key][index])
+            for key in _SCORES
+        }
+        | dict(pixels=int(scores['label_pixels'][index]), predicted=int(scores['pred_pixels'][index]))
+        for index, name in enumerate(classes)
+    ]
+
+
+def finite(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """Scalars as JSON may hold them: what is no number, None."""
+    return {
+        name: float(value) if value is not None and math.isfinite(value) else None
+        for name, value in metrics.items()
+    }
+
+
+def save_tables(run: RunData) -> None:
+    """Write what a report has beside its page: the card, the curves, and the tables of the last result.
+
+    Raises:
+        InputError: If the place cannot be written to.
+    """
+    folder = run.folder / FOLDER
+    write_json(folder / CARD, run.card)
+    save_curves(folder / 'curves.png', run.scalars, rows=2, columns=2)
+    if run.confusion is None:
+        # Not an earlier run's.
+        for name in ('results.csv', 'confusion_matrix.csv', 'confusion_matrix.png'):
+            (folder / name).unlink(missing_ok=True)
+        return
+    classes = run.result['classes']
+    rows = class_rows(run.confusion, classes)
+    shown = [['n/a' if value is None else value for value in row.values()] for row in rows]
+    _write_csv(folder / 'results.csv', [list(rows[0]), *shown])
+    counted = [[name, *line] for name, line in zip(classes, run.confusion.tolist(), strict=True)]
+    _write_csv(folder / 'confusion_matrix.csv', [['truth \\ predicted', *classes], *counted])
+    write_whole(folder / 'confusion_matrix.png', confusion_picture(run.confusion, classes))
+
+
+def _write_csv(path: Path, rows: list[list]) -> None:
+    text = StringIO()
+    csv.writer(text, lineterminator='\n').writerows(rows)
+    write_whole(path, text.getvalue().encode())

@@ -1,0 +1,194 @@
+"""The notebook: committed clean, what it names exists, and it runs from start to end on drawn scenes."""
+
+import ast
+import base64
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmseg_unet_lyft.__main__ import find_tools, main
+from mmseg_unet_lyft.engine.config import find_config, load_config, parse_options
+
+ROOT = Path(__file__).parents[1]
+PATH = ROOT / 'notebooks' / 'lyft_unet_kaggle.ipynb'
+CONTENT = json.loads(PATH.read_text(encoding='utf-8'))
+CELLS = {cell['id']: cell for cell in CONTENT['cells']}
+SOURCES = {name: ''.join(cell['source']) for name, cell in CELLS.items()}
+FIGURES = (
+    *('look', 'legend', 'inspect', 'unet', 'contracting-figure', 'expansive-figure', 'recommended'),
+    *('leak-figure', 'curves', 'score-figure', 'segmenter'),
+)
+
+
+def python_of(name: str) -> ast.Module:
+    """A code cell without its magic commands."""
+    lines = SOURCES[name].splitlines()
+    return ast.parse('\n'.join(re.sub(r'^(\s*)%.*', r'\1pass', line) for line in lines))
+
+
+def constants(node: ast.AST) -> list[str]:
+    """All strings below a node."""
+    return [
+        one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)
+    ]
+
+
+def commands() -> list[tuple[str, set[str]]]:
+    """Every command that the notebook runs or names, with its options."""
+    found = []
+    for name, cell in CELLS.items():
+        if cell['cell_type'] == 'markdown':
+            for tool, rest in re.findall(r'python -m mmseg_unet_lyft (\w+)([^`]*)`', SOURCES[name]):
+                found.append((tool, set(re.findall(r'--[\w-]+', rest))))
+            continue
+        calls = [node for node in ast.walk(python_of(name)) if isinstance(node, ast.Call)]
+        for call in calls:
+            if isinstance(call.func, ast.Name) and call.func.id == 'run':
+                # A cell runs one command; a list of its words may stand before the call.
+                words = constants(python_of(name))
+                found.append((call.args[0].value, {word for word in words if word.startswith('--')}))
+    return found
+
+
+def settings() -> list[tuple[str, list[str], list[str]]]:
+    """Config, options and knobs: on the Kaggle data, and on drawn scenes."""
+    branches = next(node for node in python_of('settings').body if isinstance(node, ast.If))
+    chosen = []
+    for body in (branches.body, branches.orelse):
+        names: dict = {}
+        # `DATA, CONFIG, OPTIONS = ...` and the knobs, with a stand-in for the folder.
+        exec(compile(ast.Module(body, []), 'settings', 'exec'), {'KAGGLE': None, 'Path': Path}, names)
+        chosen.append((names['CONFIG'], names['OPTIONS'], names['KNOBS']))
+    return chosen
+
+
+def test_it_is_committed_without_outputs_and_counts():
+    code = [cell for cell in CONTENT['cells'] if cell['cell_type'] == 'code']
+    assert len(code) > 20
+    assert all(cell['outputs'] == [] and cell['execution_count'] is None for cell in code)
+    assert set(CONTENT['metadata']) == {'kernelspec', 'language_info'}
+    assert CONTENT['metadata']['kernelspec']['name'] == 'python3'
+
+
+def test_cells_have_names_for_ids_and_few_lines():
+    assert len(CELLS) == len(CONTENT['cells'])
+    assert all(re.fullmatch(r'[a-z]+(-[a-z]+)*', name) for name in CELLS)
+    lengths = {name: len(SOURCES[name].splitlines()) for name in CELLS if CELLS[name]['cell_type'] == 'code'}
+    assert max(lengths.values()) <= 20, lengths
+
+
+def test_every_command_and_option_in_it_exists(capsys):
+    found = commands()
+    assert {'draw_scenes', 'train', 'test', 'predict', 'export', 'import_keras', 'video'} <= {
+        tool for tool, _ in found
+    }
+    for tool, options in found:
+        assert tool in find_tools()
+        with pytest.raises(SystemExit, match='0'):
+            main([tool, '--help'])
+        known = set(re.findall(r'--[\w-]+', capsys.readouterr().out))
+        assert options <= known, (tool, options - known)
+
+
+def test_its_configs_exist_and_take_its_knobs():
+    for name in set(re.findall(r'unet_lyft\w*\.py', '\n'.join(SOURCES.values()))):
+        assert find_config(name).is_file()
+    for config, options, knobs in settings():
+        asked = parse_options(knobs)
+        loaded = load_config(config, asked)
+        assert {knob: loaded[knob] for knob in asked} == asked
+        assert set(options) <= {'--amp'}
+    for knob in re.findall(r'`(\w+=\d+)`', SOURCES['text-further']):
+        load_config('unet_lyft_bn.py', parse_options([knob]))
+
+
+@pytest.fixture(scope='module')
+def executed(tmp_path_factory):
+    """The notebook run in an empty folder, and that folder."""
+    nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
+    if Path('/kaggle/input/lyft-udacity-challenge').exists():
+        pytest.skip('the Kaggle data are mounted here; the notebook would train on them for hours')
+    folder = tmp_path_factory.mktemp('notebook')
+    notebook = nbformat.read(PATH, as_version=4)
+    nbformat.validate(notebook)
+    with pytest.MonkeyPatch.context() as patch:
+        # The kernel's folder is another one.
+        patch.setenv('PYTHONPATH', os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
+        patch.delenv('MPLBACKEND', raising=False)
+        resources = {'metadata': {'path': str(folder)}}
+        client = nbclient.NotebookClient(notebook, timeout=900, kernel_name='python3', resources=resources)
+        try:
+            client.execute()
+        finally:
+            # To look at, also what came before an error.
+            nbformat.write(notebook, folder / 'executed.ipynb')
+    return {cell['id']: cell for cell in notebook.cells}, folder
+
+
+def outputs(executed, name: str, mime: str = 'text/plain') -> list[str]:
+    return [one['data'][mime] for one in executed[0][name]['outputs'] if mime in one.get('data', {})]
+
+
+@pytest.mark.slow
+def test_every_figure_is_there(executed):
+    for name in FIGURES:
+        pictures = [
+            Image.open(io.BytesIO(base64.b64decode(one))) for one in outputs(executed, name, 'image/png')
+        ]
+        assert len(pictures) == 1, name
+        assert pictures[0].width >= 450, name
+        # Something is drawn on it.
+        assert len(pictures[0].convert('RGB').getcolors(1 << 24)) > 10, name
+
+
+@pytest.mark.slow
+def test_the_pieces_are_the_network(executed):
+    shapes = ast.literal_eval(outputs(executed, 'middle')[0])
+    assert shapes == [(16, 120, 160), (32, 60, 80), (64, 30, 40), (128, 15, 20), (256, 7, 10)]
+    assert ast.literal_eval(outputs(executed, 'expansive')[0]) == dict(
+        upsampled=(1, 128, 15, 21), joined=(1, 256, 15, 20), step=(1, 128, 15, 20)
+    )
+    # By hand: two convolutions a level, a transposed one a step up, the output; weights and biases.
+    wide = [3, 16, 32, 64, 128, 256]
+    levels = [(below, width) for below, width in zip(wide, wide[1:], strict=False)]
+    levels += [(2 * width, width) for width in wide[1:-1]]
+    count = sum(9 * a * b + b + 9 * b * b + b for a, b in levels)
+    count += sum(9 * 2 * width * width + width for width in wide[1:-1]) + 16 * 13 + 13
+    found = ast.literal_eval(outputs(executed, 'output')[0])
+    assert found == dict(logits=(1, 13, 120, 160), parameters=count)
+
+
+@pytest.mark.slow
+def test_a_random_split_leaks_more_than_one_by_drive(executed):
+    rows = re.findall(
+        r'\| +([\w (),]+?) +\| +(\d+) +\| +([\d.]+) +\| +([\d.]+) +\|', outputs(executed, 'leak')[0]
+    )
+    table = {name: (int(frames), float(same), float(miou)) for name, frames, same, miou in rows}
+    ours, random = table['ours (benchmark, by drive)'], table['random']
+    assert ours[:2] == (70, 0.0)
+    assert random[:1] == (45,)
+    assert random[1] > 30
+    assert random[2] > ours[2] + 5
+
+
+@pytest.mark.slow
+def test_it_trains_scores_predicts_and_exports(executed):
+    cells, folder = executed
+    scores = json.loads((folder / 'work_dirs/notebook/test/scores.json').read_text())
+    assert scores['data'] == 'drawn scenes'
+    assert scores['tested_on'] == 'test'
+    floor = scores['floors']['most frequent class at each pixel']['mIoU']
+    assert floor < scores['metrics']['mIoU'] < 95
+    assert len(list((folder / 'predictions').rglob('*.png'))) == 8
+    assert (folder / 'unet_lyft.onnx').stat().st_size > 100_000
+    alike = re.search(r'([\d.]+) % of pixels', outputs(executed, 'exported')[0])
+    assert float(alike[1]) > 99.9
+    errors = [
+        one for cell in cells.values() for one in cell.get('outputs', []) if one['output_type'] == 'error'
+    ]
+    assert errors == []
