@@ -18,7 +18,7 @@ _EXIT_UNKNOWN_TOOL = 2
 _EXIT_CODES = """\
 exit codes:
   0      done
-  1      a defect of ours, or what was tried (torture) did not hold
+  1      a defect of ours, or what was tried or looked at (torture, doctor) did not hold
   2      a mistake in what was given: arguments, files, data, the installation
   75     stopped by a signal, all saved; --resume goes on
   128+n  ended by signal n (130: Ctrl-C)"""

@@ -305,12 +305,13 @@ def test_zsh_takes_the_code_for_completion(on_path):
     on_path('zsh', 'compdef() { : }; eval "$(mmseg-unet-lyft completion zsh)" && whence _python_argcomplete')
 
 
-def test_a_command_to_be_completed_does_not_run_without_argcomplete(tmp_path):
+@pytest.mark.parametrize(('room', 'words'), [('__main__', ['draw_scenes']), ('cli.draw_scenes', [])])
+def test_a_command_to_be_completed_does_not_run_without_argcomplete(tmp_path, room, words):
     code = f"""
 import sys
 sys.modules['argcomplete'] = None
-sys.argv = ['mmseg_unet_lyft', 'draw_scenes', {str(tmp_path / 'drawn')!r}, '--frames', '1', '--drives', 'F1']
-from mmseg_unet_lyft.__main__ import main
+sys.argv = ['command', *{words}, {str(tmp_path / 'drawn')!r}, '--frames', '1', '--drives', 'F1']
+from mmseg_unet_lyft.{room} import main
 main()
 """
     done = python('-c', code, _ARGCOMPLETE='1', COMP_LINE='mmseg_unet_lyft draw_scenes x', COMP_POINT='29')

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mmseg_unet_lyft.cli.model_index import main
-from mmseg_unet_lyft.engine.model_index import INDEX, METAFILE, write_index
+from mmseg_unet_lyft.report.model_index import INDEX, METAFILE, write_index
 from mmseg_unet_lyft.report.run_cards import card_file
 
 from .test_resume import run
@@ -37,6 +37,7 @@ def card(folder: Path, name: str, step: int, miou: float | None) -> Path:
     path = card_file(folder / name)
     content = dict(
         format=1,
+        command=['train'],
         checkpoint=name,
         step=step,
         validation=dict(step=step, mIoU=miou, aAcc=float('nan'), val_loss=0.5),
@@ -88,20 +89,19 @@ def test_the_best_goes_before_the_last_and_no_folder_of_the_machine_is_told(tmp_
     assert 'Weights' not in model
 
 
-def test_scores_of_the_same_checkpoint_go_before_validation(tmp_path, clone):
+def test_scores_go_before_validation_and_must_be_of_the_same_checkpoint(tmp_path, clone, capsys):
     card(tmp_path / 'run', 'iter_40.pth', 40, 48.0)
     (tmp_path / 'run/test').mkdir()
-    scores = dict(
-        checkpoint='elsewhere/iter_40.pth', tested_on=['F4', 'F9'], metrics=dict(mIoU=44.444, aAcc=90)
-    )
+    metrics = dict(mIoU=44.444, aAcc=90)
+    scores = dict(checkpoint='elsewhere/iter_40.pth', tested_on=['F4', 'F9'], metrics=metrics, iou={})
     (tmp_path / 'run/test/scores.json').write_text(json.dumps(scores))
     assert main([str(tmp_path / 'run'), '--root', str(clone)]) == 0
     tested = dict(Task='Semantic Segmentation', Dataset='lyft, F4 F9', Metrics=dict(mIoU=44.44, aAcc=90))
     assert listed(clone)['run']['Results'] == [tested]
     scores['checkpoint'] = 'elsewhere/iter_20.pth'
     (tmp_path / 'run/test/scores.json').write_text(json.dumps(scores))
-    assert main([str(tmp_path / 'run'), '--root', str(clone)]) == 0
-    assert listed(clone)['run']['Results'][0]['Dataset'] == 'lyft, validation drives'
+    assert main([str(tmp_path / 'run'), '--root', str(clone)]) == 2
+    assert 'is of elsewhere/iter_20.pth and not of' in capsys.readouterr().err
 
 
 def test_other_models_stay_and_the_same_one_is_replaced(tmp_path, clone):
@@ -128,10 +128,13 @@ def test_our_own_metafile_is_what_the_tool_would_write(tmp_path):
             lambda run, clone: card_file(run / 'iter_40.pth').unlink(),
             r'run: has no run card \(\*\.pth\.run_card',
         ),
-        (lambda run, clone: card_file(run / 'iter_40.pth').write_text('{'), r'cannot be read as JSON'),
+        (
+            lambda run, clone: card_file(run / 'iter_40.pth').write_text('{'),
+            r'iter_40\.pth\.run_card\.json: is no JSON',
+        ),
         (
             lambda run, clone: card_file(run / 'iter_40.pth').write_text('[]'),
-            r'holds a list, expected an object',
+            r'run_card\.json: holds a list',
         ),
         (lambda run, clone: card_file(run / 'iter_40.pth').write_text('{}'), r'is no run card of format 1'),
         (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..errors import InputError
-from .console import progress
 from .options import check_file_option
+from .progress import progress
 
 
 def check_arguments(args: argparse.Namespace) -> None:

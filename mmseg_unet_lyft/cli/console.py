@@ -12,7 +12,6 @@ from ..engine.plain_loading import plain_loading
 from ..engine.ranks import end_rank, is_first, take_place, this_process
 from ..errors import InputError, input_error_behind, printable
 from .defects import shows_tracebacks, tell_defects_in_one_line
-from .progress import progress as progress
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130

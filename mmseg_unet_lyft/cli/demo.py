@@ -15,6 +15,7 @@ from .console import guarded, say
 from .label_options import check_label_arguments
 from .model import model_config, open_segmenter, require_runtime
 from .model_options import MODEL_VARIABLE, add_trust
+from .parser import CommandParser
 from .signals import stop_on_signals
 
 _POLL_SECONDS = 0.2
@@ -22,8 +23,7 @@ _POLL_SECONDS = 0.2
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     what = (
         f'checkpoint or exported file ({", ".join(formats.MODELS)}), or {MODEL_VARIABLE} names it; before it'

@@ -10,15 +10,14 @@ import json
 from pathlib import Path
 
 from .console import guarded, say
+from .parser import CommandParser
 
 EXIT_UNUSABLE = 1
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument('--json', action='store_true', help='print JSON, to send along with a question')
     return parser.parse_args(argv)
 

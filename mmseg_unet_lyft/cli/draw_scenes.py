@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .console import guarded, progress, say
+from .console import guarded, say
 from .parser import CommandParser
+from .progress import progress
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

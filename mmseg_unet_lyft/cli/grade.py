@@ -9,8 +9,9 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
-from .console import guarded, progress, say
+from .console import guarded, say
 from .parser import CommandParser
+from .progress import progress
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -12,13 +12,12 @@ from pathlib import Path
 from ..errors import InputError
 from .console import guarded, say
 from .options import check_new_file
+from .parser import CommandParser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument('checkpoint', type=Path, help='with its .run_card.json beside it')
     parser.add_argument(
         '--scores',

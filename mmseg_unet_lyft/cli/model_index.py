@@ -29,7 +29,7 @@ def _model_index(argv: list[str] | None) -> None:
     from ..compat import require_stack
 
     require_stack()
-    from ..engine.model_index import describe_model, write_index
+    from ..report.model_index import describe_model, write_index
 
     models = [describe_model(folder, args.root, args.data) for folder in args.work_dirs]
     written = write_index(args.root, models)

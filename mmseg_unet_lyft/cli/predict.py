@@ -10,12 +10,13 @@ from pathlib import Path
 from pprint import pformat
 
 from ..errors import InputError
-from .console import guarded, progress, say
+from .console import guarded, say
 from .label_options import add_label_arguments, check_label_arguments
 from .model import model_config, open_segmenter, require_runtime
 from .model_options import add_model_arguments, split_words
 from .options import add_uncertainty
 from .parser import CommandParser
+from .progress import progress
 
 _SHOWN = 20  # Problems on the screen.
 

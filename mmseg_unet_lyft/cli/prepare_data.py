@@ -9,9 +9,10 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
-from .console import guarded, progress, say
+from .console import guarded, say
 from .inspect_data import add_check_arguments
 from .parser import CommandParser
+from .progress import progress
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

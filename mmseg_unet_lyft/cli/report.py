@@ -11,13 +11,12 @@ from pathlib import Path
 from ..errors import InputError
 from .console import guarded, say
 from .options import check_file_option
+from .parser import CommandParser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument(
         'work_dirs', nargs='+', type=Path, metavar='WORK_DIR', help='of a training or test run'
     )

@@ -9,9 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from .console import guarded, progress, say
+from .console import guarded, say
 from .options import read_config
 from .parser import CommandParser
+from .progress import progress
 from .test_options import add_test_arguments, model_to_score
 
 

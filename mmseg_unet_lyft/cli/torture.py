@@ -9,8 +9,9 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
-from .console import guarded, progress, say
+from .console import guarded, say
 from .parser import CommandParser
+from .progress import progress
 
 PARTS = ('kills', 'ranks', 'inputs', 'disk', 'soak')
 EXIT_NOT_HELD = 1

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .console import guarded, progress, say
+from .console import guarded, say
 from .model_options import add_trust
 from .options import check_file_option
 from .parser import CommandParser
+from .progress import progress
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import yaml
 
 from ..datasets.files import write_whole
 from ..errors import InputError
-from ..report.run_cards import CARD, FORMAT
+from .run_cards import CARD, card_file, read_card, read_scores
 
 INDEX, METAFILE = 'model-index.yml', 'configs/metafile.yml'
 SCORES = 'test/scores.json'  # Where the test command writes by default, beside the checkpoint.
@@ -26,7 +25,7 @@ _HEADER = '# Models in the format of OpenMMLab; tools/model_index.py writes thos
 def describe_model(work_dir: Path, root: Path, data: str | None = None) -> dict[str, Any]:
     """A trained model's entry in a metafile: its best checkpoint, or its last where none is the best.
 
-    The scores are those of `SCORES` if they are of that checkpoint, else of the last validation before it.
+    The scores are those of `SCORES`, else of the last validation before it was saved.
 
     Args:
         work_dir: Of the training; its name becomes the model's.
@@ -34,14 +33,11 @@ def describe_model(work_dir: Path, root: Path, data: str | None = None) -> dict[
         data: What the training data are called; the data root's name by default.
 
     Raises:
-        InputError: If there is no run card, it cannot be read, or its config is none of the clone's.
+        InputError: If there is no run card, it or the scores cannot be read or are of two checkpoints, or the
+            config is none of the clone's.
     """
-    path = _find_card(work_dir)
-    card = _read_json(path)
-    if card.get('format') != FORMAT:
-        raise InputError(
-            f'{path}: is no run card of format {FORMAT}; train writes one beside each checkpoint'
-        )
+    checkpoint = _find_checkpoint(work_dir)
+    card, path = read_card(checkpoint), card_file(checkpoint)
     config = f'configs/{Path(card["config"]["name"]).name}'
     if not (root / config).is_file():
         raise InputError(f'{path}: was trained with {card["config"]["name"]}; put that at {root / config}')
@@ -60,30 +56,19 @@ def describe_model(work_dir: Path, root: Path, data: str | None = None) -> dict[
         'In Collection': _COLLECTION,
         'Config': config,
         'Metadata': metadata,
-        'Results': _results(work_dir, card, name),
+        'Results': _results(checkpoint, card, name),
     }
 
 
-def _find_card(work_dir: Path) -> Path:
-    """The run card of a work dir's best checkpoint, or of its last."""
-    cards = {path: _read_json(path).get('step', 0) for path in work_dir.glob(f'*.pth{CARD}')}
-    if not cards:
+def _find_checkpoint(work_dir: Path) -> Path:
+    """The best of the checkpoints of a work dir that have a run card, or the last."""
+    found = [path.with_name(path.name.removesuffix(CARD)) for path in work_dir.glob(f'*.pth{CARD}')]
+    if not found:
         raise InputError(
             f'{work_dir}: has no run card (*.pth{CARD}); train writes one beside each checkpoint'
         )
-    best = [path for path in cards if path.name.startswith('best_')]
-    return max(best or cards, key=cards.__getitem__)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """An object in a JSON file."""
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise InputError(f'{path}: cannot be read as JSON ({error})') from error
-    if not isinstance(content, dict):
-        raise InputError(f'{path}: holds a {type(content).__name__}, expected an object')
-    return content
+    best = [path for path in found if path.name.startswith('best_')]
+    return max(best or found, key=lambda path: read_card(path)['step'])
 
 
 def _drives(split: str | list[str] | None) -> str:
@@ -99,11 +84,11 @@ def _resources(card: dict[str, Any]) -> str:
     return f'{machine["cores"]}-core CPU, {machine["processor"]}'
 
 
-def _results(work_dir: Path, card: dict[str, Any], name: str) -> list[dict[str, Any]]:
+def _results(checkpoint: Path, card: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """Scores of the card's checkpoint, with what they were measured on."""
-    path = work_dir / SCORES
-    scores = _read_json(path) if path.is_file() else {}
-    if Path(str(scores.get('checkpoint'))).name == card['checkpoint']:
+    path = checkpoint.parent / SCORES
+    if path.is_file():
+        scores = read_scores(path, checkpoint)
         dataset, metrics = f'{name}, {_drives(scores["tested_on"])}', scores['metrics']
     else:
         dataset, metrics = f'{name}, validation drives', card['validation']
