@@ -120,6 +120,32 @@ def direct_parts(value: ast.expr) -> list[ast.Constant]:
     return [part for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
 
 
+# Of other packages, or words of our tables.
+NOT_OURS = {
+    'MMCV==2.2.0 is used but incompatible',
+    "No module named 'mmcv._ext'",
+    "No module named 'mmcv.ops'",
+    "No module named 'pkg_resources'",
+    'libGL.so.1: cannot open shared object file',
+    'LyftUNet is not in the mmseg::model registry',
+    'Weights only load failed',
+    'Address already in use',
+    'nan',
+    'n/a',
+}
+
+
+def test_messages_with_a_remedy_of_their_own_are_the_sources(messages):
+    page = (ROOT / 'docs/troubleshooting.md').read_text(encoding='utf-8').partition('## Every message')[0]
+    seen = [line.split(' | ')[0] for line in page.splitlines() if line.startswith('| ')]
+    quoted = {words for cell in seen for words in re.findall(r'`([^`]+)`', cell)}
+    assert quoted > NOT_OURS
+    texts = [message.text for message in messages]
+    for words in quoted - NOT_OURS:
+        pattern = '.*'.join(map(re.escape, words.split(' ... ')))
+        assert any(re.search(pattern, text) for text in texts), words
+
+
 def test_a_message_is_put_together_from_its_parts(tmp_path):
     from messages import collect
 
@@ -150,6 +176,8 @@ def test_links_of_the_readme_lead_to_pages_and_pictures():
     from pages import home_page
 
     page = home_page()
+    # The site is of docs/ alone.
+    assert 'the notebook (`notebooks/lyft_unet_kaggle.ipynb`) goes' in page
     assert '](docs/' not in page
     local = re.findall(r'\]\(([\w./]+)\)', page)
     assert len(local) > 5

@@ -12,8 +12,8 @@ from pathlib import Path
 GAP = '…'
 # What is raised or listed for a user, and which argument is the message.
 _MESSAGE_OF = {'InputError': 0, 'Problem': 2}
-# Of functions with these names, the strings that they yield or return are such messages too.
-_TELLING = ('_problems', '_problem')
+# Of functions with these names, the strings that they yield or return are such messages too, or parts of one.
+_TELLING = re.compile(r'.*_problems?|_?describe_?.*')
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _of_module(path: Path, package: Path) -> Iterator[Message]:
         about = (ast.get_docstring(scope) or '').partition('\n')[0]
         known = constants | _assigned(list(_own(scope)))
         name = scope.name if isinstance(scope, ast.FunctionDef) else 'import'
-        for text in dict.fromkeys(_texts(scope, known, name.endswith(_TELLING))):
+        for text in dict.fromkeys(_texts(scope, known, bool(_TELLING.fullmatch(name)))):
             yield Message(text, name, about, module)
 
 

@@ -20,6 +20,7 @@ from tables import TABLES
 PACKAGE = ROOT / 'mmseg_unet_lyft'
 # Folders whose modules are called from Python; titles as the navigation has them.
 ROOMS = ('inference', 'models', 'datasets', 'evaluation', 'engine', 'report')
+_LINK = re.compile(r'\[([^\]]*)\]\(([^)\s]+)\)')
 _MARKER = re.compile(r'<!-- made by the build: (\w+) -->')
 
 
@@ -49,7 +50,18 @@ def made_part(name: str) -> str:
 
 def home_page() -> str:
     """The README, whose links start at the root of the clone."""
-    return re.sub(r'\]\(docs/', '](', (ROOT / 'README.md').read_text(encoding='utf-8'))
+    return _LINK.sub(_from_docs, (ROOT / 'README.md').read_text(encoding='utf-8'))
+
+
+def _from_docs(link: re.Match) -> str:
+    """A link as it leads from the site: what does not lie in docs/ is no part of it, and is named alone."""
+    text, address = link[1], link[2]
+    if '://' in address or address.startswith('#'):
+        return link[0]
+    inside = address.removeprefix('docs/')
+    if inside != address:
+        return f'[{text}]({inside})'
+    return text if address in text else f'{text} (`{address}`)'
 
 
 def api_page(room: str) -> str:
