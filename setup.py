@@ -48,10 +48,12 @@ OPENMMLAB = [
     'regex',
     'setuptools<81',
 ]
+COMPLETION = ['argcomplete>=3.5,<4']
 DEMO = ['gradio>=6,<7']
 TRACKERS = ['tensorboard>=2.16', 'wandb>=0.19', 'mlflow>=3,<4']
 DOCS = ['mkdocs>=1.6,<2', 'mkdocs-material>=9.6,<10', 'mkdocstrings-python>=2,<3']
 TEST = ['pytest>=8', 'build>=1.2', 'setuptools>=70.1', *DEPLOY, *OPENVINO, *EXPORT, *KERAS]
+TEST += COMPLETION
 # Keras itself is the reference that imported weights are held to.
 TEST += ["keras>=3.15,<4; python_version >= '3.11'"]
 LINT = ['ruff>=0.12']
@@ -97,6 +99,7 @@ setup(
         'openvino': OPENVINO,
         'export': EXPORT,
         'keras': KERAS,
+        'completion': COMPLETION,
         'demo': DEMO,
         'trackers': TRACKERS,
         'docs': DOCS,

@@ -14,8 +14,8 @@ import pytest
 import mmseg_unet_lyft
 from mmseg_unet_lyft.__main__ import find_tools, main
 from mmseg_unet_lyft.cli import progress as progress_room
-from mmseg_unet_lyft.cli.console import guarded, progress
-from mmseg_unet_lyft.cli.progress import clock, told_in_lines
+from mmseg_unet_lyft.cli.console import guarded
+from mmseg_unet_lyft.cli.progress import clock, progress, told_in_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -106,7 +106,7 @@ def on_a_terminal(code: str, **environ: str) -> str:
     return written.decode()
 
 
-BAR = 'from mmseg_unet_lyft.cli.console import progress\nfor _ in progress(range(3), 3, "drawing"): pass\n'
+BAR = 'from mmseg_unet_lyft.cli.progress import progress\nfor _ in progress(range(3), 3, "drawing"): pass\n'
 LOG = (
     'from mmengine.logging import MMLogger\nMMLogger.get_instance("x", log_level="INFO").warning("drawing")\n'
 )

@@ -16,6 +16,7 @@ from mmseg_unet_lyft.engine.config_changes import describe_changes, differences
 from mmseg_unet_lyft.engine.report_hook import LyftReportHook
 from mmseg_unet_lyft.engine.trackers import use_trackers
 from mmseg_unet_lyft.errors import InputError
+from mmseg_unet_lyft.evaluation.challenge import score_dict
 from mmseg_unet_lyft.report.frames_sheet import FrameSheet, Score, choose, error_map
 from mmseg_unet_lyft.report.run_data import read_run
 from mmseg_unet_lyft.report.run_page import build_page, write_report
@@ -174,6 +175,19 @@ def test_a_page_tells_classes_with_na_for_what_the_truth_has_not(tmp_path):
     assert 'git checkout c0ffee mmseg_unet_lyft train --seed 7 c.py --cfg-options a=1' in text
     assert 'A step took 400 ms on the mean: 25.0 % waiting for data, 75.0 % computing.' in text
     assert 'The data must have the manifest cafe.' in text
+
+
+def test_a_page_has_the_challenges_score_and_why_there_is_none(tmp_path):
+    folder = write_run(tmp_path / 'run')
+    assert 'Not scored: the evaluator has no LyftScoreMetric' in build_page(read_run(folder))
+    card = json.loads((folder / 'report/run_card.json').read_text())
+    # Vehicle: P 1/2, R 1/3, F2 5/14; of road nothing is right.
+    card['result']['challenge'] = score_dict(np.array([[1, 1, 2], [0, 3, 4]]), 'exact')
+    (folder / 'report/run_card.json').write_text(json.dumps(card))
+    text = ''.join(Elements(build_page(read_run(folder))).text.split())
+    assert 'vehicle,F20.35710.50000.3333' in text
+    assert 'road,F0.5n/a0.00000.0000' in text
+    assert 'n/a:road:TP=0,precisionandrecallare0' in text
 
 
 def test_a_page_says_what_is_not_there_yet(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmseg_unet_lyft.cli import inspect_data
 from mmseg_unet_lyft.cli.console import guarded, say
@@ -223,3 +224,13 @@ def test_what_commands_say_and_their_errors_show_such_names_harmlessly(capsys):
     printed = capsys.readouterr()
     assert printed.out == 'reading\n  \\x1b]0;title\\x07\\udcff.png\n'
     assert printed.err == 'error: \\x1b[31mF1-0.png: no such file\n  second line\n'
+
+
+def test_an_eps_file_under_an_images_name_is_not_opened(tmp_path):
+    # Pillow would hand it to Ghostscript, which runs what it says.
+    path = tmp_path / 'F1-0.png'
+    path.write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n')
+    with Image.open(path) as picture:
+        assert picture.format == 'EPS'
+    with pytest.raises(InputError, match=r'F1-0\.png: cannot be read as an image \(no image can'):
+        read_frame(path)

@@ -118,7 +118,7 @@ class LyftReportHook(Hook):
     def _open_sheet(self, dataset: Any) -> None:
         if self._sheet is not None:
             self._sheet.close()
-        classes = dataset.metainfo.get('classes')
+        classes = _meta(dataset).get('classes')
         self._sheet = FrameSheet(len(classes), get_dist_info()[0]) if classes else None
 
     def _look_at(self, runner: Runner, samples: Sequence[SegDataSample]) -> None:
@@ -149,14 +149,14 @@ class LyftReportHook(Hook):
         metrics: dict[str, float] | None,
     ) -> None:
         """Write the page with what was measured; every rank has to come here."""
-        frames = self._gather_frames(dataset.metainfo)
+        frames = self._gather_frames(_meta(dataset))
         self._card['result'] = dict(
             kind=kind,
             step=step,
             split=getattr(dataset, 'split', None),
             frames=len(dataset),
             metrics=finite(metrics or {}),
-            **describe_result(evaluator, dataset.metainfo),
+            **describe_result(evaluator, _meta(dataset)),
         )
         self._write_frames(runner, frames)
         self.write(runner)
@@ -203,6 +203,11 @@ class LyftReportHook(Hook):
         # A full disk, or another run's file that is damaged.
         except (InputError, OSError) as error:
             _warn(runner, error)
+
+
+def _meta(dataset: Any) -> dict:
+    """A data set's meta information, empty where it has none, as one of another library."""
+    return getattr(dataset, 'metainfo', {})
 
 
 def _warn(runner: Runner, error: Exception) -> None:

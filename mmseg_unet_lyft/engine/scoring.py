@@ -53,7 +53,7 @@ def score_floors(config: Config, progress: Callable[[list, int, str], Iterable])
 
     Args:
         config: The config of the test run.
-        progress: ``cli.console.progress``, or anything else that passes items through.
+        progress: ``cli.progress.progress``, or anything else that passes items through.
 
     Returns:
         int64 (C, C), rows the truth, by name of the floor.

@@ -15,6 +15,8 @@ from ..datasets import png
 from ..errors import InputError
 
 IMAGE_SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp'}
+# Of Pillow's: by others, such as EPS, it runs a program that draws what the file says, whatever its suffix.
+_FORMATS = ('PNG', 'JPEG', 'MPO', 'BMP', 'DIB', 'TIFF', 'WEBP')
 MAX_PIXELS = 64_000_000  # Of an image or of a video's frames, by default.
 # What Pillow raises for damaged files of the formats above.
 _DAMAGE = (OSError, SyntaxError, ValueError, LookupError, Image.DecompressionBombError)
@@ -75,7 +77,7 @@ def _damage(name: str, file: BinaryIO, max_pixels: int) -> str | None:
             return png.damage(file.read())
     try:
         with _pillows_limit(None):
-            picture = Image.open(file)
+            picture = Image.open(file, formats=_FORMATS)
         width, height = picture.size
         if width * height <= max_pixels:
             # A JPEG at an eighth of its size: the whole file is read all the same.

@@ -86,7 +86,7 @@ class Tuner:
         """The best thresholds, and the challenge's average F in percent without and with them.
 
         Args:
-            show: ``cli.console.progress``, or anything else that passes items through.
+            show: ``cli.progress.progress``, or anything else that passes items through.
 
         Returns:
             Thresholds, and ``F_avg`` of label maps and of masks, ``before`` and ``after``.

@@ -72,6 +72,8 @@ class FrameSheet:
         Raises:
             OSError: If there is no room for the temporary file.
         """
+        # Whatever number a config has for pixels that do not count.
+        label = np.where(label < self.num_classes, label, np.uint8(IGNORE_INDEX))
         confusion = confusion_matrix(label, pred, self.num_classes, IGNORE_INDEX)
         if not confusion.any():
             return

@@ -230,7 +230,12 @@ def _challenge(run: RunData) -> dict[str, Any]:
     if not found:
         why = 'Not scored: the evaluator has no LyftScoreMetric, which takes schemes with road and vehicles.'
         return dict(challenge=None, no_challenge=why if run.result else 'No validation yet.')
-    return dict(challenge=found, no_challenge='')
+    rows = [
+        (f'{name}, F{one["beta"]:g}', one['f'], one['precision'], one['recall'])
+        for name, one in found['masks'].items()
+    ]
+    shown = {key: found[key] for key in ('average', 'hood', 'undefined')}
+    return dict(challenge=shown | dict(rows=rows), no_challenge='')
 
 
 def _frames(run: RunData) -> dict[str, Any]:
