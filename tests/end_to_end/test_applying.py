@@ -81,7 +81,7 @@ def test_uncertainty_is_measured_printed_drawn_and_written(with_dropout, drawn_r
     arguments = ('--uncertainty', '3')
     options = ('decoder_dropout=0.2',)
     assert run_test(checkpoint, drawn_root, tmp_path, *arguments, options=options) == 0
-    *_, line, last = capsys.readouterr().out.rstrip().splitlines()
+    *_, line, _, last = capsys.readouterr().out.rstrip().splitlines()
     calibration = scores(tmp_path)['calibration']
     assert last == f'wrote {tmp_path / "scores.json"}'
     assert line.startswith(
