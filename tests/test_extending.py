@@ -39,6 +39,7 @@ def trained(config: str, folder: Path, *options: str) -> Path:
     return folder / 'run/iter_2.pth'
 
 
+@pytest.mark.slow
 @pytest.mark.stack
 def test_a_label_scheme_of_ones_own_is_trained_and_predicted_with(page):
     checkpoint = trained('walkable.py', page, 'base_channels=2')
@@ -53,6 +54,7 @@ def test_a_label_scheme_of_ones_own_is_trained_and_predicted_with(page):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.stack
 def test_a_backbone_of_ones_own_is_trained_and_labels_frames(page):
     checkpoint = trained('strided.py', page)

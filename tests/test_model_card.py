@@ -160,6 +160,7 @@ def test_a_run_card_that_is_none_is_refused_by_name(checkpoint, content, message
         read_card(checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.stack
 def test_a_real_runs_card_becomes_a_model_card(three_drives, tmp_path, capsys):
     from .test_resume import run

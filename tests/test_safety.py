@@ -334,6 +334,7 @@ def exported(model, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('suffix', 'weights'), [('.onnx', '.onnx'), ('.xml', '.bin'), ('.xml', '.xml'), ('.torchscript',) * 2]
 )

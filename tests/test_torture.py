@@ -37,6 +37,7 @@ def run_torture(out, *arguments):
 
 
 @on_linux
+@pytest.mark.slow
 @pytest.mark.stack
 def test_killed_runs_resume_and_end_as_undisturbed(tmp_path):
     found = run_torture(tmp_path, 'kills', '--kills', '2')
@@ -45,6 +46,7 @@ def test_killed_runs_resume_and_end_as_undisturbed(tmp_path):
 
 
 @on_linux
+@pytest.mark.slow
 def test_disks_that_fill_up_cost_nothing_good(tmp_path):
     found = run_torture(tmp_path, 'disk', '--limits', '1')
     assert {what for _, what in found} >= {

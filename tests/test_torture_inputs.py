@@ -266,6 +266,7 @@ def test_what_is_moved_and_not_found_fails(tmp_path):
 # --- all of it ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_short_torture_holds_and_is_the_same_again(tmp_path):
     asked = []
 

@@ -146,4 +146,5 @@ def test_a_window_with_too_large_a_stride_is_refused(trained, drawn_root, tmp_pa
     assert run_test(best_checkpoint(str(trained)), drawn_root, tmp_path, options=options) == 2
     message = capsys.readouterr().err
     assert message.count('error: ') == 1
-    assert 'error: test_cfg.stride=(48, 65) is larger than test_cfg.crop_size=(48, 64)' in message
+    where = 'error: configs/unet_lyft_demo.py: '
+    assert f'{where}test_cfg.stride=(48, 65) is larger than test_cfg.crop_size=(48, 64)' in message
