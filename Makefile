@@ -65,8 +65,9 @@ demo: $(INSTALLED)
 	$(call timed,predict,$(PREDICT))
 	@echo "results: $(DEMO): curves; test: per-class table; overlays; predictions"
 
+# A process a core, each with one computing thread; the tests of a file stay together, as they share what they train.
 test: $(TESTABLE)
-	$(PY) -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile $(TESTS)
 
 # Also what takes long: pages in a browser (Chromium and chromedriver of the system's), the notebook, the site.
 slow: $(SLOW)

@@ -16,7 +16,7 @@ from ..errors import InputError
 
 IMAGE_SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp'}
 # Of Pillow's: by others, such as EPS, it runs a program that draws what the file says, whatever its suffix.
-_FORMATS = ('PNG', 'JPEG', 'MPO', 'BMP', 'DIB', 'TIFF', 'WEBP')
+_FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')
 MAX_PIXELS = 64_000_000  # Of an image or of a video's frames, by default.
 # What Pillow raises for damaged files of the formats above.
 _DAMAGE = (OSError, SyntaxError, ValueError, LookupError, Image.DecompressionBombError)
