@@ -67,7 +67,7 @@ demo: $(INSTALLED)
 
 # A process a core, each with one computing thread; the tests of a file stay together, as they share what they train.
 test: $(TESTABLE)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile $(TESTS)
 
 # Also what takes long: pages in a browser (Chromium and chromedriver of the system's), the notebook, the site.
 slow: $(SLOW)

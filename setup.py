@@ -52,8 +52,8 @@ COMPLETION = ['argcomplete>=3.5,<4']
 DEMO = ['gradio>=6,<7']
 TRACKERS = ['tensorboard>=2.16', 'wandb>=0.19', 'mlflow>=3,<4']
 DOCS = ['mkdocs>=1.6,<2', 'mkdocs-material>=9.6,<10', 'mkdocstrings-python>=2,<3']
-TEST = ['pytest>=8', 'pytest-xdist>=3.6,<4', 'build>=1.2', 'setuptools>=70.1', *DEPLOY, *OPENVINO, *EXPORT, *KERAS]
-TEST += COMPLETION
+TEST = ['pytest>=8', 'pytest-xdist>=3.6,<4', 'build>=1.2', 'setuptools>=70.1']
+TEST += [*DEPLOY, *OPENVINO, *EXPORT, *KERAS, *COMPLETION]
 # Keras itself is the reference that imported weights are held to.
 TEST += ["keras>=3.15,<4; python_version >= '3.11'"]
 LINT = ['ruff>=0.12']
