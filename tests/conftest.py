@@ -55,20 +55,28 @@ def installed_env(built_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -
     return target
 
 
+@pytest.fixture
+def browser(chromium: Any) -> Any:
+    """`chromium` on an empty page, and without what earlier pages logged."""
+    chromium.get('about:blank')
+    chromium.get_log('browser')
+    return chromium
+
+
 @pytest.fixture(scope='session')
-def browser() -> Iterator[Any]:
+def chromium() -> Iterator[Any]:
     """Selenium's driver of the system's Chromium, headless; a test is skipped where there is none.
 
     With LYFT_REQUIRE_BROWSER in the environment, as in CI, it fails instead.
     """
-    chromium, driver = (shutil.which(name) for name in ('chromium', 'chromedriver'))
-    if not (chromium and driver):
+    program, driver = (shutil.which(name) for name in ('chromium', 'chromedriver'))
+    if not (program and driver):
         end = pytest.fail if os.environ.get('LYFT_REQUIRE_BROWSER') else pytest.skip
         end('needs chromium and chromedriver; install with: apt-get install chromium chromium-driver')
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
-    options.binary_location = chromium
+    options.binary_location = program
     # Root, as in a container, may not start it otherwise.
     for option in (
         '--headless=new',
