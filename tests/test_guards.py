@@ -242,8 +242,8 @@ def test_out_of_memory_says_what_would_fit_and_keeps_the_run(three_drives, tmp_p
     said, steps = done.stdout.splitlines()[-2:]
     assert re.fullmatch(
         r'out of memory on cpu in step 3: 2 crops of 512x512 take about 0\.\d\d GB beside the weights, '
-        r'and 0\.\d\d GB are free \(.*\)\. What would fit, by estimate: .*crop_size=\((\d+),\1\) '
-        r'\(0\.\d\d GB\)',
+        r'and 0\.\d\d GB are free \(.*\)\. What would fit, by estimate: .*'
+        r'crop_size=\((\d+),\1\) \(0\.\d\d GB\).*',
         said,
     ), done.stdout + done.stderr
     assert steps == '[2]'

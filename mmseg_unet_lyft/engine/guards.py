@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ class Guard:
             shortage = str(error)
         # Not in the handler, and without the error, which holds all that the step has computed.
         if shortage is not None:
+            # Maps and the graph between them refer to each other.
+            gc.collect()
             self._restore()
             self.save()
             raise InputError(describe_shortage(runner, batch, shortage))

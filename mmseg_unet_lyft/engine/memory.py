@@ -143,7 +143,6 @@ def describe_shortage(runner: Runner, batch: dict, reason: str) -> str:
     labels = labels_of(batch)
     frames, (height, width) = len(labels), tuple(labels[0].shape)
     is_amp = 'Amp' in type(runner.optim_wrapper).__name__
-    # Counting takes a few megabytes, which a bounded process may not have either.
     now = step_bytes_per_pixel(model, amp=is_amp)
     free = free_memory(device)
     said = (
@@ -154,15 +153,24 @@ def describe_shortage(runner: Runner, batch: dict, reason: str) -> str:
     )
     ways = [
         f'{what} ({_gb(needed)})'
-        for what, needed in _ways(model, now, frames, (height, width), is_amp, free)
+        for what, needed in _counted(_ways(model, now, frames, (height, width), is_amp, free))
         if free is None or needed <= free
     ]
     advice = (
         f'What would fit, by estimate: {", ".join(ways)}'
         if ways
-        else ('Nothing of this network fits by estimate; free memory, or set a smaller base_channels')
+        else 'Nothing of this network fits by estimate; free memory, or set a smaller base_channels'
     )
     return f'{said}. {advice}'
+
+
+def _counted(ways: Iterator[tuple[str, float]]) -> Iterator[tuple[str, float]]:
+    """The ways as far as there is memory to count them."""
+    try:
+        yield from ways
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error):
+            raise
 
 
 def _ways(
@@ -170,10 +178,6 @@ def _ways(
 ) -> Iterator[tuple[str, float]]:
     """Changes that take less memory, each with the bytes that a step would take."""
     pixels = frames * size[0] * size[1]
-    if not is_amp:
-        yield '--amp', step_bytes_per_pixel(model, amp=True) * pixels
-    if any(getattr(part, 'with_cp', None) is False for part in model.modules()):
-        yield 'with_cp=True', step_bytes_per_pixel(model, True, is_amp) * pixels
     fitting = [
         number for number in range(1, frames) if free is None or now * pixels * number / frames <= free
     ]
@@ -185,6 +189,10 @@ def _ways(
     crop = [int(side * share) // _CROP_STEP * _CROP_STEP for side in size]
     if min(crop) > 0:
         yield f'crop_size=({crop[0]},{crop[1]})', now * frames * crop[0] * crop[1]
+    if not is_amp:
+        yield '--amp', step_bytes_per_pixel(model, amp=True) * pixels
+    if any(getattr(part, 'with_cp', None) is False for part in model.modules()):
+        yield 'with_cp=True', step_bytes_per_pixel(model, True, is_amp) * pixels
 
 
 def _gb(number: float) -> str:
