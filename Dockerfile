@@ -2,7 +2,7 @@
 #
 #   docker build -t mmseg_unet_lyft .                                                       # CPU
 #   docker build -t mmseg_unet_lyft --build-arg TORCH_INDEX=https://pypi.org/simple .       # CUDA; run with --gpus all
-#   docker run --rm -v "$PWD:/home/lyft/here" mmseg_unet_lyft predict best.pth frames --out predictions
+#   docker run --rm -v "$PWD:/data" mmseg_unet_lyft predict best.pth frames --out predictions
 #
 # Linted by hadolint; not built or run where it was written.
 ARG PYTHON=3.11
@@ -32,6 +32,6 @@ RUN apt-get update \
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 USER 1000:1000
-WORKDIR /home/lyft/here
+WORKDIR /data
 ENTRYPOINT ["mmseg-unet-lyft"]
 CMD ["--help"]

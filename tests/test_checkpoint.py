@@ -12,17 +12,9 @@ import mmseg_unet_lyft.register  # noqa: F401
 from mmseg_unet_lyft.engine import checkpoint, checkpoint_file
 from mmseg_unet_lyft.errors import InputError
 
+from .conftest import Call
+
 pytestmark = pytest.mark.stack
-
-
-class Call:
-    """Pickles as a call of a function."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 def unet(in_channels=3, num_classes=13):

@@ -302,7 +302,8 @@ def test_fish_completes_tools_options_and_choices(on_path):
 
 
 def test_zsh_takes_the_code_for_completion(on_path):
-    on_path('zsh', 'compdef() { : }; eval "$(mmseg-unet-lyft completion zsh)" && whence _python_argcomplete')
+    ask = 'compdef() { : }; eval "$(mmseg-unet-lyft completion zsh)" && whence -w _python_argcomplete'
+    assert on_path('zsh', ask).strip() == '_python_argcomplete: function'
 
 
 @pytest.mark.parametrize(('room', 'words'), [('__main__', ['draw_scenes']), ('cli.draw_scenes', [])])

@@ -250,12 +250,10 @@ def test_a_message_is_found_by_the_sites_search(site, browser):
         try:
             browser.set_window_size(1400, 900)
             browser.get(f'http://127.0.0.1:{server.server_port}/index.html?q=its+base+does+not+exist')
-            WebDriverWait(browser, 30).until(
-                lambda driver: any(
-                    'troubleshooting.html' in link.get_attribute('href')
-                    for link in driver.find_elements(By.CSS_SELECTOR, 'a.md-search-result__link')
-                )
+            results = WebDriverWait(browser, 30).until(
+                lambda driver: driver.find_elements(By.CSS_SELECTOR, 'a.md-search-result__link')
             )
+            assert any('troubleshooting.html' in link.get_attribute('href') for link in results)
         finally:
             server.shutdown()
 

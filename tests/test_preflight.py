@@ -25,18 +25,10 @@ from mmseg_unet_lyft.engine.preflight import check_data, check_run
 from mmseg_unet_lyft.engine.saving import LyftCheckpointHook
 from mmseg_unet_lyft.errors import InputError
 
+from .conftest import SMALL
+
 TRAINING = ('train_dataloader', 'val_dataloader')
-KNOBS = dict(
-    base_channels=2,
-    data_root='frames',
-    batch_size=2,
-    num_workers=0,
-    crop_size=(32, 32),
-    image_scale_wh=(48, 32),
-    train_drives=['F1'],
-    val_drives=['F3'],
-    test_drives=['F2'],
-)
+KNOBS = SMALL
 
 
 def configured(name='unet_lyft.py', **knobs):

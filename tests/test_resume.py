@@ -26,22 +26,9 @@ from mmseg_unet_lyft.engine.stopping import StopOnSignalHook
 from mmseg_unet_lyft.engine.train_loop import seed_step
 from mmseg_unet_lyft.errors import InputError
 
-from .conftest import flip_bit
+from .conftest import SMALL, flip_bit
 
-KNOBS = dict(
-    base_channels=2,
-    data_root='frames',
-    batch_size=2,
-    num_workers=0,
-    crop_size=(32, 32),
-    image_scale_wh=(48, 32),
-    train_drives=['F1'],
-    val_drives=['F3'],
-    test_drives=['F2'],
-    warmup_iters=2,
-    max_iters=6,
-    val_interval=2,
-)
+KNOBS = SMALL | dict(warmup_iters=2, max_iters=6, val_interval=2)
 STEPS, INTERVAL = KNOBS['max_iters'], KNOBS['val_interval']
 
 

@@ -30,19 +30,9 @@ from mmseg_unet_lyft.inference.formats import EXPORT_SUFFIXES
 from mmseg_unet_lyft.inference.seal import seal
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 
-from .conftest import flip_bit
+from .conftest import Call, flip_bit
 
 pytestmark = pytest.mark.stack
-
-
-class Call:
-    """Pickles as a call of a function."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 @pytest.fixture

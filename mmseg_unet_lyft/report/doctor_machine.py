@@ -31,13 +31,14 @@ _LEAST_DISK = 1e9
 _LEAST_MEMORY = 2e9
 _ASK_SECONDS = 60
 _ASK_TORCH = """
+import sys
 import torch
 if torch.cuda.is_available():
     for index in range(torch.cuda.device_count()):
         part = torch.cuda.get_device_properties(index)
-        print(f'cuda:{index} {part.name}, {part.total_memory / 1e9:.0f} GB')
+        sys.stdout.write(f'cuda:{index} {part.name}, {part.total_memory / 1e9:.0f} GB\\n')
 elif getattr(torch.backends, 'mps', None) and torch.backends.mps.is_available():
-    print('mps')
+    sys.stdout.write('mps\\n')
 """
 
 

@@ -10,22 +10,13 @@ import torch
 from mmseg_unet_lyft.cli import export, predict, test, tune_thresholds, video
 from mmseg_unet_lyft.engine.plain_loading import code_allowed
 
+from ..conftest import Call
 from .conftest import TINY, train_tiny
 
 pytestmark = pytest.mark.stack
 
 CONFIG = 'configs/unet_lyft_demo.py'
 KNOBS = ('--cfg-options', *TINY)
-
-
-class Call:
-    """Pickles as a call of a function."""
-
-    def __init__(self, function: Callable, *arguments: object) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> tuple:
-        return self.call
 
 
 @pytest.fixture
