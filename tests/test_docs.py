@@ -172,6 +172,7 @@ def test_the_page_of_commands_has_each_ones_help():
         assert line in ' '.join(page.split())
 
 
+@pytest.mark.slow
 def test_links_of_the_readme_lead_to_pages_and_pictures():
     from pages import home_page
 
