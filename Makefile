@@ -63,7 +63,7 @@ demo: $(INSTALLED)
 	$(call timed,train,$(TRAIN))
 	$(call timed,score,$(SCORE))
 	$(call timed,predict,$(PREDICT))
-	@echo "results: $(DEMO): curves; test: per-class table; overlays; predictions"
+	@echo "results: $(DEMO): report/index.html; test/report/index.html, per-class table; overlays; predictions"
 
 # A process a core, each with one computing thread; the tests of a file stay together, as they share what they train.
 test: $(TESTABLE)

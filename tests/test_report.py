@@ -2,6 +2,7 @@
 
 import json
 import re
+from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -15,16 +16,16 @@ from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.inference.folder import Outputs, find_images, predict_images
 from mmseg_unet_lyft.inference.segmenter import Segmenter
+from mmseg_unet_lyft.report.curves import curve_pictures, side_by_side
 from mmseg_unet_lyft.report.figures import (
     colour_label,
     legend,
     overlay,
     panel,
-    read_scalars,
     save_palette_png,
     save_rgb,
-    save_training_curves,
 )
+from mmseg_unet_lyft.report.run_data import read_scalars
 from mmseg_unet_lyft.report.sheets import write_sheets
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -141,28 +142,35 @@ def test_scalars_of_all_runs_come_in_order_of_time(tmp_path):
     assert read_scalars(tmp_path) == [first, second, third]
 
 
-def test_curves_show_training_and_validation_also_where_a_class_comes_late(tmp_path):
-    def drawn(*val: dict) -> np.ndarray:
-        work_dir = tmp_path / f'{len(val)}'
+def test_curves_show_training_and_validation_also_where_a_class_comes_late():
+    def drawn(*val: dict) -> list[np.ndarray]:
         training = [dict(step=step, loss=1 / step, lr=0.1) for step in (1, 2, 3)]
-        write_scalars(work_dir, '20250101_000000', *training, *val)
-        path = save_training_curves(work_dir)
-        assert path == work_dir / 'curves.png'
-        return np.asarray(Image.open(path).convert('RGB'))
+        pictures = curve_pictures([*training, *val])
+        return [np.asarray(Image.open(BytesIO(one)).convert('RGB')) for one in pictures.values()][:3]
 
     first = {'step': 1, 'mIoU': 20.0, 'aAcc': 50.0, 'val_loss': 2.0, 'IoU.Roads': 40.0}
     second = {'step': 3, 'mIoU': 30.0, 'aAcc': 60.0, 'val_loss': 1.0, 'IoU.Roads': 50.0, 'IoU.Walls': 10.0}
-    # In thirds: loss, scores, classes. These are Matplotlib's first two colours.
+    # Matplotlib's first two colours.
     blue, orange = (31, 119, 180), (255, 127, 14)
-    none, one, two = (np.array_split(drawn(*val), 3, axis=1) for val in ((), (first,), (first, second)))
+    # Of loss, scores, classes.
+    none, one, two = (drawn(*val) for val in ((), (first,), (first, second)))
 
     def pixels(part: np.ndarray, colour: tuple) -> int:
         return int((part == colour).all(axis=2).sum())
 
-    assert [pixels(part, blue) > 100 for part in none] == [True, False, False]
+    # A legend's line takes 127.
+    assert [pixels(part, blue) > 250 for part in none] == [True, False, False]
     assert pixels(two[0], orange) > pixels(none[0], orange)
-    assert pixels(two[1], blue) > pixels(one[1], blue) > 0
+    assert pixels(two[1], blue) > pixels(one[1], blue) > pixels(none[1], blue)
     assert pixels(two[2], orange) > pixels(one[2], orange) == 0
+
+
+def test_pictures_stand_in_rows():
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9)]
+    pngs = [cv2.imencode('.png', np.full((2, 3, 3), colour, np.uint8))[1].tobytes() for colour in colours]
+    sheet = cv2.imdecode(np.frombuffer(side_by_side(pngs, columns=2), np.uint8), cv2.IMREAD_COLOR)
+    assert sheet.shape == (4, 6, 3)
+    assert [tuple(sheet[row, column]) for row, column in ((1, 2), (1, 3), (2, 2), (2, 3))] == colours
 
 
 # --- a test run and predictions of one model ---------------------------------------------------------------

@@ -31,7 +31,6 @@ def _train(argv: list[str] | None) -> int:
     from ..engine.report_hook import LyftReportHook
     from ..engine.runner import StartWeightsHook, build_runner, check_deterministic, config_mistakes
     from ..engine.stopping import EXIT_STOPPED, StopOnSignalHook
-    from ..report.figures import save_training_curves
 
     config = read_train_config(args, argv)
     device.choose_device(args.device)
@@ -60,7 +59,6 @@ def _train(argv: list[str] | None) -> int:
     if not asked.signal:
         launch.leave_group()
     if is_first():
-        say(f'curves: {save_training_curves(Path(config.work_dir))}')
         say(f'report: {Path(config.work_dir) / "report/index.html"}')
         say(checkpoint.describe_best(config.work_dir))
         say(f'wrote {config.work_dir}')

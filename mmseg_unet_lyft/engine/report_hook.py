@@ -70,15 +70,19 @@ class LyftReportHook(Hook):
         """Look at frames anew."""
         self._open_sheet(runner.val_loop.dataloader.dataset)
 
-    def after_val_iter(
+    def _after_iter(
         self,
         runner: Runner,
         batch_idx: int,
         data_batch: Any = None,
-        outputs: Sequence[SegDataSample] | None = None,
+        outputs: Sequence[SegDataSample] | dict | None = None,
+        mode: str = 'train',
     ) -> None:
-        """Look at the batch's frames."""
-        self._look_at(runner, outputs or ())
+        """Look at the batch's frames, of a validation or a test."""
+        if mode == 'test':
+            self._timer.note(len(outputs or ()))
+        if mode != 'train':
+            self._look_at(runner, outputs or ())
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Write the page with the validation."""
@@ -92,17 +96,6 @@ class LyftReportHook(Hook):
         self._start(runner, dict(describe_run(runner, dataset), checkpoint=tested and str(tested)))
         self._open_sheet(dataset)
         self._timer = _Timer(runner.model)
-
-    def after_test_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Sequence[SegDataSample] | None = None,
-    ) -> None:
-        """Look at the batch's frames."""
-        self._timer.note(len(outputs or ()))
-        self._look_at(runner, outputs or ())
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Write the page with the test."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 
-from .curves import picture_on_any_page
+from .curves import draw_picture
 
 
 def _draw(axes: Any, confusion: np.ndarray, classes: Sequence[str]) -> None:
@@ -26,26 +25,12 @@ def _draw(axes: Any, confusion: np.ndarray, classes: Sequence[str]) -> None:
             axes.text(column, row, f'{share:.1f}', ha='center', va='center', color=colour, fontsize=7)
 
 
-def _inches(classes: Sequence[str]) -> tuple[float, float]:
-    return 2.2 + 0.42 * len(classes), 1.6 + 0.42 * len(classes)
-
-
-def confusion_on_any_page(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
-    """The matrix as a PNG without a background.
+def confusion_picture(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
+    """The matrix as a PNG, on white.
 
     Args:
         confusion: Pixels, int64 (C, C), rows the truth.
         classes: Class names.
     """
-    return picture_on_any_page(lambda axes: _draw(axes, confusion, classes), _inches(classes))
-
-
-def confusion_picture(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
-    """The same on white."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_inches(classes), layout='constrained')
-    _draw(figure.subplots(), confusion, classes)
-    picture = BytesIO()
-    figure.savefig(picture, dpi=110, format='png')
-    return picture.getvalue()
+    inches = 2.2 + 0.42 * len(classes), 1.6 + 0.42 * len(classes)
+    return draw_picture(lambda axes: _draw(axes, confusion, classes), inches)

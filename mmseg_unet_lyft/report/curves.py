@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
-from ..datasets.files import write_whole
+import cv2
+import numpy as np
 
-# Legible on white and on black: a page has one picture for both.
-_ON_ANY_PAGE = '#808080'
-_INK = ('text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color')
 _SIZE = (5.2, 3.2)
 
 
@@ -76,30 +73,22 @@ def _parts(scalars: Sequence[dict]) -> tuple[list[dict], list[dict]]:
     return [entry for entry in scalars if 'loss' in entry], [entry for entry in scalars if 'mIoU' in entry]
 
 
-def save_curves(path: Path, scalars: Sequence[dict], rows: int, columns: int) -> None:
-    """Draw the first ``rows * columns`` of `PANELS` into one PNG, whole or not at all.
-
-    Raises:
-        InputError: If the place cannot be written to.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.33 * columns, 4 * rows), layout='constrained')
-    for axes, draw in zip(figure.subplots(rows, columns).flat, PANELS.values(), strict=False):
-        draw(axes, *_parts(scalars))
-    picture = BytesIO()
-    figure.savefig(picture, dpi=100, format='png')
-    write_whole(path, picture.getvalue())
-
-
 def curve_pictures(scalars: Sequence[dict]) -> dict[str, bytes]:
-    """PNGs by title, without a background, to be seen on light and dark pages; none of an empty log."""
+    """PNGs of one size by title, on white; none of an empty log."""
     train, val = _parts(scalars)
     return {
-        title: picture_on_any_page(lambda axes, draw=draw: draw(axes, train, val), _SIZE)
+        title: draw_picture(lambda axes, draw=draw: draw(axes, train, val), _SIZE)
         for title, draw in PANELS.items()
         if train or val
     }
+
+
+def side_by_side(pictures: Sequence[bytes], columns: int) -> bytes:
+    """PNGs of one size as one, in rows of so many columns, which the pictures fill."""
+    shown = np.stack([cv2.imdecode(np.frombuffer(one, np.uint8), cv2.IMREAD_COLOR) for one in pictures])
+    height, width = shown.shape[1:3]
+    rows = shown.reshape(-1, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
+    return cv2.imencode('.png', rows.reshape(-1, columns * width, 3))[1].tobytes()
 
 
 def compared_pictures(runs: dict[str, Sequence[dict]]) -> dict[str, bytes]:
@@ -117,7 +106,7 @@ def compared_pictures(runs: dict[str, Sequence[dict]]) -> dict[str, bytes]:
             axes.legend(fontsize=8)
 
         if lines:
-            pictures[title] = picture_on_any_page(draw, _SIZE)
+            pictures[title] = draw_picture(draw, _SIZE)
     return pictures
 
 
@@ -126,20 +115,19 @@ def _plain(text: str) -> str:
     return f'\u200b{text}'.replace('$', r'\$')
 
 
-def picture_on_any_page(draw: Callable[[Any], None], size: tuple[float, float]) -> bytes:
-    """A PNG of what is drawn on one pair of axes, in ink that light and dark pages show.
+def draw_picture(draw: Callable[[Any], None], size: tuple[float, float]) -> bytes:
+    """A PNG of what is drawn on one pair of axes, on white.
 
     Args:
         draw: Given the axes.
         size: (width, height) in inches, of 130 pixels.
     """
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    ink = dict.fromkeys(_INK, _ON_ANY_PAGE) | {'legend.framealpha': 0.0}
-    picture = BytesIO()
-    with rc_context(ink):
-        figure = Figure(figsize=size, layout='constrained')
-        draw(figure.subplots())
-        figure.savefig(picture, dpi=130, format='png', transparent=True)
+    figure, picture = Figure(figsize=size, layout='constrained'), BytesIO()
+    draw(figure.subplots())
+    # Each validation waits for this, and saving would place everything twice.
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine('none')
+    figure.savefig(picture, dpi=130, format='png')
     return picture.getvalue()

@@ -1,8 +1,7 @@
-"""Pictures for people: palette PNGs, overlays, panels with a legend, training curves."""
+"""Pictures for people: palette PNGs, overlays, panels with a legend."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from PIL import Image
 
 from ..datasets.files import UNFINISHED
 from ..errors import InputError
-from .curves import save_curves
 
 _LEGEND_ROW = 22
 _TEXT = dict(fontFace=cv2.FONT_HERSHEY_SIMPLEX, fontScale=0.45, lineType=cv2.LINE_AA)
@@ -135,31 +133,3 @@ def _save(path: Path, picture: Image.Image) -> None:
         part.replace(path)
     except OSError as error:
         raise InputError(f'{path}: cannot be written ({error.strerror or error})') from None
-
-
-def read_scalars(work_dir: Path, since: str = '') -> list[dict]:
-    """What the runs in a work dir logged, one dict a log line, in order of step.
-
-    Where a resumed run went over the same steps again, the later run counts. A last line that a killed
-    run left half written is passed over.
-
-    Args:
-        work_dir: The folder.
-        since: Name of the first run that counts, which is when it started: ``20250131_235959``.
-    """
-    entries: dict[tuple[bool, int], dict] = {}
-    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        if file.parents[1].name < since:
-            continue
-        for line in file.read_text(encoding='utf-8').splitlines():
-            if line.endswith('}'):
-                entry = json.loads(line)
-                entries['mIoU' in entry, entry['step']] = entry
-    return sorted(entries.values(), key=lambda entry: entry['step'])
-
-
-def save_training_curves(work_dir: Path) -> Path:
-    """Draw loss, learning rate, mIoU and per-class IoU over steps into ``curves.png`` of the work dir."""
-    path = work_dir / 'curves.png'
-    save_curves(path, read_scalars(work_dir), rows=1, columns=3)
-    return path

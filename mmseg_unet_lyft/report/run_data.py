@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,7 @@ from ..datasets.files import write_json, write_whole
 from ..errors import InputError
 from ..evaluation.counts import class_scores
 from .confusion_plot import confusion_picture
-from .curves import save_curves
-from .figures import read_scalars
+from .curves import curve_pictures, side_by_side
 
 FOLDER = 'report'  # Of a work dir.
 PAGE, CARD, FRAMES = 'index.html', 'run_card.json', 'frames.json'
@@ -54,6 +54,37 @@ class RunData:
         """Pixels, int64 (C, C), rows the truth; None where no metric counted them."""
         counted = (self.result or {}).get('confusion')
         return None if counted is None else np.array(counted, dtype=np.int64)
+
+    @cached_property
+    def curves(self) -> dict[str, bytes]:
+        """As from `curve_pictures`."""
+        return curve_pictures(self.scalars)
+
+    @cached_property
+    def confusion_picture(self) -> bytes | None:
+        """As from `confusion_picture`; None without a matrix."""
+        return None if self.confusion is None else confusion_picture(self.confusion, self.result['classes'])
+
+
+def read_scalars(work_dir: Path, since: str = '') -> list[dict]:
+    """What the runs in a work dir logged, one dict a log line, in order of step.
+
+    Where a resumed run went over the same steps again, the later run counts. A last line that a killed
+    run left half written is passed over.
+
+    Args:
+        work_dir: The folder.
+        since: Name of the first run that counts, which is when it started: ``20250131_235959``.
+    """
+    entries: dict[tuple[bool, int], dict] = {}
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        if file.parents[1].name < since:
+            continue
+        for line in file.read_text(encoding='utf-8').splitlines():
+            if line.endswith('}'):
+                entry = json.loads(line)
+                entries['mIoU' in entry, entry['step']] = entry
+    return sorted(entries.values(), key=lambda entry: entry['step'])
 
 
 def read_run(folder: Path) -> RunData:
@@ -157,8 +188,8 @@ def save_tables(run: RunData) -> None:
     folder = run.folder / FOLDER
     write_json(folder / CARD, run.card)
     # What there is not (yet) may lie there of an earlier run.
-    if run.scalars:
-        save_curves(folder / 'curves.png', run.scalars, rows=2, columns=2)
+    if run.curves:
+        write_whole(folder / 'curves.png', side_by_side([*run.curves.values()], columns=2))
     else:
         (folder / 'curves.png').unlink(missing_ok=True)
     if run.confusion is None:
@@ -171,7 +202,7 @@ def save_tables(run: RunData) -> None:
     _write_csv(folder / 'results.csv', [list(rows[0]), *shown])
     counted = [[name, *line] for name, line in zip(classes, run.confusion.tolist(), strict=True)]
     _write_csv(folder / 'confusion_matrix.csv', [['truth \\ predicted', *classes], *counted])
-    write_whole(folder / 'confusion_matrix.png', confusion_picture(run.confusion, classes))
+    write_whole(folder / 'confusion_matrix.png', run.confusion_picture)
 
 
 def _write_csv(path: Path, rows: list[list]) -> None:

@@ -12,8 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import __version__
 from ..datasets.files import write_whole
-from .confusion_plot import confusion_on_any_page
-from .curves import curve_pictures
 from .frames_sheet import GROUPS, palette_css
 from .run_data import CARD, FOLDER, PAGE, RunData, class_rows, read_run, save_tables
 
@@ -69,7 +67,7 @@ def build_page(run: RunData) -> str:
             what=describe_card(card),
             versions=list(((card.get('machine') or {}).get('versions') or {}).items()),
             changes=_changes(card),
-            curves={name: png_uri(picture) for name, picture in curve_pictures(run.scalars).items()},
+            curves={name: png_uri(picture) for name, picture in run.curves.items()},
             time_split=_time_split(run.scalars),
             metrics=[(name, number(value, 4)) for name, value in (result.get('metrics') or {}).items()],
             **_classes(run),
@@ -219,7 +217,7 @@ def _classes(run: RunData) -> dict[str, Any]:
         f'{confusion.sum()} pixels. F is F1.',
         floors={name: floor['iou'] for name, floor in (scores.get('floors') or {}).items()} if same else {},
         absent=[row['class'] for row in rows if not row['pixels']],
-        confusion=png_uri(confusion_on_any_page(confusion, result['classes'])),
+        confusion=png_uri(run.confusion_picture),
         no_classes='',
     )
 

@@ -19,7 +19,7 @@ from mmseg_unet_lyft.engine.checkpoint_file import read_checkpoint
 from mmseg_unet_lyft.engine.config import load_config, parse_options
 from mmseg_unet_lyft.evaluation.counts import class_scores, confusion_matrix
 from mmseg_unet_lyft.inference.segmenter import Segmenter
-from mmseg_unet_lyft.report.figures import read_scalars
+from mmseg_unet_lyft.report.run_data import read_scalars
 
 from .conftest import TINY, train_tiny
 
@@ -35,7 +35,7 @@ def score_tiny(trained, drawn_root, work_dir, *arguments):
 def test_training_leaves_best_last_curves_and_scalars(trained, capsys):
     assert best_checkpoint(str(trained)).name.startswith('best_mIoU_iter_')
     assert (trained / 'last_checkpoint').read_text().endswith('iter_4.pth')
-    assert cv2.imread(str(trained / 'curves.png')).shape[1] > 1000
+    assert cv2.imread(str(trained / 'report/curves.png')).shape[1] > 1000
     validations = [entry for entry in read_scalars(trained) if 'mIoU' in entry]
     assert [entry['step'] for entry in validations] == [2, 4]
     for key in ('val_loss', 'aAcc', 'IoU.Roads', 'IoU.Vehicles', 'IoU.Vehicles_without_hood'):
@@ -218,7 +218,7 @@ def test_the_challenge_config_keeps_and_scores_what_the_challenge_scores_best(dr
     assert len(scores) == 3
     best = best_checkpoint(str(tmp_path / 'run'))
     assert best.name == f'best_challenge_F_avg_iter_{1 + scores.index(max(scores))}.pth'
-    assert (tmp_path / 'run/curves.png').is_file()
+    assert (tmp_path / 'run/report/curves.png').is_file()
     places = ['--data-root', str(drawn_root), '--work-dir', str(tmp_path / 'test')]
     options = ['--cfg-options', *TINY, 'test_drives=val']
     assert test.main(['configs/unet_lyft_challenge.py', str(best), *places, *options]) == 0

@@ -172,7 +172,7 @@ def test_dist_train_speaks_with_one_voice_and_scales_the_learning_rate(drawn_roo
     assert done.returncode == 0, stderr
     assert '4 frames a step (2 x 2); learning rate 0.01 x 2 = 0.02\n' in stdout
     assert stdout.splitlines()[-1] == f'wrote {tmp_path}'
-    for once in ('frames a step', 'curves: ', 'best checkpoint: ', 'per class results'):
+    for once in ('frames a step', 'report: ', 'best checkpoint: ', 'per class results'):
         assert stdout.count(once) == 1, once
     logs = list(tmp_path.glob('*/*.log'))
     assert len(logs) == 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmseg_unet_lyft.report.figures import read_scalars
+from mmseg_unet_lyft.report.run_data import read_scalars
 
 from .conftest import train_tiny
 
