@@ -249,6 +249,30 @@ def test_out_of_memory_says_what_would_fit_and_keeps_the_run(three_drives, tmp_p
     assert steps == '[2]'
 
 
+class NoRoom(nn.Module):
+    """A loss for which there is no memory, on whatever it is tried."""
+
+    def forward(self, *_, **__):
+        raise RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 4 bytes')
+
+
+class TakeRoom(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 2:
+            runner.model.decode_head.loss_decode = NoRoom()
+
+
+def test_out_of_memory_is_told_also_where_there_is_none_to_count_what_would_fit(three_drives, tmp_path):
+    with pytest.raises(
+        InputError,
+        match=r'^out of memory on cpu in step 3: 2 crops of 32x32 do not fit, nor does the trial that would '
+        r'tell what does \(DefaultCPUAllocator: .* 4 bytes\)\. Free memory, or set a smaller batch_size or '
+        r'crop_size$',
+    ):
+        run(tmp_path / 'run', TakeRoom(), seed=3)
+    assert steps_in(tmp_path / 'run') == [2]
+
+
 def test_what_a_step_takes_is_counted_from_the_maps_it_keeps():
     class Tiny(nn.Module):
         def __init__(self):

@@ -143,13 +143,22 @@ def describe_shortage(runner: Runner, batch: dict, reason: str) -> str:
     labels = labels_of(batch)
     frames, (height, width) = len(labels), tuple(labels[0].shape)
     is_amp = 'Amp' in type(runner.optim_wrapper).__name__
-    now = step_bytes_per_pixel(model, amp=is_amp)
+    crops = f'out of memory on {device.type} in step {runner.iter + 1}: {frames} crops of {height}x{width}'
+    reason = reason.strip().splitlines()[0][:200] if reason.strip() else 'no reason given'
+    try:
+        now = step_bytes_per_pixel(model, amp=is_amp)
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error):
+            raise
+        return (
+            f'{crops} do not fit, nor does the trial that would tell what does ({reason}). Free memory, or '
+            'set a smaller batch_size or crop_size'
+        )
     free = free_memory(device)
     said = (
-        f'out of memory on {device.type} in step {runner.iter + 1}: {frames} crops of {height}x{width} take '
-        f'about {_gb(now * frames * height * width)} beside the weights'
+        f'{crops} take about {_gb(now * frames * height * width)} beside the weights'
         + (f', and {_gb(free)} are free' if free is not None else '')
-        + f' ({reason.strip().splitlines()[0][:200] if reason.strip() else "no reason given"})'
+        + f' ({reason})'
     )
     ways = [
         f'{what} ({_gb(needed)})'
