@@ -186,7 +186,7 @@ def test_a_damaged_or_lonely_checksum_is_no_traceback(tmp_path):
 
 def test_resume_wants_a_checkpoint(tmp_path):
     config = Config(dict(work_dir=str(tmp_path), load_from=None, resume=False))
-    with pytest.raises(InputError, match=f'--resume: {tmp_path} holds no sound checkpoint'):
+    with pytest.raises(InputError, match=f'{tmp_path}: holds no sound checkpoint'):
         checkpoint.use_resume(config, 'auto')
     save_run(tmp_path / 'iter_5.pth')
     with pytest.raises(InputError, match=r'iter_6.pth: no such checkpoint; .* holds iter_5.pth'):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.structures import PixelData
 from mmseg.registry import OPTIM_WRAPPERS
 from mmseg.structures import SegDataSample
@@ -113,10 +113,25 @@ def test_there_must_be_something_to_roll_back_to(three_drives, tmp_path):
         run(tmp_path / 'run', Spoil(1), seed=3, on_nonfinite='roll back')
 
 
-def test_a_run_that_only_skips_ends(three_drives, tmp_path):
-    knobs = dict(max_iters=20, val_interval=20, on_nonfinite='skip')
-    with pytest.raises(InputError, match=r'^step 10: .*\. 10 such steps in a row; lower learning_rate'):
-        run(tmp_path / 'run', Spoil(*range(20)), seed=3, **knobs)
+@pytest.mark.parametrize(('accumulate', 'end', 'saved'), [(1, 13, [12]), (2, 22, [])])
+def test_a_run_that_only_skips_ends_and_is_saved(three_drives, tmp_path, accumulate, end, saved):
+    knobs = dict(max_iters=30, val_interval=30, on_nonfinite='skip', accumulate=accumulate)
+    every = Spoil(*range(3 if accumulate == 1 else 2, 30))
+    with pytest.raises(InputError, match=rf'^step {end}: .*\. 10 such steps in a row; lower learning_rate'):
+        run(tmp_path / 'run', every, seed=3, **knobs)
+    assert steps_in(tmp_path / 'run') == saved
+
+
+def test_several_optimizers_are_refused(three_drives, tmp_path):
+    class Two(Hook):
+        def before_train(self, runner):
+            one = runner.optim_wrapper
+            runner.optim_wrapper = OptimWrapperDict(encoder=one, decoder=one)
+
+    with pytest.raises(
+        InputError, match=r'^optim_wrapper: several optimizers \(encoder, decoder\); training'
+    ):
+        run(tmp_path / 'run', Two(), seed=3)
 
 
 def test_an_unknown_policy_is_refused(three_drives, tmp_path):

@@ -237,6 +237,34 @@ def test_a_signal_between_two_updates_waits_for_the_second(three_drives, tmp_pat
     assert steps_in(tmp_path / 'run') == [2, 4]
 
 
+def test_a_signal_in_a_validation_tells_how_far_the_run_was_saved(three_drives, tmp_path):
+    class Signal(Hook):
+        def before_val_iter(self, runner, batch_idx, data_batch=None):
+            if (runner.iter, batch_idx) == (at, 0):
+                signal.raise_signal(signal.SIGTERM)
+
+    for at, said in ((2, 'nothing was saved for it'), (4, 'saved last behind step 3, go on from there')):
+        asked = StopOnSignalHook()
+        with asked:
+            run(tmp_path / str(at), Signal(), asked, seed=3, **{'default_hooks.checkpoint.interval': 3})
+        assert not asked.has_saved
+        assert asked.describe().startswith(said)
+
+
+@pytest.mark.stack
+def test_a_new_best_between_two_updates_is_saved_with_the_second(three_drives, tmp_path):
+    knobs = {'accumulate': 2, 'val_interval': 3, 'max_iters': 8, 'default_hooks.checkpoint.interval': 2}
+    whole = run(tmp_path / 'whole', seed=3, **knobs)
+    with pytest.raises(Killed):
+        run(tmp_path / 'run', Kill(3, 'before'), seed=3, **knobs)
+    # The first validation is always a new best; the gradients of step 3 are used in step 4.
+    assert [path.name for path in (tmp_path / 'run').glob('best*.pth')] == ['best_mIoU_iter_3.pth']
+    assert steps_in(tmp_path / 'run') == [2]
+    resumed = run(tmp_path / 'run', resume='auto', **knobs)
+    assert_same(weights_of(resumed), weights_of(whole))
+    assert scores(resumed) == scores(whole)
+
+
 def test_a_loop_of_mmengines_own_is_stopped_too_and_says_what_was_saved(three_drives, tmp_path):
     class Signal(Hook):
         def before_train_iter(self, runner, batch_idx, data_batch=None):

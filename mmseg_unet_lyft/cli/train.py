@@ -63,8 +63,7 @@ def _train(argv: list[str] | None) -> int:
         say(checkpoint.describe_best(config.work_dir))
         say(f'wrote {config.work_dir}')
     if asked.signal:
-        saved = 'all is saved, go on with --resume' if asked.has_saved else 'nothing was saved for it'
-        say(f'stopped by {asked.signal}; {saved}')
+        say(f'stopped by {asked.signal}; {asked.describe()}')
         asked.wait_for_ranks()
         launch.leave_group()
     return EXIT_STOPPED if asked.signal else 0

@@ -82,7 +82,11 @@ def _require_run(content: dict[str, Any], path: str) -> None:
 
 
 def newest_sound(work_dir: Path, passed_over: list[str], trust: bool = False) -> dict[str, Any]:
-    """The content of a work dir's newest checkpoint that is what was saved, with its ``path``."""
+    """The content of a work dir's newest checkpoint that is what was saved, with its ``path``.
+
+    Raises:
+        InputError: If there is none.
+    """
     for path in _newest_first(work_dir):
         try:
             content = read_checkpoint(str(path), trust=trust)
@@ -91,7 +95,7 @@ def newest_sound(work_dir: Path, passed_over: list[str], trust: bool = False) ->
         except InputError as error:
             passed_over.append(f'{error}; going on from the one before')
     damaged = ''.join(f'\n  {line}' for line in passed_over)
-    raise InputError(f'--resume: {work_dir} holds no sound checkpoint; start without --resume{damaged}')
+    raise InputError(f'{work_dir}: holds no sound checkpoint; start without --resume{damaged}')
 
 
 def _newest_first(work_dir: Path) -> list[Path]:

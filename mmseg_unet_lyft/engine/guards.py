@@ -42,7 +42,8 @@ class Guard:
     the gradient over all ranks, must be numbers. If they are not, step, learning rate and the batch's files
     are said, the batch is saved, and the policy decides:
 
-    - ``'stop'``: the run is saved as it stood before the step, and ends.
+    - ``'stop'``: the run is saved as it stood before the step, and ends. While gradients are accumulated it
+      cannot be: then the last regular save stands.
     - ``'skip'``: the weights stay as they were, and so do running statistics; the next step is made.
     - ``'roll back'``: weights, optimizer and average go back to the last checkpoint; the next step is made.
 
@@ -54,11 +55,14 @@ class Guard:
         patience: Steps in a row after which a run that skips or rolls back ends.
 
     Raises:
-        InputError: If there is no such policy.
+        InputError: If there is no such policy, or there are several optimizers.
     """
 
     def __init__(self, runner: Runner, policy: str = 'stop', patience: int = 10) -> None:
         require_policy(policy)
+        if isinstance(runner.optim_wrapper, OptimWrapperDict):
+            names = ', '.join(runner.optim_wrapper.keys())
+            raise InputError(f'optim_wrapper: several optimizers ({names}); training takes one')
         self.runner, self.policy, self.patience = runner, policy, patience
         self.in_a_row = 0
         bare = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -69,9 +73,7 @@ class Guard:
         self._batches: list[dict] = []
         self._losses: list[Tensor] = []
         self._is_scaled = hasattr(runner.optim_wrapper, 'loss_scaler')
-        # Several optimizers are their model's own business.
-        self._is_watching = not isinstance(runner.optim_wrapper, OptimWrapperDict)
-        if self._is_watching and not self._is_scaled:
+        if not self._is_scaled:
             runner.optim_wrapper.optimizer.register_step_pre_hook(self._check_gradients)
 
     def step(self, batch: dict) -> dict[str, Tensor] | None:
@@ -114,7 +116,8 @@ class Guard:
         if no_number is not None:
             self._answer(no_number)
             outputs = None
-        else:
+        elif runner.optim_wrapper.should_update():
+            # Only then is it known.
             self.in_a_row = 0
         if no_number or runner.optim_wrapper.should_update():
             self._batches.clear()
@@ -184,6 +187,7 @@ class Guard:
                 "'roll back'"
             )
         if self.in_a_row >= self.patience:
+            self.save()
             raise InputError(f'{said}. {self.in_a_row} such steps in a row; lower learning_rate')
         if self.policy == 'roll back':
             runner.logger.warning('%s; rolled back to %s', said, roll_back(runner))
@@ -250,7 +254,12 @@ def roll_back(runner: Runner) -> str:
         raise InputError(
             f'on_nonfinite: {folder} holds no checkpoint yet to roll back to; lower learning_rate'
         )
-    content = newest_sound(folder, [])
+    damaged: list[str] = []
+    try:
+        content = newest_sound(folder, damaged)
+    finally:
+        for line in damaged:
+            runner.logger.warning('%s', line)
     # EMAHook tells a resumed run's checkpoint, whose weights it has exchanged with the average, by this.
     is_resumed, runner._resume = runner._resume, True
     runner.call_hook('after_load_checkpoint', checkpoint=content)

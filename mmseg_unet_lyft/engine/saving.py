@@ -135,6 +135,7 @@ class LyftCheckpointHook(CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         """Look for the best checkpoint in the present work dir, and check that the disk has room."""
         super().before_train(runner)
+        self.saved_step = runner.iter or None
         runner.message_hub.update_info(WRAPPER, type(runner.optim_wrapper).__name__)
         if self.save_best is not None:
             for key, path in self._best().items():
@@ -165,7 +166,6 @@ class LyftCheckpointHook(CheckpointHook):
         """Save the run as it stands behind the present step; to be called in ``after_train_iter``."""
         self._is_owed = False
         self._save_checkpoint(runner)
-        self.saved_step = runner.iter + 1
 
     def save_before_step(self, runner: Runner) -> None:
         """Save the run as it stands before the present step, which is not made."""
@@ -183,6 +183,10 @@ class LyftCheckpointHook(CheckpointHook):
         self.save_before_step(runner)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        if not is_update(runner):
+            # A new best between two updates: the save that uses the gradients will know of it.
+            self._is_owed = True
+            return
         # mmengine would remove the old ones first.
         keep, self.max_keep_ckpts = self.max_keep_ckpts, -1
         self._write_card(runner, Path(self.out_dir) / self.filename_tmpl.format(step), step)
@@ -191,6 +195,7 @@ class LyftCheckpointHook(CheckpointHook):
         finally:
             self.max_keep_ckpts = keep
         self._knows_validation = True
+        self.saved_step = step
         if keep > 0 and is_main_process():
             saved = saved_checkpoints(Path(self.out_dir), self.filename_tmpl)
             for old in [path for at, path in saved.items() if at <= step][:-keep]:

@@ -29,12 +29,14 @@ class StoppedError(Exception):
 class StopOnSignalHook(Hook):
     """Save the run behind the step in which a signal comes, and end it; all ranks at the same step.
 
-    In a validation the run ends between two frames, each rank by itself: it was saved before. A second signal
-    ends the process. Ctrl-C reaches a loader's workers too; they leave it to this process.
+    In a validation the run ends between two frames, each rank by itself: it was saved before, where the
+    intervals of both are the same. A second signal ends the process. Ctrl-C reaches a loader's workers too;
+    they leave it to this process.
 
     Attributes:
         signal: Name of the signal that came, None before.
         has_saved: Whether the run can go on from where it was stopped.
+        saved_step: Behind which step it was saved last, None before.
     """
 
     # Behind the checkpoint hook, which may have saved this very step.
@@ -43,6 +45,7 @@ class StopOnSignalHook(Hook):
     def __init__(self) -> None:
         self.signal: str | None = None
         self.has_saved = False
+        self.saved_step: int | None = None
         self._before: dict[int, Any] = {}
         self._is_agreed = False
         self._is_validating = False
@@ -80,9 +83,9 @@ class StopOnSignalHook(Hook):
                 loader.worker_init_fn = _QuietWorker(loader.worker_init_fn)
 
     def before_val(self, runner: Runner) -> None:
-        """Note that what the run learnt is saved."""
+        """Note whether what the run learnt is saved."""
         self._is_validating = True
-        self.has_saved = any(isinstance(hook, LyftCheckpointHook) for hook in runner.hooks)
+        self._note_saved(_saver(runner), runner.iter)
 
     def after_val(self, runner: Runner) -> None:
         """Note that training goes on."""
@@ -95,16 +98,29 @@ class StopOnSignalHook(Hook):
         if not is_update(runner) or not self._is_asked():
             return
         self.signal = self.signal or 'a signal to another rank'
-        saver = next((hook for hook in runner.hooks if isinstance(hook, LyftCheckpointHook)), None)
+        saver = _saver(runner)
         if saver is not None and saver.saved_step != runner.iter + 1:
             saver.save_now(runner)
-        self.has_saved = saver is not None
+        self._note_saved(saver, runner.iter + 1)
         # A launcher ends all ranks as soon as one has ended: none goes before the first has saved.
         barrier()
         self._is_agreed = True
         if not isinstance(runner.train_loop, LyftTrainLoop):
             raise StoppedError(self.signal)
         runner.train_loop.is_stopping = True
+
+    def _note_saved(self, saver: LyftCheckpointHook | None, step: int) -> None:
+        """Note how far a run of so many steps is saved."""
+        self.saved_step = saver and saver.saved_step
+        self.has_saved = self.saved_step == step
+
+    def describe(self) -> str:
+        """What a user is told of a stop."""
+        if self.has_saved:
+            return 'all is saved, go on with --resume'
+        if self.saved_step:
+            return f'saved last behind step {self.saved_step}, go on from there with --resume'
+        return 'nothing was saved for it'
 
     def _is_asked(self) -> bool:
         """Whether a signal came to any rank."""
@@ -125,6 +141,11 @@ class StopOnSignalHook(Hook):
         """Wait for the other ranks, if all stopped behind one step: none ends while another speaks."""
         if self._is_agreed:
             barrier()
+
+
+def _saver(runner: Runner) -> LyftCheckpointHook | None:
+    """What saves a run, None where it is mmengine's own."""
+    return next((hook for hook in runner.hooks if isinstance(hook, LyftCheckpointHook)), None)
 
 
 class _QuietWorker:
