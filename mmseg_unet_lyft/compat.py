@@ -8,10 +8,12 @@ from __future__ import annotations
 import ast
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib import metadata
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +25,7 @@ _OPS_STAND_IN = 'MMSEG_UNET_LYFT_OPS_STAND_IN'
 _MODULES = ('torch', 'mmengine', 'mmcv', 'mmseg')
 _ONEDL = ('onedl-mmsegmentation', 'onedl-mmcv', 'onedl-mmengine')
 _OPENMMLAB = ('mmsegmentation', 'mmcv', 'mmcv-lite', 'mmengine')
+_NO_ONEDL = 'Could not import OneDL'
 _PARENT = Path(__file__).resolve().parents[1]
 # From this release on torch loads a training checkpoint without running code that the file brings.
 _TORCH_MIN = '2.6'
@@ -119,6 +122,18 @@ def stand_in_for_ops() -> None:
         sys.modules['mmcv._ext'] = _MissingOps('mmcv._ext')
         # For processes that this one starts, such as a data loader's spawned workers: see __init__.py.
         os.environ[_OPS_STAND_IN] = '1'
+
+
+@contextmanager
+def quiet_import() -> Iterator[None]:
+    """Keep off standard output what OneDL's mmseg prints where its company's own package is not installed."""
+    said = StringIO()
+    try:
+        with redirect_stdout(said):
+            yield
+    finally:
+        kept = [line for line in said.getvalue().splitlines(keepends=True) if _NO_ONEDL not in line]
+        sys.stdout.write(''.join(kept))
 
 
 class _MissingOps(ModuleType):

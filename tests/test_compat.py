@@ -214,4 +214,4 @@ print('found', MODELS.get('LyftUNet').__name__)
     done = subprocess.run(
         [sys.executable, '-c', lite + code], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert 'found LyftUNet' in done.stdout, done.stderr
+    assert done.stdout == 'found LyftUNet\n', done.stderr

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmcv.transforms import LoadImageFromFile
-from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
+from ..compat import quiet_import
 from ..errors import InputError
 from .episodes import drives_of_split, parse_name
 from .labels import CARLA_CLASSES, CARLA_PALETTE, get_scheme, hood_spans
@@ -17,6 +17,9 @@ from .loading import read_png
 from .packed import IMAGE, LABEL, is_address, is_packed, open_packed
 from .statistics import load_stats
 from .stream import StreamIndex
+
+with quiet_import():
+    from mmseg.datasets import BaseSegDataset
 
 _SHOWN = 5
 
