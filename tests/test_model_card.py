@@ -75,6 +75,12 @@ def test_each_number_stands_behind_what_it_was_trained_and_scored_on():
     assert '| mIoU | `61.25` |' in validated
 
 
+def test_a_score_that_is_not_defined_is_not_available():
+    validation = dict(step=40, mIoU=61.25, **{'challenge/F_avg': None})
+    text = build_card(dict(CARD, validation=validation), None, 'f00')
+    assert '| mIoU | `61.25` |\n| challenge/F_avg | `n/a` |' in text
+
+
 def test_the_header_is_yaml_as_hugging_face_reads_it():
     header = yaml.safe_load(build_card(CARD, SCORES, 'f00').split('---')[1])
     (model,) = header['model-index']

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from mmseg_unet_lyft.datasets.files import write_json
 from mmseg_unet_lyft.report.run_cards import card_file
 
 from .test_resume import run, steps_in
@@ -33,6 +34,13 @@ def test_a_card_says_what_was_run_on_what_and_how_it_scored(three_drives, tmp_pa
     assert card['validation']['step'] == 6
     assert card['validation']['mIoU'] == runner.message_hub.get_scalar('val/mIoU').current()
     assert card['resumed_from'] is None
+
+
+def test_scores_that_are_not_defined_are_null_as_json_has_no_nan(tmp_path):
+    scores = dict(mIoU=61.25, frames=[1, (float('nan'), 'NaN')], F_avg=float('-inf'))
+    write_json(tmp_path / 'card.json', dict(validation=scores))
+    read = json.loads((tmp_path / 'card.json').read_text(), parse_constant=pytest.fail)
+    assert read == dict(validation=dict(mIoU=61.25, frames=[1, [None, 'NaN']], F_avg=None))
 
 
 def test_cards_come_and_go_with_their_checkpoints(three_drives, tmp_path):

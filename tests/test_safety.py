@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import shutil
 import tarfile
 import zipfile
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmseg.apis import init_model
 
@@ -27,7 +29,7 @@ from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.inference.export import convert_to_openvino
 from mmseg_unet_lyft.inference.exporting import Export, Proof, export
 from mmseg_unet_lyft.inference.formats import EXPORT_SUFFIXES
-from mmseg_unet_lyft.inference.seal import seal
+from mmseg_unet_lyft.inference.seal import check_seal, seal
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 
 from .conftest import Call, flip_bit
@@ -99,28 +101,95 @@ def test_a_file_that_calls_is_refused_in_every_format_that_torch_reads(
     assert not marker.exists()
 
 
-@pytest.mark.parametrize('suffix', ['.safetensors', '.onnx', '.xml', '.pt2', '.torchscript', '.pt'])
-def test_a_pickle_under_another_name_is_refused(tmp_path, evil, marker, suffix):
+@pytest.mark.parametrize(
+    ('suffix', 'library', 'trust', 'message'),
+    [
+        ('.safetensors', None, False, r'cannot be read as safetensors \('),
+        ('.onnx', 'onnxruntime', False, r'cannot be read as an ONNX model \('),
+        ('.xml', 'openvino', False, r'cannot be read as an OpenVINO model \('),
+        ('.pt2', None, False, 'is a program, and reading it can run whatever it holds'),
+        ('.pt2', None, True, r'cannot be read as a program \('),
+        ('.torchscript', None, False, 'is a program, and reading it can run whatever it holds'),
+        ('.torchscript', None, True, r'cannot be read as a program \('),
+        (
+            '.pt',
+            None,
+            False,
+            r'(refused, it holds posix\.mkdir, and|cannot be read as a checkpoint \(Unpick)',
+        ),
+    ],
+)
+def test_a_pickle_under_another_name_is_refused(tmp_path, evil, marker, suffix, library, trust, message):
+    if library:
+        pytest.importorskip(library)
     path = tmp_path / f'evil{suffix}'
     torch.save(evil, path)
     path.with_suffix('.bin').touch()
     for content in (path.read_bytes(), pickle.dumps(evil['extra'])):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=rf'evil\{suffix}: '):
-            Segmenter(path)
+        with pytest.raises(InputError, match=rf'evil\{suffix}: {message}'):
+            Segmenter(path, trust=trust)
         assert not marker.exists()
 
 
+def save_pickled(content, path, protocol):
+    """An archive as torch writes it, of anything, in a protocol of pickle's."""
+    parts = {'data.pkl': pickle.dumps(content, protocol), 'version': b'3', 'byteorder': b'little'}
+    with zipfile.ZipFile(path, 'w') as file:
+        for member, data in parts.items():
+            file.writestr(f'{path.stem}/{member}', data)
+
+
 @pytest.mark.parametrize(
-    ('owner', 'name'), [(torch.Tensor, '__init__'), (os, 'system'), (dict, '__class__')], ids=str
+    ('owner', 'name', 'told'),
+    [
+        (torch.Tensor, '__init__', "getattr(<class 'torch.Tensor'>,'__init__')"),
+        (Call(__import__, 'os'), 'system', '__import__'),
+        (dict, '__class__', 'dict'),
+        (
+            HistoryBuffer,
+            '__init__',
+            "getattr(<class 'mmengine.logging.history_buffer.HistoryBuffer'>,'__init__')",
+        ),
+    ],
+    ids=['tensor', 'module', 'dict', 'history'],
 )
-def test_attributes_of_other_things_than_the_log_history_are_refused(tmp_path, owner, name):
-    content = pickle.dumps(Call(getattr, Call(__import__, 'os') if owner is os else owner, name))
-    with zipfile.ZipFile(tmp_path / 'evil.pth', 'w') as file:
-        for member, data in {'data.pkl': content, 'version': b'3', 'byteorder': b'little'}.items():
-            file.writestr(f'evil/{member}', data)
-    with pytest.raises(InputError, match=r'evil\.pth: (refused, it holds|cannot be read)'):
-        read_checkpoint(str(tmp_path / 'evil.pth'))
+def test_attributes_of_other_things_than_the_log_history_are_refused(tmp_path, owner, name, told):
+    path = tmp_path / 'evil.pth'
+    save_pickled(dict(a=Call(getattr, owner, name)), path, protocol=2)
+    with pytest.raises(
+        InputError, match=rf'evil\.pth: refused, it holds {re.escape(told)}, and loading that'
+    ):
+        read_checkpoint(str(path))
+    # Of a protocol that torch does not read as plain data, nothing is.
+    save_pickled(dict(a=Call(getattr, owner, name)), path, protocol=4)
+    with pytest.raises(
+        InputError, match=r'evil\.pth: cannot be read as a checkpoint \(UnpicklingError: Unsupp'
+    ):
+        read_checkpoint(str(path))
+
+
+def test_the_log_historys_own_methods_are_read(tmp_path):
+    save_pickled(dict(a=Call(getattr, HistoryBuffer, 'mean')), tmp_path / 'x.pth', protocol=2)
+    assert read_checkpoint(str(tmp_path / 'x.pth'))['a'] is HistoryBuffer.mean
+
+
+def test_a_pickle_of_another_protocol_is_read_on_trust_alone(tmp_path, caplog):
+    path = tmp_path / 'x.pth'
+    torch.save(dict(state_dict=dict(a=torch.ones(2))), path, pickle_protocol=4)
+    said = (
+        f'{path}: cannot be read as a checkpoint (UnpicklingError: Unsupported operand 149); take another '
+        'copy, or save it anew with torch.save'
+    )
+    with pytest.raises(InputError, match=f'^{re.escape(said)}$'):
+        read_checkpoint(str(path))
+    assert read_checkpoint(str(path), trust=True)['state_dict']['a'].tolist() == [1, 1]
+    assert f'{path}: holds more than plain data and is trusted' in caplog.text
+    path.write_bytes(b'never')
+    with pytest.raises(
+        InputError, match=r'x\.pth: cannot be read as a checkpoint here, though trusted \(Unpickl'
+    ):
+        read_checkpoint(str(path), trust=True)
 
 
 def test_a_link_to_a_checkpoint_is_followed_and_judged_like_a_file(tmp_path, evil, marker):
@@ -164,6 +233,21 @@ def test_a_weight_that_repeats_few_numbers_without_end_is_refused(tmp_path):
     torch.save(dict(a=torch.zeros(1).expand(1 << 40)), tmp_path / 'huge.pth')
     with pytest.raises(InputError, match=r'huge\.pth: its a claims 1099511627776 numbers and holds 1'):
         weights_of(read_checkpoint(str(tmp_path / 'huge.pth')), str(tmp_path / 'huge.pth'))
+
+
+@pytest.mark.parametrize(
+    ('weight', 'sort'),
+    [
+        (torch.zeros(3).to_sparse(), 'sparse_coo'),
+        (torch.zeros(3, device='meta'), 'meta'),
+    ],
+    ids=['sparse', 'meta'],
+)
+def test_a_weight_without_a_number_in_each_place_is_refused(tmp_path, weight, sort):
+    path = str(tmp_path / 'odd.pth')
+    torch.save(dict(a=torch.zeros(3), b=weight), path)
+    with pytest.raises(InputError, match=rf'odd\.pth: its b is a {sort} tensor; only plain ones are loaded'):
+        weights_of(read_checkpoint(path), path)
 
 
 # --- what mmengine and mmseg make of them, once a runner of ours or `load_safely` was there -----------------
@@ -248,7 +332,8 @@ def test_a_flipped_bit_of_a_weight_is_found_which_torch_itself_loads(weights_fil
     flip_bit(weights_file, weights_file.stat().st_size // 2)
     assert torch.load(weights_file, weights_only=True)['a'].count_nonzero() == 1
     with pytest.raises(
-        InputError, match=r'iter_1\.pth: cannot be read .*damaged \(Bad CRC-32 for file .*dat'
+        InputError,
+        match=r'iter_1\.pth: cannot be read, it is damaged \(Bad CRC-32 for file .*dat.*; take another copy$',
     ):
         read_checkpoint(str(weights_file))
 
@@ -281,6 +366,21 @@ def test_a_checkpoint_that_would_expand_is_refused_unread(weights_file):
     assert torch.load(weights_file, weights_only=True)['a'].shape == (100_000,)
     with pytest.raises(InputError, match=r'iter_1\.pth: refused, it would expand from \d{4} to 40\d{4} byte'):
         read_checkpoint(str(weights_file))
+
+
+@pytest.mark.parametrize(('suffix', 'unreadable'), [('.onnx', '.onnx'), ('.xml', '.bin')])
+def test_an_exported_file_that_cannot_be_read_is_named(tmp_path, suffix, unreadable):
+    path = tmp_path / f'x{suffix}'
+    for part in (path, path.with_suffix('.bin')):
+        part.write_bytes(b'content')
+    seal(path)
+    check_seal(path)
+    path.with_suffix(unreadable).unlink()
+    path.with_suffix(unreadable).mkdir()
+    with pytest.raises(
+        InputError, match=rf'x\{unreadable}: cannot be read \(Is a directory\); check its perm'
+    ):
+        check_seal(path)
 
 
 def flipped(path, position):

@@ -12,10 +12,13 @@ import torch
 
 from mmseg_unet_lyft.cli import torture
 from mmseg_unet_lyft.engine.saving import write_with_checksum
+from mmseg_unet_lyft.errors import InputError
+from mmseg_unet_lyft.torture import ranks
 from mmseg_unet_lyft.torture.outcome import Outcome
 from mmseg_unet_lyft.torture.results import broken_results
 from mmseg_unet_lyft.torture.runs import differences, had_best, unsound_files
-from mmseg_unet_lyft.torture.soak import Sample, fit_growth, judge
+from mmseg_unet_lyft.torture.session import is_running
+from mmseg_unet_lyft.torture.soak import Look, fit_growth, judge
 from mmseg_unet_lyft.torture.table import all_held, table
 
 from .conftest import ROOT, flip_bit
@@ -155,7 +158,7 @@ def test_growth_is_the_slope_of_memory_by_hand():
 )
 def test_memory_and_files_that_grow_do_not_hold(megabytes, files, failures):
     samples = [
-        Sample(1000 * number, *both, 3) for number, both in enumerate(zip(megabytes, files, strict=True))
+        Look(1000 * number, *both, 3) for number, both in enumerate(zip(megabytes, files, strict=True))
     ]
     outcomes = judge(samples)
     assert [line for one in outcomes for line in one.failures] == failures
@@ -180,6 +183,10 @@ def test_the_table_has_a_row_each_and_then_what_did_not_hold():
     [
         (['kill'], 'kill: no such part; the parts are kills, ranks, inputs, disk, soak'),
         (['--kills', '0'], '--kills 0: give more than 0'),
+        (
+            ['--short', '--kills', '50', '--soak-minutes', '9'],
+            '--short sets all counts, --kills, --soak-minutes too; leave out the one or the other',
+        ),
         (['--soak-minutes', 'nan'], '--soak-minutes nan: give more than 0'),
     ],
 )
@@ -191,7 +198,33 @@ def test_mistakes_are_told_before_anything_is_tortured(tmp_path, capsys, argumen
 
 def test_what_did_not_hold_is_exit_code_1(tmp_path, monkeypatch, capsys):
     outcomes = [Outcome('kills', 'in a save', 2, 1, ['x: is lost'])]
-    monkeypatch.setattr('mmseg_unet_lyft.torture.parts.torture', lambda *args: outcomes)
+    monkeypatch.setattr('mmseg_unet_lyft.torture.parts.torture', lambda *args: [outcomes])
     assert torture.main(['kills', '--out', str(tmp_path)]) == 1
     assert 'kills, in a save: x: is lost' in capsys.readouterr().out
     assert json.loads((tmp_path / 'torture.json').read_text())['all_held'] is False
+
+
+def test_what_a_part_found_is_written_before_the_next_begins(tmp_path, monkeypatch):
+    def torture_twice(*args):
+        yield [Outcome('kills', 'in a save', 2, 2)]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('mmseg_unet_lyft.torture.parts.torture', torture_twice)
+    torture.main(['kills', 'disk', '--out', str(tmp_path)])
+    written = json.loads((tmp_path / 'torture.json').read_text())
+    assert [one['what'] for one in written['outcomes']] == ['in a save']
+    assert written['parts_left'] == ['disk']
+
+
+@on_linux
+def test_a_run_of_ranks_that_hangs_is_ended_with_all_that_came_of_it(tmp_path, monkeypatch):
+    hanging = tmp_path / 'hanging'
+    hanging.write_text(f'#!/bin/sh\nsetsid sleep 300 &\necho $$ $! > {tmp_path}/pids\nsleep 300\n')
+    hanging.chmod(0o755)
+    monkeypatch.setattr(ranks.sys, 'executable', str(hanging))
+    monkeypatch.setattr(ranks, 'PATIENCE_SECONDS', 1.0)
+    with pytest.raises(InputError, match=r'output\.txt: an undisturbed run of 2 ranks did not end in 1 s'):
+        ranks.torture_ranks(tmp_path / 'ranks', 1, 0, lambda items, total, what: items)
+    pids = [int(pid) for pid in (tmp_path / 'pids').read_text().split()]
+    assert len(pids) == 2
+    assert not any(map(is_running, pids))

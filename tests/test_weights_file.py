@@ -196,7 +196,7 @@ def test_a_config_describes_a_checkpoint_that_does_not(config, content, saved, f
         ),
         (
             dict(state_dict=dict(w=torch.eye(2).to_sparse())),
-            r'x\.pth: its w is sparse, and a safetensors f',
+            r'x\.pth: its w is a sparse_coo tensor; only plain ones are loaded',
         ),
         (dict(meta={}), r'x\.pth: does not say what model its weights are of'),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable
@@ -38,8 +39,20 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all; the same content gives the same bytes."""
-    write_whole(path, (json.dumps(content, indent=1) + '\n').encode('ascii'))
+    """Write JSON, whole or not at all; the same content gives the same bytes.
+
+    A float that is no finite number becomes null: JSON has none, and most readers refuse the whole file.
+    """
+    write_whole(path, (json.dumps(_finite(content), indent=1, allow_nan=False) + '\n').encode('ascii'))
+
+
+def _finite(content: Any) -> Any:
+    """Content of JSON with None for each float that is no finite number."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def sync(path: Path) -> None:

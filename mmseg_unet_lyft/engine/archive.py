@@ -25,7 +25,8 @@ def check_sizes(path: str) -> None:
     # torch never compresses a checkpoint, and reads what others have compressed into memory at once.
     if content > size:
         raise InputError(
-            f'{path}: refused, it would expand from {size} to {content} bytes; checkpoints are not compressed'
+            f'{path}: refused, it would expand from {size} to {content} bytes; checkpoints are not '
+            'compressed: take another copy, or save it anew with torch.save'
         )
 
 
@@ -69,4 +70,4 @@ def _opened(path: str) -> Iterator[zipfile.ZipFile]:
         RuntimeError,
         ValueError,
     ) as error:
-        raise InputError(f'{path}: cannot be read as a checkpoint, it is damaged ({error})') from error
+        raise InputError(f'{path}: cannot be read, it is damaged ({error}); take another copy') from error

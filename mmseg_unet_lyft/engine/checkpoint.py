@@ -119,7 +119,7 @@ def weights_of(content: dict[str, Any], path: str) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint's content by name, as of a model that is not wrapped.
 
     Raises:
-        InputError: If it holds none; the message names the path.
+        InputError: If it holds none, or one without a number in each place; the message names the path.
     """
     found = content.get('state_dict', content)
     weights = found.items() if isinstance(found, dict) else ()
@@ -127,9 +127,18 @@ def weights_of(content: dict[str, Any], path: str) -> dict[str, torch.Tensor]:
     if not weights:
         raise InputError(f'{path}: holds no weights of a model; name a checkpoint of a training run')
     for name, weight in weights.items():
+        if weight.is_meta or weight.layout != torch.strided:
+            sort = 'meta' if weight.is_meta else str(weight.layout).removeprefix('torch.')
+            raise InputError(
+                f'{path}: its {name} is a {sort} tensor; only plain ones are loaded, with a '
+                'number in each place: save it as one, or take another checkpoint'
+            )
         # A view that repeats them; a copy of it could fill all memory.
-        if weight.layout == torch.strided and weight.numel() > (held := _numbers_held(weight)):
-            raise InputError(f'{path}: its {name} claims {weight.numel()} numbers and holds {held}')
+        if weight.numel() > (held := _numbers_held(weight)):
+            raise InputError(
+                f'{path}: its {name} claims {weight.numel()} numbers and holds {held}; save a copy of it '
+                '(clone()), or take another checkpoint'
+            )
     return {name.removeprefix(_WRAPPED): weight for name, weight in weights.items()}
 
 
@@ -170,7 +179,10 @@ def fitting_weights(
     reshaped = _misfits(wanted, weights)['reshaped']
     fitting = {name: weights[name] for name in (wanted.keys() & weights.keys()) - reshaped}
     if all(_is_statistic(name) for name in fitting):
-        raise InputError(f'{path}: none of its {len(weights)} weights has a name and shape of this model')
+        raise InputError(
+            f'{path}: none of its {len(weights)} weights has a name and shape of this model; name a '
+            'checkpoint of this network'
+        )
     return fitting
 
 

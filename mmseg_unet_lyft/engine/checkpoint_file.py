@@ -35,6 +35,10 @@ _UNREADABLE = (
     ValueError,
 )
 
+# In what torch says of a pickle: the type or function that is not plain, and else the reason.
+_FOREIGN = re.compile(r'GLOBAL (.+?)(?: was not | whose |\.?$)', re.MULTILINE)
+_REASON = re.compile(r'WeightsUnpickler error:\s*(.+)')
+
 
 def load_safely(trusted: str | None = None) -> None:
     """Have mmengine load files by `read_checkpoint` from now on in this process, and torch never unsafely.
@@ -99,10 +103,11 @@ def _load(path: str, map_location: str | torch.device, trust: bool) -> Any:
         with plain_types_only():
             return torch.load(path, map_location=map_location, weights_only=True)
     except UnpicklingError as error:
-        foreign = re.search(r'GLOBAL (\S+)', str(error))
-        if not foreign:
+        foreign = _FOREIGN.search(str(error))
+        if not foreign and not trust:
             raise _unreadable(path, error) from error
-        name = foreign[1].rstrip('.')
+        # Of a pickle in another protocol than torch's, say, all that is known is that it cannot be read so.
+        name = foreign[1] if foreign else 'more than plain data'
         if not trust:
             raise InputError(
                 f'{path}: refused, it holds {name}, and loading that could run code; only tensors, numbers, '
@@ -122,7 +127,13 @@ def _load(path: str, map_location: str | torch.device, trust: bool) -> Any:
 
 
 def _unreadable(path: str, error: Exception) -> InputError:
-    return InputError(f'{path}: cannot be read as a checkpoint ({type(error).__name__})')
+    # torch's own advice, which stands before the reason, is to load it unsafely.
+    reason = _REASON.search(str(error)) if isinstance(error, UnpicklingError) else None
+    lines = (reason[1] if reason else str(error)).strip().splitlines()
+    said = ': '.join([type(error).__name__, *lines[:1]])
+    return InputError(
+        f'{path}: cannot be read as a checkpoint ({said}); take another copy, or save it anew with torch.save'
+    )
 
 
 @cache

@@ -28,6 +28,7 @@ _REFUSED = (
     # oneDNN's, whose primitives bring memory of their own.
     'could not create a primitive',
 )
+_GROUPS = Path('/sys/fs/cgroup')
 # Crops are cut to multiples of what four halvings need.
 _CROP_STEP = 32
 
@@ -116,16 +117,24 @@ def _available() -> Iterator[int]:
     yield from (int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable:'))
 
 
-def _left_of_group() -> Iterator[int]:
+def _left_of_group(root: Path = _GROUPS) -> Iterator[int]:
     """What a container or job leaves, under either version of Linux' control groups."""
-    for folder, limit, used in (
-        ('/sys/fs/cgroup', 'memory.max', 'memory.current'),
-        ('/sys/fs/cgroup/memory', 'memory.limit_in_bytes', 'memory.usage_in_bytes'),
+    for folder, limit, used, cached in (
+        (root, 'memory.max', 'memory.current', 'inactive_file'),
+        (root / 'memory', 'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'),
     ):
-        files = [Path(folder) / name for name in (limit, used)]
+        files = [folder / name for name in (limit, used)]
         texts = [file.read_text(encoding='ascii').strip() for file in files if file.is_file()]
         if len(texts) == 2 and all(text.isdigit() for text in texts):
-            yield max(int(texts[0]) - int(texts[1]), 0)
+            # Files that were read are kept in memory as long as there is room, and count as used.
+            taken = max(int(texts[1]) - _statistic(folder / 'memory.stat', cached), 0)
+            yield max(int(texts[0]) - taken, 0)
+
+
+def _statistic(file: Path, name: str) -> int:
+    """A number of a control group's statistics; 0 where they do not have it."""
+    lines = file.read_text(encoding='ascii').splitlines() if file.is_file() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith(f'{name} ')), 0)
 
 
 def _left_of_limit() -> Iterator[int]:

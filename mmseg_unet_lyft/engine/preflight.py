@@ -96,6 +96,7 @@ def check_run(
     trains = 'test_dataloader' not in loaders
     used = loaders if trains else ('test_dataloader',)
     with DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmseg'):
+        _look_at_parts(config, [*loaders, *used], findings)
         is_sound = findings.add(
             preflight_config.type_problems(config, preflight_config.built_keys(used)), of_config=True
         )
@@ -119,9 +120,16 @@ def check_data(config: Config, *loaders: str) -> None:
     """As `check_run`, for what reads the loaders' frames and runs no network."""
     findings = Findings(config.filename)
     with DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmseg'):
+        _look_at_parts(config, loaders, findings)
         findings.add(preflight_config.number_problems(config, loaders), of_config=True)
         _look_at_data(config, loaders, loaders, findings)
     findings.require_none()
+
+
+def _look_at_parts(config: Config, loaders: Iterable[str], findings: Findings) -> None:
+    """Raise an InputError for parts that the other checks cannot read."""
+    if not findings.add(preflight_config.part_problems(config, dict.fromkeys(loaders)), of_config=True):
+        findings.require_none()
 
 
 def _look_at_data(config: Config, loaders: Iterable[str], built: Iterable[str], findings: Findings) -> None:

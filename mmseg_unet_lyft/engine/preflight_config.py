@@ -74,11 +74,39 @@ _LEAST = {
     'default_hooks.logger.interval': (1, True, ''),
     'model.backbone.base_channels': (1, True, ''),
 }
+# Parts that are dicts where they are given, read by the checks below.
+_NETWORK = ('model', 'model.backbone', 'model.data_preprocessor')
+_TRAINING = (
+    'train_cfg',
+    'optim_wrapper',
+    'optim_wrapper.optimizer',
+    'default_hooks',
+    'default_hooks.logger',
+)
 
 
 def built_keys(loaders: Iterable[str]) -> list[str]:
     """The parts of a config that a run with these loaders builds, beside the loaders."""
     return [*_ALWAYS, *(key for loader in loaders for key in _OF_LOADER[loader])]
+
+
+def part_problems(config: Config, loaders: Iterable[str]) -> Iterator[str]:
+    """Parts that are no dicts; with one, the other checks cannot be made."""
+    trains = 'train_dataloader' in loaders
+    for path in (*_NETWORK, *loaders, *(_TRAINING if trains else ())):
+        *owners, key = path.split('.')
+        owner: Any = config
+        for name in owners:
+            owner = _mapping(owner.get(name))
+        part = owner.get(key)
+        if part is not None and not isinstance(part, Mapping):
+            hint = f', as in dict(type={part!r})' if isinstance(part, str) and key in _DICTS else ''
+            yield f'{path}={part!r}: give a dict{hint}'
+
+
+def _mapping(part: Any) -> Mapping:
+    """A part that is a dict; an empty one in place of any other."""
+    return part if isinstance(part, Mapping) else {}
 
 
 def type_problems(config: Config, keys: Iterable[str]) -> Iterator[str]:
@@ -195,7 +223,7 @@ def temporary_folder_problems(config: Config, loaders: Iterable[str]) -> Iterato
 
 def batch_problems(config: Config) -> Iterator[str]:
     """A data preprocessor that cannot read the training loader's batches."""
-    collate = (config.get('train_dataloader') or {}).get('collate_fn') or {}
+    collate = _mapping((config.get('train_dataloader') or {}).get('collate_fn'))
     preprocessor = (config.model.get('data_preprocessor') or {}).get('type')
     if collate.get('type') == 'lyft_collate' and preprocessor == 'SegDataPreProcessor':
         yield (

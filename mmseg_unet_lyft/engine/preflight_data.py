@@ -68,7 +68,10 @@ class Frames:
         if isinstance(indices, int):
             pairs = pairs[:indices] if indices >= 0 else pairs[indices:]
         elif indices is not None:
-            pairs = [pairs[index] for index in indices]
+            try:
+                pairs = [pairs[index] for index in indices]
+            except (IndexError, TypeError):
+                yield f'{root}: indices={indices!r}: name them by numbers below {len(pairs)}, as a list'
         if not pairs:
             yield f'{root}: indices={indices!r} leaves none of the frames; give others'
         self.pairs = pairs
@@ -198,18 +201,18 @@ def shared_frames(train: Mapping, scored: Mapping) -> str:
             return _enumerated(sorted(drives[0] & drives[1]))
         pairs = [find_pairs(root, split) for root, split in zip(roots, splits, strict=True)]
     except InputError:
-        # Of frames that this run does not read, or told already.
-        return ''
-    files = [
-        {_identity(pair['img_path']): pair['img_path'] for pair in part if not is_address(pair['img_path'])}
-        for part in pairs
-    ]
-    return _enumerated([files[1][one] for one in files[1] if one in files[0]])
+        return ''  # Of frames that this run does not read, or told already.
+    paths = [[pair['img_path'] for pair in part if not is_address(pair['img_path'])] for part in pairs]
+    files = [{_identity(path): path for path in part} for part in paths]
+    return _enumerated([files[1][one] for one in files[1] if one is not None and one in files[0]])
 
 
-def _identity(path: str) -> tuple[int, int]:
-    """The same for two names of one file, whichever links lead to it."""
-    state = Path(path).stat()
+def _identity(path: str) -> tuple[int, int] | None:
+    """The same for two names of one file, whichever links lead to it; None of one that leads nowhere."""
+    try:
+        state = Path(path).stat()
+    except OSError:
+        return None  # Where its frame is read, it is told.
     return state.st_dev, state.st_ino
 
 
@@ -246,9 +249,8 @@ def few_frames_problems(config: Config, num_frames: int, notes: list[str]) -> It
     launcher = config.get('launcher') or 'none'
     processes = 1 if launcher == 'none' else int(place_of(launcher)['WORLD_SIZE'])
     batch = settings.get('batch_size', 1)
-    # What is no number is told elsewhere.
     if not isinstance(batch, int) or num_frames >= processes * batch:
-        return
+        return  # What is no number is told elsewhere.
     message = (
         f'train_dataloader: {num_frames} frames for batches of {processes * batch} ({processes} x {batch})'
     )

@@ -70,7 +70,7 @@ def pack_weights(weights: dict[str, torch.Tensor], fields: Mapping[str, Any], pa
     """A safetensors file's content; the same weights and fields give the same bytes.
 
     Args:
-        weights: By name; those that share memory, or are not contiguous, are written each by itself.
+        weights: By name, dense; those that share memory, or are not contiguous, are written each by itself.
         fields: Plain data for `METADATA_KEY`, tuples among them.
         path: Where they are from, for the message.
 
@@ -85,8 +85,6 @@ def pack_weights(weights: dict[str, torch.Tensor], fields: Mapping[str, Any], pa
     tensors = {}
     for name, weight in weights.items():
         _check_dtype(path, name, str(weight.dtype).removeprefix('torch.'), _DTYPES.values())
-        if weight.layout != torch.strided:
-            raise InputError(f'{path}: its {name} is sparse, and a safetensors file holds dense tensors')
         tensors[name] = weight.detach().cpu().clone(memory_format=torch.contiguous_format)
     try:
         tagged = _tagged(fields)

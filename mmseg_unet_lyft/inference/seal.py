@@ -35,18 +35,28 @@ def seal(path: Path) -> None:
 
 
 def check_seal(path: Path) -> None:
-    """Raise an InputError for a file that is not what was sealed; files without a checksum pass."""
+    """Raise an InputError for a file that is not what was sealed, or cannot be read; others pass unsealed."""
+    try:
+        is_sound = _is_as_sealed(path)
+    except OSError as error:
+        where = error.filename or path
+        raise InputError(f'{where}: cannot be read ({error.strerror}); check its permissions') from error
+    if not is_sound:
+        raise InputError(
+            f'{path}: is not what was exported, its checksum differs; take another copy, or export the model '
+            'again with tools/export.py'
+        )
+
+
+def _is_as_sealed(path: Path) -> bool:
+    """Whether a file is what was sealed, or has no checksum."""
     content = path.read_bytes()
     head, tail = _around(path)
     length = len(head) + _DIGITS + len(tail)
     end = content[-length:]
     if not (end.startswith(head) and end.endswith(tail)):
-        return
-    if end[len(head) : len(head) + _DIGITS] != _digest(path, content[:-length]):
-        raise InputError(
-            f'{path}: is not what was exported, its checksum differs; take another copy, or export the model '
-            'again with tools/export.py'
-        )
+        return True
+    return end[len(head) : len(head) + _DIGITS] == _digest(path, content[:-length])
 
 
 def _around(path: Path) -> tuple[bytes, bytes]:

@@ -176,7 +176,12 @@ def _evaluation(
         yield f'Scored on {_code(_scored_on(scores))}; trained on {_code(trained_on(card))}. Percent.'
         yield _class_table(scores)
     validation = card.get('validation') or {}
-    found = {name: f'{validation[name]:.4g}' for name in _VALIDATED if name in validation}
+    found = {
+        # Null where it is not defined, of a mask without a pixel.
+        name: 'n/a' if validation[name] is None else f'{validation[name]:.4g}'
+        for name in _VALIDATED
+        if name in validation
+    }
     if found:
         dataset = (config.get('val_dataloader') or {}).get('dataset') or {}
         where = f'{_split(dataset.get("split"))} of {dataset.get("data_root")}'

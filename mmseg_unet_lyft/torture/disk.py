@@ -20,7 +20,15 @@ from ..engine.saving import saved_checkpoints
 from ..errors import InputError
 from .outcome import Outcome
 from .results import broken_results, contents
-from .runs import KINDS, differences, draw_frames, had_best, train_arguments, train_undisturbed, unsound_files
+from .runs import (
+    RUN_KINDS,
+    differences,
+    draw_frames,
+    had_best,
+    run_arguments,
+    train_undisturbed,
+    unsound_files,
+)
 from .session import PATIENCE_SECONDS, Forked, command
 from .small_disk import can_mount, empty, fill, limit_files, mount_small_disk
 
@@ -44,16 +52,13 @@ def torture_disk(folder: Path, count: int, seed: int, progress: Show) -> list[Ou
     ways = [FULL, LIMIT] if can_mount(folder) else [LIMIT]
     trials = {'a save': _try_save, 'packing': _try_packing, 'a video': _try_video}
     plan = [(what, way) for what in trials for way in ways for _ in range(count)]
-    found = {key: Outcome('disk', f'{key[0]}: {key[1]}', 0, 0, []) for key in plan}
+    found = {key: Outcome('disk', f'{key[0]}: {key[1]}') for key in plan}
     for number, (what, way) in enumerate(progress(plan, len(plan), 'filling disks')):
         place = folder / f'trial_{number}'
         place.mkdir()
         trial = Trial(scene, place, way, float(random.random()))
         wrong = _in_a_process(trials[what], trial)
-        outcome = found[what, way]
-        outcome.tried += 1
-        outcome.held += not wrong
-        outcome.failures += wrong
+        found[what, way].note(wrong)
     return list(found.values())
 
 
@@ -95,7 +100,7 @@ def _set_scene(folder: Path) -> Scene:
     for number in range(_FRAMES):
         frame = random.integers(0, 256, (*_FRAME_SIZE, 3), dtype=np.uint8)
         cv2.imwrite(str(scene.frames / f'{number}.png'), frame)
-    train_undisturbed(KINDS[0], scene.root, scene.run)
+    train_undisturbed(RUN_KINDS[0], scene.root, scene.run)
     for arguments in (scene.packing(scene.prepared), scene.labelling(scene.labelled)):
         run = Forked(command(arguments), folder / 'output' / f'{arguments[0]}.txt')
         if run.finish():
@@ -183,7 +188,7 @@ def _in_a_process(work: Callable[[Trial], list[str]], trial: Trial) -> list[str]
 def _try_save(trial: Trial) -> list[str]:
     """A training run on a disk that fills up behind its first save."""
     scene, work_dir = trial.scene, trial.place / 'run'
-    arguments = train_arguments(KINDS[0], scene.root, work_dir)
+    arguments = run_arguments(RUN_KINDS[0], scene.root, work_dir)
     run = trial.run(arguments)
     end = time.monotonic() + PATIENCE_SECONDS
     while not saved_checkpoints(work_dir) and not run.has_ended() and time.monotonic() < end:
@@ -199,7 +204,7 @@ def _try_save(trial: Trial) -> list[str]:
     wrong = trial.untold(run) + unsound_files(work_dir) + _left(work_dir)
     if not saved_checkpoints(work_dir) or (had_best(work_dir) and not list(work_dir.glob('best_*.pth'))):
         wrong.append(f'{work_dir}: has lost a checkpoint')
-    resumed = trial.run(train_arguments(KINDS[0], scene.root, work_dir))
+    resumed = trial.run(run_arguments(RUN_KINDS[0], scene.root, work_dir))
     if resumed.finish():
         return [*wrong, f'{resumed.log}: resumed, it ended with {resumed.code}']
     return wrong + differences(work_dir, scene.run)

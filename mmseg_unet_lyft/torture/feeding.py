@@ -117,8 +117,8 @@ def _resume_from(place: Place) -> int:
 
 
 def _train(place: Place) -> int:
-    arguments = train_arguments(place.sample, place.out, '--seed', '0')
-    return main(['train', str(place.tree / CONFIG), *arguments[1:-1], 'max_iters=1', 'val_interval=1'])
+    other = dict(config=place.tree / CONFIG, steps=('max_iters=1', 'val_interval=1'))
+    return main(['train', *train_arguments(place.sample, place.out, '--seed', '0', **other)])
 
 
 def _weights(folder: str) -> Any:

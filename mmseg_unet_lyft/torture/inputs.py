@@ -67,18 +67,15 @@ def torture_inputs(folder: Path, count: int, seed: int, progress: Show) -> list[
     """
     with one_thread():
         oracle = Oracle(make_sample(folder / 'sample'), folder)
-        verdicts: dict[str, list[tuple[int, Verdict]]] = {kind.name: [] for kind in KINDS}
+        verdicts: dict[str, list[str]] = {kind.name: [] for kind in KINDS}
         failures: dict[str, list[str]] = {kind.name: [] for kind in KINDS}
         for number in progress(range(count), count, 'mutated inputs'):
             case = make_case(oracle.sample, KINDS[number % len(KINDS)], seed, number)
             verdict = oracle.try_case(case)
-            verdicts[case.kind.name].append((number, verdict))
+            verdicts[case.kind.name].append(verdict.kind)
             if verdict.kind == FAILED:
                 failures[case.kind.name].append(f'{case}: {verdict.why}')
-    return [
-        _outcome(name, [verdict.kind for _, verdict in of_kind], failures[name])
-        for name, of_kind in verdicts.items()
-    ]
+    return [_outcome(name, of_kind, failures[name]) for name, of_kind in verdicts.items()]
 
 
 def _outcome(name: str, kinds: list[str], failures: list[str]) -> Outcome:

@@ -17,14 +17,14 @@ from ..engine.saving import saved_checkpoints
 from .outcome import Outcome
 from .runs import (
     INTERVAL,
-    KINDS,
+    RUN_KINDS,
     STEPS,
-    Kind,
+    RunKind,
     differences,
     draw_frames,
     had_best,
     log_of,
-    train_arguments,
+    run_arguments,
     train_undisturbed,
     unsound_files,
 )
@@ -54,7 +54,7 @@ def torture_kills(folder: Path, count: int, seed: int, progress: Show) -> list[O
     """
     random = np.random.default_rng((seed, 1))
     root = draw_frames(folder)
-    kinds = KINDS[: 1 if count < _ONE_KIND else None]
+    kinds = RUN_KINDS[: 1 if count < _ONE_KIND else None]
     seconds = []
     for kind in kinds:
         start = time.monotonic()
@@ -79,12 +79,10 @@ class _Victim:
     """
 
     def __init__(
-        self, folder: Path, root: Path, random: np.random.Generator, kinds: dict[Kind, float]
+        self, folder: Path, root: Path, random: np.random.Generator, kinds: dict[RunKind, float]
     ) -> None:
         self._folder, self._root, self._random, self._kinds = folder, root, random, kinds
-        self._outcomes = {
-            what: Outcome('kills', what, 0, 0, []) for what in (ANYWHERE, IN_SAVE, _BEST, _WORKERS)
-        }
+        self._outcomes = {what: Outcome('kills', what) for what in (ANYWHERE, IN_SAVE, _BEST, _WORKERS)}
         self._number = 0
         self._killed: list[tuple[int, float]] = []
         self._before_save = 0
@@ -105,7 +103,7 @@ class _Victim:
                 break
             self.settle()
         else:
-            self._note(what, [f'no run lived long enough to be killed: {self._folder}'])
+            self._outcomes[what].note([f'no run lived long enough to be killed: {self._folder}'])
             return
         self._kills.append(what)
         self._before_save += what == ANYWHERE and not saved_checkpoints(self._work_dir)
@@ -116,7 +114,7 @@ class _Victim:
             lost = [line for line in wrong if '/best_' in line] or (
                 [] if best else [f'{self._work_dir}: lost']
             )
-            self._note(_BEST, lost)
+            self._outcomes[_BEST].note(lost)
         if wrong:
             self._end(wrong)
         elif self._random.random() > _AGAIN:
@@ -125,7 +123,7 @@ class _Victim:
     def _try(self, what: str) -> bool:
         """Whether a run was killed as it was to be."""
         workers = int(self._random.integers(2))
-        arguments = train_arguments(self._kind, self._root, self._work_dir, f'num_workers={workers}')
+        arguments = run_arguments(self._kind, self._root, self._work_dir, f'num_workers={workers}')
         if what == ANYWHERE:
             run = Forked(command(arguments), log_of(self._work_dir))
             run.wait(self._random.uniform(0, self._kinds[self._kind]))
@@ -156,7 +154,7 @@ class _Victim:
 
     def settle(self) -> None:
         """Let the run end, and see whether it ended as the undisturbed one."""
-        arguments = train_arguments(self._kind, self._root, self._work_dir)
+        arguments = run_arguments(self._kind, self._root, self._work_dir)
         run = Forked(command(arguments), log_of(self._work_dir))
         code = run.finish()
         wrong = [f'{self._work_dir}: resumed, it ended with {code}'] if code else []
@@ -167,23 +165,17 @@ class _Victim:
         """Note for each kill of the run how it went, and take another run; a sound one's files go."""
         # A run that was never killed has to be right, too.
         for what in self._kills or ([ANYWHERE] if wrong else []):
-            self._note(what, wrong)
+            self._outcomes[what].note(wrong)
         if not wrong:
             shutil.rmtree(self._work_dir)
             shutil.rmtree(log_of(self._work_dir).parent)
         self._begin()
 
-    def _note(self, what: str, wrong: list[str]) -> None:
-        outcome = self._outcomes[what]
-        outcome.tried += 1
-        outcome.held += not wrong
-        outcome.failures += wrong
-
     def outcomes(self) -> list[Outcome]:
         """What was found, once the workers of killed runs have had their time to end."""
         for session, killed_at in self._killed:
             has_ended = wait_for_end(session, killed_at + _ENDED_SECONDS)
-            self._note(_WORKERS, [] if has_ended else [f'processes of session {session} go on'])
+            self._outcomes[_WORKERS].note([] if has_ended else [f'processes of session {session} go on'])
         anywhere = self._outcomes[ANYWHERE]
         anywhere.what = f'{ANYWHERE} ({self._before_save} before the first save)'
         return [outcome for outcome in self._outcomes.values() if outcome.tried]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -19,6 +19,12 @@ class Outcome:
 
     part: str
     what: str
-    tried: int
-    held: int
-    failures: list[str]
+    tried: int = 0
+    held: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def note(self, wrong: list[str]) -> None:
+        """Count a case, in which so much was wrong."""
+        self.tried += 1
+        self.held += not wrong
+        self.failures += wrong

@@ -39,8 +39,8 @@ class Plan:
     seed: int
 
 
-def torture(parts: Sequence[str], plan: Plan, out: Path, progress: Show) -> list[Outcome]:
-    """Run parts; the folder of one in which all held is removed, others stay to be looked into.
+def torture(parts: Sequence[str], plan: Plan, out: Path, progress: Show) -> Iterator[list[Outcome]]:
+    """Run parts, and yield what each found; the folder of one in which all held goes, others stay.
 
     Args:
         parts: Of ``kills``, ``ranks``, ``inputs``, ``disk``, ``soak``.
@@ -56,15 +56,13 @@ def torture(parts: Sequence[str], plan: Plan, out: Path, progress: Show) -> list
     os.environ.pop('LYFT_DATA_ROOT', None)
     preload()
     out.mkdir(parents=True, exist_ok=True)
-    found = []
     with _temporary_files():
         for part in parts:
             folder = Path(tempfile.mkdtemp(prefix=f'{part}_', dir=out)).resolve()
             outcomes = _torture_by(part, plan, folder, progress)
             if all_held(outcomes):
                 shutil.rmtree(folder)
-            found += outcomes
-    return found
+            yield outcomes
 
 
 @contextmanager

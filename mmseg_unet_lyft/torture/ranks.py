@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from ..bench.rounds import Show
 from ..errors import InputError
 from .outcome import Outcome
-from .runs import KINDS, differences, draw_frames, log_of, train_arguments, unsound_files
+from .runs import RUN_KINDS, differences, draw_frames, log_of, run_arguments, unsound_files
 from .session import PATIENCE_SECONDS, is_running
 
 _RANKS = 2
@@ -38,38 +39,33 @@ def torture_ranks(folder: Path, count: int, seed: int, progress: Show) -> list[O
     """
     random = np.random.default_rng((seed, 2))
     root, undisturbed = draw_frames(folder), folder / 'whole'
-    whole = _Launched(root, undisturbed)
-    whole.wait_for_ranks()
-    start = time.monotonic()
-    if whole.wait(PATIENCE_SECONDS) != 0:
-        raise InputError(
-            f'{log_of(undisturbed)}: an undisturbed run of {_RANKS} ranks ended with {whole.code}'
-        )
-    seconds = time.monotonic() - start
+    with _Launched(root, undisturbed) as whole:
+        whole.wait_for_ranks()
+        start = time.monotonic()
+        code = whole.wait(PATIENCE_SECONDS)
+        seconds = time.monotonic() - start
+    if code != 0:
+        raise InputError(f'{log_of(undisturbed)}: an undisturbed run of {_RANKS} ranks {_how_ended(code)}')
     longest = 0.0
-    ended, resumed = (
-        Outcome('ranks', '', 0, 0, []),
-        Outcome('ranks', 'resumed, ended as undisturbed', 0, 0, []),
-    )
+    ended, resumed = Outcome('ranks', ''), Outcome('ranks', 'resumed, ended as undisturbed')
     for number in progress(range(count), count, 'killing ranks'):
         work_dir = folder / f'run_{number}'
         wrong, took = _kill_a_rank(root, work_dir, random, seconds)
         longest = max(longest, took)
-        _note(ended, wrong)
-        code = _Launched(root, work_dir).wait(PATIENCE_SECONDS)
-        other = [f'{log_of(work_dir)}: resumed, it ended with {code}'] if code != 0 else []
+        ended.note(wrong)
+        with _Launched(root, work_dir) as run:
+            code = run.wait(PATIENCE_SECONDS)
+        other = [f'{log_of(work_dir)}: resumed, it {_how_ended(code)}'] if code != 0 else []
         other = other or differences(work_dir, undisturbed)
-        _note(resumed, other)
+        resumed.note(other)
         if not wrong and not other:
             shutil.rmtree(work_dir)
     ended.what = f'SIGKILL of one of {_RANKS} ranks: all ended, in {longest:.1f} s at most'
     return [ended, resumed]
 
 
-def _note(outcome: Outcome, wrong: list[str]) -> None:
-    outcome.tried += 1
-    outcome.held += not wrong
-    outcome.failures += wrong
+def _how_ended(code: int | None) -> str:
+    return f'did not end in {PATIENCE_SECONDS:g} s' if code is None else f'ended with {code}'
 
 
 def _kill_a_rank(
@@ -78,21 +74,23 @@ def _kill_a_rank(
     """What was wrong behind a kill, and the seconds until all had ended."""
     for _ in range(_MISSES):
         shutil.rmtree(work_dir, ignore_errors=True)
-        run = _Launched(root, work_dir)
-        ranks = run.wait_for_ranks()
-        if run.wait(random.uniform(0, seconds)) is None and len(ranks) == _RANKS:
-            break
-    else:
-        return [f'{work_dir}: no run lived long enough to be killed'], 0.0
-    os.kill(ranks[int(random.integers(_RANKS))], signal.SIGKILL)
+        with _Launched(root, work_dir) as run:
+            ranks = run.wait_for_ranks()
+            if run.wait(random.uniform(0, seconds)) is None and len(ranks) == _RANKS:
+                return _kill(run, ranks[int(random.integers(_RANKS))], work_dir)
+    return [f'{work_dir}: no run lived long enough to be killed'], 0.0
+
+
+def _kill(run: _Launched, rank: int, work_dir: Path) -> tuple[list[str], float]:
+    """As `_kill_a_rank`, of a run that has its ranks."""
+    os.kill(rank, signal.SIGKILL)
     start = time.monotonic()
     code = run.wait(_ENDED_SECONDS)
     while run.processes() and time.monotonic() < start + _ENDED_SECONDS:
         time.sleep(_POLL_SECONDS)
     took, left = time.monotonic() - start, run.processes()
     wrong = [f'{log_of(work_dir)}: {len(left)} processes go on'] if left else []
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
+    run.end()
     if code == 0:
         wrong.append(f'{log_of(work_dir)}: ended with 0')
     return wrong + unsound_files(work_dir), took
@@ -101,13 +99,15 @@ def _kill_a_rank(
 class _Launched:
     """A training run of two ranks, started or gone on with as ``tools/launch.py`` does it.
 
+    As a context, behind which nothing of it goes on, whatever happens.
+
     Args:
         root: Data root.
         work_dir: Its work dir.
     """
 
     def __init__(self, root: Path, work_dir: Path) -> None:
-        arguments = train_arguments(KINDS[0], root, work_dir, 'num_workers=1')
+        arguments = run_arguments(RUN_KINDS[0], root, work_dir, 'num_workers=1')
         self._mark = f'{_MARK}={work_dir.name}-{time.monotonic_ns()}'
         environ = dict(os.environ, PYTHONPATH=str(_PARENT), OMP_NUM_THREADS='1')
         environ.update([self._mark.split('=')])
@@ -118,6 +118,23 @@ class _Launched:
             self._process = subprocess.Popen(
                 command, env=environ, stdout=output, stderr=output, start_new_session=True
             )
+
+    def __enter__(self) -> _Launched:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Kill what goes on of it. Ranks have sessions of their own, so that a group would not do."""
+        self._process.kill()
+        self._process.wait()
+        end = time.monotonic() + _ENDED_SECONDS
+        while (left := self.processes()) and time.monotonic() < end:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(_POLL_SECONDS)
 
     @property
     def code(self) -> int | None:

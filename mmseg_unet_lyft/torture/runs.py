@@ -36,7 +36,7 @@ def draw_frames(folder: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Kind:
+class RunKind:
     """A kind of run.
 
     Attributes:
@@ -50,13 +50,13 @@ class Kind:
     options: tuple[str, ...] = ()
 
 
-KINDS = (
-    Kind('dropout', 'unet_lyft.py'),
-    Kind('average, accumulation', 'unet_lyft_bn.py', ('ema_momentum=0.25', 'accumulate=2')),
+RUN_KINDS = (
+    RunKind('dropout', 'unet_lyft.py'),
+    RunKind('average, accumulation', 'unet_lyft_bn.py', ('ema_momentum=0.25', 'accumulate=2')),
 )
 
 
-def train_arguments(kind: Kind, root: Path, work_dir: Path, *options: str) -> list[str]:
+def run_arguments(kind: RunKind, root: Path, work_dir: Path, *options: str) -> list[str]:
     """The command line of a run that starts, or goes on where anything was saved."""
     places = ['--data-root', str(root), '--work-dir', str(work_dir), '--device', 'cpu']
     # A run that was killed before its first save has nothing to go on from.
@@ -64,13 +64,13 @@ def train_arguments(kind: Kind, root: Path, work_dir: Path, *options: str) -> li
     return ['train', kind.config, *places, *start, '--cfg-options', *_OPTIONS, *kind.options, *options]
 
 
-def train_undisturbed(kind: Kind, root: Path, work_dir: Path) -> None:
+def train_undisturbed(kind: RunKind, root: Path, work_dir: Path) -> None:
     """Train a run that nothing disturbs.
 
     Raises:
         InputError: If it fails all the same; then there is nothing to compare with.
     """
-    run = Forked(command(train_arguments(kind, root, work_dir)), log_of(work_dir))
+    run = Forked(command(run_arguments(kind, root, work_dir)), log_of(work_dir))
     code = run.finish()
     if code or not saved_checkpoints(work_dir):
         raise InputError(

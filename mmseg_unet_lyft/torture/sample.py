@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ TINY = (
     'val_drives=[F3]',
     'test_drives=[F2]',
 )
-STEPS = ('max_iters=3', 'val_interval=1')
+STEP_OPTIONS = ('max_iters=3', 'val_interval=1')
 CONFIG = 'unet_lyft_demo.py'
 IMAGES = 'dataA/dataA/CameraRGB'
 
@@ -124,11 +124,17 @@ def make_sample(folder: Path) -> Sample:
     return sample
 
 
-def train_arguments(sample: Sample, work_dir: Path, *others: str, root: Path | None = None) -> list[str]:
-    """The command line of the sample's training."""
-    places = ['--data-root', str(root or sample.root), '--work-dir', str(work_dir), '--device', 'cpu']
-    config = str(sample.folder / 'configs' / CONFIG)
-    return [config, *places, *others, '--cfg-options', *TINY, *STEPS]
+def train_arguments(
+    sample: Sample,
+    work_dir: Path,
+    *others: str,
+    config: Path | None = None,
+    steps: Sequence[str] = STEP_OPTIONS,
+) -> list[str]:
+    """The command line of the sample's training, or of one by another config or of other length."""
+    places = ['--data-root', str(sample.root), '--work-dir', str(work_dir), '--device', 'cpu']
+    config = config or sample.folder / 'configs' / CONFIG
+    return [str(config), *places, *others, '--cfg-options', *TINY, *steps]
 
 
 def _run(name: str, *arguments: str) -> None:

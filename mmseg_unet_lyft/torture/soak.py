@@ -14,7 +14,7 @@ import numpy as np
 from ..bench.rounds import Show
 from ..engine.stopping import EXIT_STOPPED
 from .outcome import Outcome
-from .runs import KINDS, draw_frames, log_of, train_arguments, unsound_files
+from .runs import RUN_KINDS, draw_frames, log_of, run_arguments, unsound_files
 from .session import Forked, command, processes_of
 
 _EVERY_SECONDS = 2.0
@@ -26,7 +26,7 @@ _OPTIONS = ('num_workers=2', 'max_iters=100000000', 'val_interval=200')
 
 
 @dataclass(frozen=True)
-class Sample:
+class Look:
     """One look at a run.
 
     Attributes:
@@ -79,7 +79,7 @@ def torture_soak(folder: Path, minutes: float, judges: bool, progress: Show) -> 
         progress: Wraps the samples.
     """
     root, work_dir = draw_frames(folder), folder / 'run'
-    run = Forked(command(train_arguments(KINDS[1], root, work_dir, *_OPTIONS)), log_of(work_dir))
+    run = Forked(command(run_arguments(RUN_KINDS[1], root, work_dir, *_OPTIONS)), log_of(work_dir))
     count = max(3, round(60 * minutes / _EVERY_SECONDS))
     samples = list(progress(_watch(run, count), count, 'watching'))
     if not run.has_ended():
@@ -92,7 +92,7 @@ def torture_soak(folder: Path, minutes: float, judges: bool, progress: Show) -> 
     return found + (judge(warm) if judges and len(warm) > 2 else [])
 
 
-def judge(samples: list[Sample]) -> list[Outcome]:
+def judge(samples: list[Look]) -> list[Outcome]:
     """Whether memory and open files stayed as they were."""
     growth = fit_growth([one.seconds for one in samples], [one.megabytes for one in samples])
     half = len(samples) // 2
@@ -109,7 +109,7 @@ def judge(samples: list[Sample]) -> list[Outcome]:
     ]
 
 
-def _watch(run: Forked, count: int) -> Iterator[Sample]:
+def _watch(run: Forked, count: int) -> Iterator[Look]:
     """Look at a run so often, or until it ends."""
     start = time.monotonic()
     for number in range(1, count + 1):
@@ -119,7 +119,7 @@ def _watch(run: Forked, count: int) -> Iterator[Sample]:
         yield look(run.pid, time.monotonic() - start)
 
 
-def look(session: int, seconds: float) -> Sample:
+def look(session: int, seconds: float) -> Look:
     """A sample of a session's processes."""
     kilobytes, files, pids = 0, 0, processes_of(session)
     for pid in pids:
@@ -129,10 +129,10 @@ def look(session: int, seconds: float) -> Sample:
             files += sum(1 for _ in Path(f'/proc/{pid}/fd').iterdir())
         except (FileNotFoundError, ProcessLookupError):
             continue  # It has just ended.
-    return Sample(seconds, kilobytes / 1024, files, len(pids))
+    return Look(seconds, kilobytes / 1024, files, len(pids))
 
 
-def write_samples(path: Path, samples: list[Sample]) -> None:
+def write_samples(path: Path, samples: list[Look]) -> None:
     """All samples as CSV."""
     lines = [f'{one.seconds:.1f},{one.megabytes:.3f},{one.files},{one.processes}' for one in samples]
     path.write_text('\n'.join(['seconds,megabytes,files,processes', *lines, '']), encoding='utf-8')
