@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from prettytable import PrettyTable
 
+from ..datasets.files import write_json
 from ..datasets.labels import get_scheme
 from ..datasets.loading import read_image, read_label
 from ..datasets.lyft_carla import find_pairs
@@ -141,8 +141,11 @@ def score_table(summary: dict) -> str:
 
 
 def save_summary(summary: dict, folder: Path) -> Path:
-    """Write ``scores.json`` into the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ``scores.json`` into the folder, whole or not at all.
+
+    Raises:
+        InputError: If the place cannot be written to.
+    """
     path = folder / 'scores.json'
-    path.write_text(json.dumps(summary, indent=1, default=str))
+    write_json(path, summary)
     return path
