@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from mmseg.structures import SegDataSample
 
-from ..datasets.files import write_json
+from ..datasets.files import read_object, write_json
 from ..errors import InputError
 from ..evaluation.challenge import score_dict
 from ..evaluation.iou_metric import LyftIoUMetric
@@ -210,10 +209,9 @@ def _warn(runner: Runner, error: Exception) -> None:
 def _read_card(folder: Path) -> dict[str, Any]:
     """What the report of the run that is resumed says, as far as it can be read."""
     try:
-        card = json.loads((folder / FOLDER / CARD).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+        return read_object(folder / FOLDER / CARD, 'it is written anew')
+    except InputError:
         return {}
-    return card if isinstance(card, dict) else {}
 
 
 def describe_result(evaluator: Evaluator, meta: dict) -> dict[str, Any]:
