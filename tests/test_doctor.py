@@ -94,6 +94,11 @@ def test_where_only_exported_files_run_commands_still_work(tmp_path):
     code, found = findings_in(env)
     assert code == 0
     assert found['mm stack'][0]['advice'].startswith('only exported files run (onnxruntime)')
+    assert found['libraries'][0]['advice'] == (
+        'some commands need them; install with: pip install av matplotlib safetensors jinja2'
+    )
+    for name in ('gradio [demo]', 'argcomplete [completion]', 'mlflow [trackers]'):
+        assert f'no {name}' in found['optional'][0]['found']
 
 
 def test_a_version_outside_of_what_the_package_asks_for_is_named(environment):  # noqa: F811

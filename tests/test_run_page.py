@@ -5,18 +5,23 @@ import csv
 import json
 import sys
 from html.parser import HTMLParser
+from importlib import util
 
 import cv2
 import numpy as np
 import pytest
+from matplotlib.cbook import is_math_text
+from matplotlib.figure import Figure
 from mmengine.config import Config
 
+from mmseg_unet_lyft import compat
 from mmseg_unet_lyft.cli import report
 from mmseg_unet_lyft.engine.config_changes import describe_changes, differences
 from mmseg_unet_lyft.engine.report_hook import LyftReportHook
 from mmseg_unet_lyft.engine.trackers import use_trackers
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.evaluation.challenge import score_dict
+from mmseg_unet_lyft.report.curves import PANELS
 from mmseg_unet_lyft.report.frames_sheet import FrameSheet, Score, choose, error_map
 from mmseg_unet_lyft.report.run_data import read_latency, read_run
 from mmseg_unet_lyft.report.run_page import build_page, describe_card, write_report
@@ -230,6 +235,23 @@ def test_a_card_that_does_not_know_the_machine_does_not_deny_a_gpu(tmp_path):
     assert dict(describe_card(dict(machine=dict(gpu=None))))['GPU'] == 'none'
 
 
+def test_a_class_may_have_any_name(tmp_path):
+    folder = write_run(tmp_path / 'run')
+    card = json.loads((folder / 'report/run_card.json').read_text())
+    # A formula that there is none of, one that would be drawn as such, and a name that a legend leaves out.
+    names = [r'$\q$', '$x$', '_hidden']
+    card['result']['classes'] = names
+    (folder / 'report/run_card.json').write_text(json.dumps(card))
+    entry = {'step': 1, 'mIoU': 1.0} | {f'IoU.{name}': 50.0 for name in names}
+    (folder / '20250101_000000/vis_data/scalars.json').write_text(json.dumps(entry))
+    assert r'$\q$' in Elements(write_report(folder).read_text()).text
+    axes = Figure().subplots()
+    PANELS['IoU of each class'](axes, [], [entry])
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert [text.strip('\u200b') for text in shown] == [r'\$\q\$', r'\$x\$', '_hidden']
+    assert not any(map(is_math_text, shown))
+
+
 def test_the_tables_beside_a_page_hold_its_figures(tmp_path):
     folder = write_run(tmp_path / 'run')
     write_report(folder)
@@ -356,6 +378,13 @@ def test_a_latency_card_that_is_none_is_refused(tmp_path, content, message):
         read_latency(tmp_path / 'latency.json')
 
 
+def test_what_writes_pages_and_is_missing_is_named_with_the_remedy(tmp_path, monkeypatch, capsys):
+    found = util.find_spec
+    monkeypatch.setattr(compat, 'find_spec', lambda name: None if name == 'jinja2' else found(name))
+    assert report.main([str(write_run(tmp_path / 'run'))]) == 2
+    assert capsys.readouterr().err == 'error: this command needs jinja2; install with: pip install jinja2\n'
+
+
 # --- real runs ---------------------------------------------------------------------------------------------
 
 
@@ -398,7 +427,5 @@ def test_damaged_files_of_an_earlier_run_and_odd_names_do_not_end_the_run(three_
 def test_a_tracker_that_is_not_installed_is_named_with_the_remedy(monkeypatch):
     # What Python has for a module that may not be imported.
     monkeypatch.setitem(sys.modules, 'wandb', None)
-    with pytest.raises(
-        InputError, match=r"--wandb: .* install with: pip install 'mmseg_unet_lyft\[trackers\]'"
-    ):
+    with pytest.raises(InputError, match=r"--wandb: .* install with: pip install -e '.*\[trackers\]'"):
         use_trackers(Config(dict(work_dir='x', visualizer={})), ['wandb'])
