@@ -11,10 +11,9 @@ import yaml
 
 from ..datasets.files import write_whole
 from ..errors import InputError
-from .run_cards import CARD, card_file, drives, read_card, read_scores, words
+from .run_cards import RUN_CARD_SUFFIX, SCORES_FILE, card_file, drives, read_card, read_scores, words
 
 INDEX, METAFILE = 'model-index.yml', 'configs/metafile.yml'
-SCORES = 'test/scores.json'  # Where the test command writes by default, beside the checkpoint.
 _COLLECTION = 'LyftUNet'
 _TASK = 'Semantic Segmentation'
 _METRICS = ('mIoU', 'aAcc', 'challenge/F_avg')
@@ -25,7 +24,7 @@ _HEADER = '# Models in the format of OpenMMLab; tools/model_index.py writes thos
 def describe_model(work_dir: Path, root: Path, data: str | None = None) -> dict[str, Any]:
     """A trained model's entry in a metafile: its best checkpoint, or its last where none is the best.
 
-    The scores are those of `SCORES`, else of the last validation before it was saved.
+    The scores are those of `SCORES_FILE`, else of the last validation before it was saved.
 
     Args:
         work_dir: Of the training; its name becomes the model's.
@@ -62,10 +61,13 @@ def describe_model(work_dir: Path, root: Path, data: str | None = None) -> dict[
 
 def _find_checkpoint(work_dir: Path) -> Path:
     """The best of the checkpoints of a work dir that have a run card, or the last."""
-    found = [path.with_name(path.name.removesuffix(CARD)) for path in work_dir.glob(f'*.pth{CARD}')]
+    found = [
+        path.with_name(path.name.removesuffix(RUN_CARD_SUFFIX))
+        for path in work_dir.glob(f'*.pth{RUN_CARD_SUFFIX}')
+    ]
     if not found:
         raise InputError(
-            f'{work_dir}: has no run card (*.pth{CARD}); train writes one beside each checkpoint'
+            f'{work_dir}: has no run card (*.pth{RUN_CARD_SUFFIX}); train writes one beside each checkpoint'
         )
     best = [path for path in found if path.name.startswith('best_')]
     return max(best or found, key=lambda path: read_card(path)['step'])
@@ -86,7 +88,7 @@ def _resources(card: dict[str, Any]) -> str:
 
 def _results(checkpoint: Path, card: dict[str, Any], data: str | None) -> list[dict[str, Any]]:
     """Scores of the card's checkpoint, with what they were measured on."""
-    path = checkpoint.parent / SCORES
+    path = checkpoint.parent / SCORES_FILE
     if path.is_file():
         scores = read_scores(path, checkpoint)
         name, metrics = data or _name(scores.get('data_root')), scores['metrics']

@@ -12,7 +12,8 @@ from ..datasets.files import read_object
 from ..errors import InputError
 from .run_shapes import CHECKPOINT, SCORES, check_shape
 
-CARD = '.run_card.json'  # Suffix behind a checkpoint's name.
+RUN_CARD_SUFFIX = '.run_card.json'  # Behind a checkpoint's name.
+SCORES_FILE = 'test/scores.json'  # Where the test command writes by default, beside the checkpoint.
 FORMAT = 1
 _NOT_KNOWN = 'not known'
 _TOOLS = ('train', 'test')
@@ -22,7 +23,7 @@ _NEEDED = ('checkpoint', 'step', 'command', 'config', 'data', 'machine')
 
 def card_file(checkpoint: Path) -> Path:
     """Where a checkpoint's run card stands."""
-    return checkpoint.with_name(checkpoint.name + CARD)
+    return checkpoint.with_name(checkpoint.name + RUN_CARD_SUFFIX)
 
 
 def read_card(checkpoint: Path) -> dict[str, Any]:

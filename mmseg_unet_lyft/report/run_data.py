@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..evaluation.counts import class_scores
 from .confusion_plot import confusion_picture
 from .curves import curve_pictures, side_by_side
-from .run_cards import CARD as CHECKPOINT_CARD
+from .run_cards import RUN_CARD_SUFFIX
 from .run_shapes import FRAMES as FRAMES_SHAPE
 from .run_shapes import LATENCY, RUN, SCORES, check_counts, check_shape
 
@@ -83,6 +83,11 @@ class RunData:
         return None if self.confusion is None else confusion_picture(self.confusion, self.result['classes'])
 
 
+def page_of(work_dir: str | Path) -> Path:
+    """Where a work dir's page stands."""
+    return Path(work_dir) / FOLDER / PAGE
+
+
 def read_scalars(work_dir: Path, since: str = '') -> list[dict]:
     """What the runs in a work dir logged, one dict a log line, in order of step.
 
@@ -125,7 +130,7 @@ def read_run(folder: Path) -> RunData:
         raise InputError(f'{folder}: no such folder; name the work dir of a run')
     path = folder / FOLDER / CARD
     if not path.is_file():
-        beside = sorted(folder.glob(f'*{CHECKPOINT_CARD}'), key=lambda card: card.stat().st_mtime)
+        beside = sorted(folder.glob(f'*{RUN_CARD_SUFFIX}'), key=lambda card: card.stat().st_mtime)
         path = beside[-1] if beside else path
     card = _read_shaped(path, RUN) or {}
     check_counts(path, card.get('result') or {}, _REMEDY)
@@ -135,7 +140,7 @@ def read_run(folder: Path) -> RunData:
     scalars = read_scalars(folder, card.get('since') or '')
     if not (card or scalars or scores):
         raise InputError(
-            f'{folder}: holds nothing of a run, no {FOLDER}/{CARD}, *{CHECKPOINT_CARD}, scores.json or log; '
+            f'{folder}: holds nothing of a run, no {FOLDER}/{CARD}, *{RUN_CARD_SUFFIX}, scores.json or log; '
             'name the work dir of a training or test run'
         )
     frames = _read_shaped(folder / FOLDER / FRAMES, FRAMES_SHAPE) or []

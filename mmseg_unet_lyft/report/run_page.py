@@ -14,7 +14,7 @@ from .. import __version__
 from ..datasets.files import write_whole
 from .frames_sheet import GROUPS, palette_css
 from .run_cards import command_again, drives, words
-from .run_data import CARD, FOLDER, PAGE, RunData, class_rows, read_run, save_tables
+from .run_data import CARD, FOLDER, PAGE, RunData, class_rows, page_of, read_run, save_tables
 
 _MAX_VALUE = 300  # Characters of a config's value that are shown.
 
@@ -47,7 +47,7 @@ def write_report(folder: Path, latency: dict[str, Any] | None = None) -> Path:
     if latency is not None:
         run.card['latency'] = latency
     save_tables(run)
-    path = folder / FOLDER / PAGE
+    path = page_of(folder)
     write_whole(path, build_page(run).encode())
     return path
 
