@@ -414,7 +414,7 @@ def test_a_page_that_cannot_be_written_does_not_end_the_run(three_drives, tmp_pa
     assert 'the report was not written' in log.read_text()
 
 
-def test_damaged_files_of_an_earlier_run_and_odd_names_do_not_end_the_run(three_drives, tmp_path):
+def test_damaged_files_of_an_earlier_run_do_not_end_the_run(three_drives, tmp_path):
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run/scores.json').write_text('{"confusion": [[1]]}')
     runner = run(tmp_path / 'run', LyftReportHook(), seed=3, max_iters=2)
@@ -422,6 +422,12 @@ def test_damaged_files_of_an_earlier_run_and_odd_names_do_not_end_the_run(three_
     (log,) = (tmp_path / 'run').glob('*/*.log')
     assert 'the report was not written: ' in log.read_text()
     assert 'scores.json: metrics is missing; remove it' in log.read_text()
+    # A damaged card of the run that is resumed is not taken over into every one that follows.
+    (tmp_path / 'run/scores.json').unlink()
+    (tmp_path / 'run/report/run_card.json').write_text('{"since": 5, "result": {}}')
+    run(tmp_path / 'run', LyftReportHook(), seed=3, max_iters=4, resume='auto')
+    assert json.loads((tmp_path / 'run/report/run_card.json').read_text())['result']['step'] == 4
+    assert (tmp_path / 'run/report/index.html').is_file()
 
 
 def test_a_tracker_that_is_not_installed_is_named_with_the_remedy(monkeypatch):

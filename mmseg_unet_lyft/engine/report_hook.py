@@ -16,13 +16,13 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from mmseg.structures import SegDataSample
 
-from ..datasets.files import read_object, write_json
+from ..datasets.files import write_json
 from ..errors import InputError
 from ..evaluation.challenge import score_dict
 from ..evaluation.iou_metric import LyftIoUMetric
 from ..evaluation.lyft_score import LyftScoreMetric
 from ..report.frames_sheet import FrameSheet, choose
-from ..report.run_data import CARD, FOLDER, FRAMES, finite
+from ..report.run_data import CARD, FOLDER, FRAMES, finite, read_run_card
 from ..report.run_page import write_report
 from .config_changes import describe_changes
 from .run_card import describe_run
@@ -209,7 +209,7 @@ def _warn(runner: Runner, error: Exception) -> None:
 def _read_card(folder: Path) -> dict[str, Any]:
     """What the report of the run that is resumed says, as far as it can be read."""
     try:
-        return read_object(folder / FOLDER / CARD, 'it is written anew')
+        return read_run_card(folder / FOLDER / CARD)
     except InputError:
         return {}
 

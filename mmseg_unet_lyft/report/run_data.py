@@ -132,8 +132,7 @@ def read_run(folder: Path) -> RunData:
     if not path.is_file():
         beside = sorted(folder.glob(f'*{RUN_CARD_SUFFIX}'), key=lambda card: card.stat().st_mtime)
         path = beside[-1] if beside else path
-    card = _read_shaped(path, RUN) or {}
-    check_counts(path, card.get('result') or {}, _REMEDY)
+    card = read_run_card(path)
     path = folder / 'scores.json'
     scores = _read_shaped(path, SCORES)
     check_counts(path, _result_of(scores) or {}, _REMEDY)
@@ -145,6 +144,17 @@ def read_run(folder: Path) -> RunData:
         )
     frames = _read_shaped(folder / FOLDER / FRAMES, FRAMES_SHAPE) or []
     return RunData(folder, card, scalars, frames, scores)
+
+
+def read_run_card(path: Path) -> dict[str, Any]:
+    """What a run card says for a page; empty if there is none.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    card = _read_shaped(path, RUN) or {}
+    check_counts(path, card.get('result') or {}, _REMEDY)
+    return card
 
 
 def _read_shaped(path: Path, shape: Any) -> Any:
