@@ -1,4 +1,4 @@
-# make demo | test | slow | docs | lint | install | lock | clean; the first three install what they need by themselves.
+# make demo | test | slow | docs | lint | install | lock | clean; all but lock and clean install what they need by themselves.
 
 # The mm stack, onedl or openmmlab: an extra of setup.py, a lock file in requirements/, an environment.
 EXTRA ?= onedl

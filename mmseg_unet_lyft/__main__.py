@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     module = name.replace('-', '_')
     if module not in tools:
         hint = did_you_mean(name, [*tools, '--help', '--version', '--debug'])
-        sys.stderr.write(f'error: {name}: no such tool{hint or ";"} The tools are: {", ".join(tools)}\n')
+        sys.stderr.write(f'error: {name}: no such tool{hint or "."} The tools are: {", ".join(tools)}\n')
         return _EXIT_UNKNOWN_TOOL
     # argparse takes the command's name from here.
     sys.argv[0] = f'{_own_name()} {module}'

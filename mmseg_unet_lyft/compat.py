@@ -32,7 +32,7 @@ _TORCH_MIN = '2.6'
 
 
 def install_command(extra: str = 'onedl') -> str:
-    """The command that installs an mm stack, from a clone or for an installed package."""
+    """The command that installs an extra, from a clone or for an installed package."""
     if (_PARENT / 'setup.py').is_file():
         return f"pip install -e '{_PARENT}[{extra}]'"
     return f"pip install 'mmseg_unet_lyft[{extra}]'"
@@ -102,6 +102,14 @@ def require_opencv() -> None:
             f'OpenCV does not load ({error}); the build for machines without a screen needs no '
             f'system library: {command}'
         ) from error
+
+
+def require_pages() -> None:
+    """Raise an InputError that names the remedy unless what writes and draws pages is installed."""
+    missing = [name for name in ('jinja2', 'matplotlib') if find_spec(name) is None]
+    if missing:
+        names = ' '.join(missing)
+        raise InputError(f'this command needs {", ".join(missing)}; install with: pip install {names}')
 
 
 def require_torch(path: str) -> None:

@@ -53,6 +53,27 @@ def test_models_know_no_data_sets():
     assert not {name for name in found if name.startswith('datasets.')}
 
 
+def code_lines(function: ast.FunctionDef, lines: list[str]) -> int:
+    """A function's lines without its docstring and blank ones."""
+    taken = set(range(function.lineno - 1, function.end_lineno))
+    if ast.get_docstring(function) is not None:
+        taken -= set(range(function.body[0].lineno - 1, function.body[0].end_lineno))
+    return sum(bool(lines[number].strip()) for number in taken)
+
+
+def test_modules_and_functions_stay_short():
+    long = {}
+    for path in PACKAGE.rglob('*.py'):
+        text = path.read_text(encoding='utf-8')
+        lines, name = text.splitlines(), str(path.relative_to(PACKAGE))
+        if len(lines) > 300:
+            long[name] = len(lines)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and code_lines(node, lines) > 50:
+                long[f'{name}: {node.name}'] = code_lines(node, lines)
+    assert long == {}
+
+
 def test_commands_only_parse_and_call():
     commands = {path.name: path.read_text(encoding='utf-8') for path in (PACKAGE / 'cli').glob('*.py')}
     lengths = {name: len(text.splitlines()) for name, text in commands.items() if '\nmain = guarded(' in text}

@@ -323,4 +323,4 @@ main()
 def test_completion_says_what_it_needs(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'argcomplete', None)
     assert main(['completion', 'bash']) == 2
-    assert "install with: pip install 'mmseg_unet_lyft[completion]'" in capsys.readouterr().err
+    assert f"install with: pip install -e '{ROOT}[completion]'\n" in capsys.readouterr().err

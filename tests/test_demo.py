@@ -225,6 +225,25 @@ def test_a_taken_port_and_a_foreign_address_are_named():
         free_port('192.0.2.1', port)
 
 
+@pytest.mark.parametrize('port', [70000, 0, -1])
+def test_a_port_that_is_none_is_named(port):
+    with pytest.raises(InputError, match=rf'--port {port}: give 1 to 65535'):
+        free_port('127.0.0.1', port)
+
+
+def test_a_host_of_more_letters_than_a_name_has_is_named():
+    host = 70 * 'a'
+    with pytest.raises(InputError, match=rf'--host {host} --port 7860: cannot be listened on \('):
+        free_port(host, None)
+
+
+def test_the_environments_model_goes_with_a_config_and_alone(monkeypatch):
+    monkeypatch.setenv('LYFT_MODEL', 'a.pth')
+    assert demo._models([]) == [(None, 'a.pth')]
+    assert demo._models(['c.py']) == [('c.py', 'a.pth')]
+    assert demo._models(['c.py', 'b.pth', 'd.onnx']) == [('c.py', 'b.pth'), (None, 'd.onnx')]
+
+
 def test_a_missing_gradio_is_named_before_a_model_is_read(monkeypatch, capsys):
     found = util.find_spec
     monkeypatch.setattr(server, 'find_spec', lambda name: None if name == 'gradio' else found(name))
@@ -239,6 +258,7 @@ def test_a_missing_gradio_is_named_before_a_model_is_read(monkeypatch, capsys):
     [
         (['a.pth', 'b.onnx', 'c.pth'], 'a.pth b.onnx c.pth: name one model, or two to compare them'),
         (['frame.png'], 'frame.png: is no model'),
+        (['x.py', 'y.py', 'a.pth'], 'y.py: is no model'),
         (['a.pth', 'x.py'], 'a.pth x.py: name one model, or two to compare them'),
         ([], 'no model is named: name one model, or two to compare them'),
         (['a.pth', '--max-megapixels', '0'], '--max-megapixels 0.0: give a number above 0'),

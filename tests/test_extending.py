@@ -1,6 +1,9 @@
 """What docs/extending.md says works as it stands there: its files are written out and used."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +55,22 @@ def test_a_label_scheme_of_ones_own_is_trained_and_predicted_with(page):
     assert labels.tags_to_ids(tags, labels.get_scheme('walkable')).tolist() == [
         [0, 0, 0, 0, 2, 0, 1, 1, 1, 0, 0, 0, 0]
     ]
+
+
+@pytest.mark.stack
+def test_the_pages_command_trains_as_it_is_typed(page):
+    text = (ROOT / 'docs/extending.md').read_text(encoding='utf-8')
+    (command,) = re.findall(r'^python (-m mmseg_unet_lyft train .*)$', text, re.M)
+    (page / 'data').mkdir()
+    (page / 'data/lyft').symlink_to(page / 'frames')
+    # The package is installed for whoever types it; modules of one's own are found by -m alone.
+    environ = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+    short = ['--device', 'cpu', '--cfg-options', *TINY, 'base_channels=2']
+    done = subprocess.run(
+        [sys.executable, *command.split(), *short], cwd=page, env=environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (page / 'work_dirs/walkable/iter_2.pth').is_file()
 
 
 @pytest.mark.slow

@@ -11,7 +11,14 @@ import yaml
 from mmseg_unet_lyft.cli import model_card as command
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.report.model_card import build_card
-from mmseg_unet_lyft.report.run_cards import read_card, read_config_text, read_scores
+from mmseg_unet_lyft.report.run_cards import (
+    command_again,
+    drives,
+    read_card,
+    read_config_text,
+    read_scores,
+    words,
+)
 
 CONFIG = """
 scheme = 'road'
@@ -26,10 +33,10 @@ CARD = dict(
     checkpoint='best.pth',
     step=40,
     validation=dict(step=40, mIoU=61.25, val_loss=0.5),
-    command=['train.py', 'a config.py', '--seed', '3'],
+    command=['train', 'a config.py', '--launcher', 'pytorch'],
     config=dict(name='configs/unet_lyft_road.py', sha256='c0ffee', text=CONFIG),
     seed=3,
-    processes=1,
+    processes=2,
     resumed_from=None,
     data=dict(root='frames', split=['F1', 'F2'], frames=30, manifest_sha256='abcd', is_drawn=True),
     statistics='published values',
@@ -104,10 +111,14 @@ def test_what_was_run_stands_in_it_and_what_only_the_author_knows_is_left_open()
     ):
         assert f'\n{row}\n' in text
     assert '\nFrom commit `1234abcd`, with changes that were not committed:\n' in text
-    assert "\ntrain.py 'a config.py' --seed 3\n" in text
+    assert "\n```bash\nmmseg_unet_lyft launch 2 train --seed 3 'a config.py'\n```\n" in text
     assert 'those it was trained on, scenes drawn by a program.' in text
     assert text.count('[More information needed: ') == 2
     assert 'Not tested: `tools/test.py`' in text
+    assert 'table below' not in text
+    assert 'are what such models find least; read the table below class by class.' in build_card(
+        CARD, SCORES, 'f00'
+    )
     assert 'model-index' not in text
 
 
@@ -124,6 +135,47 @@ def test_names_of_files_do_nothing_in_markdown_or_html():
 def test_a_config_is_read_and_not_run():
     text = "a = dict(b=[1, (2, 3)], c=dict(d=None))\nimport os\ne = os.getcwd()\nf = open('x', 'w')\n"
     assert read_config_text(text) == dict(a=dict(b=[1, [2, 3]], c=dict(d=None)))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'command'),
+    [
+        (dict(), 'mmseg_unet_lyft train --seed 3 c.py'),
+        (dict(command=['train', 'c.py', '--seed=5']), 'mmseg_unet_lyft train c.py --seed=5'),
+        (dict(command=['test', 'c.py', 'a.pth']), 'mmseg_unet_lyft test c.py a.pth'),
+        (
+            dict(command=['train', 'c.py', '--launcher', 'pytorch', '--amp'], processes=4),
+            'mmseg_unet_lyft launch 4 train --seed 3 c.py --amp',
+        ),
+        (
+            dict(command=['train', '--local-rank', '0', '--launcher=slurm', 'c.py'], processes=8),
+            'mmseg_unet_lyft launch 8 train --seed 3 c.py',
+        ),
+        (dict(command=['own script.py', '--launcher', 'x']), "python 'own script.py' --launcher x"),
+        (dict(command=[]), ''),
+    ],
+)
+def test_a_runs_command_is_one_that_can_be_typed_again(changes, command):
+    assert command_again(dict(command=['train', 'c.py'], seed=3, processes=1) | changes) == command
+
+
+def test_what_a_card_does_not_say_is_not_known():
+    assert [words(None), words(True), words(['a', 1]), words('b')] == ['not known', 'yes', 'a, 1', 'b']
+    assert [drives(None), drives(['F1', 'F2']), drives('val')] == [
+        'drives not known',
+        'drives F1, F2',
+        "the split 'val'",
+    ]
+    data = dict(root=None, split=None, frames=7, is_drawn=False)
+    assert 'Trained on `drives not known of not known (7 frames)`.' in build_card(
+        CARD | dict(data=data), None, 'f00'
+    )
+
+
+def test_what_is_no_python_or_cannot_be_computed_is_no_defect():
+    with pytest.raises(InputError, match=r"the run card's config is no Python \(.*\); take the run card"):
+        read_config_text('a = (')
+    assert read_config_text('a = {[]: 1}\nb = 2') == dict(b=2)
 
 
 def test_the_command_takes_the_scores_beside_the_checkpoint(checkpoint, capsys):
@@ -157,6 +209,10 @@ def test_scores_of_another_checkpoint_are_refused(checkpoint, tmp_path):
         ('{', 'is no JSON'),
         ('[]', 'holds a list'),
         (json.dumps(dict(CARD, format=2)), 'is no run card of format 1'),
+        (json.dumps(dict(CARD, validation=dict(mIoU='x'))), "validation.mIoU is 'x'; take the one"),
+        (json.dumps(dict(CARD, machine=[])), 'machine is no dict; take the one'),
+        (json.dumps(dict(CARD, git={})), 'git.commit is missing; take the one'),
+        (json.dumps(dict(CARD, step='40')), "step is '40'; take the one"),
     ],
 )
 def test_a_run_card_that_is_none_is_refused_by_name(checkpoint, content, message):

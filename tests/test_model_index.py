@@ -66,7 +66,7 @@ def test_a_real_runs_best_checkpoint_is_listed_with_its_validation(three_drives,
     content = json.loads(card_file(best).read_text())
     model = listed(clone)['run']
     assert model['Config'] == 'configs/unet_lyft.py'
-    assert model['Metadata']['Training Data'] == 'three drives, F1 (3 frames)'
+    assert model['Metadata']['Training Data'] == 'three drives, drives F1 (3 frames)'
     assert (model['Metadata']['Iterations'], model['Metadata']['Seed']) == (content['step'], 3)
     assert model['Metadata']['Run Card SHA256'] == hashlib.sha256(card_file(best).read_bytes()).hexdigest()
     (result,) = model['Results']
@@ -81,7 +81,7 @@ def test_the_best_goes_before_the_last_and_no_folder_of_the_machine_is_told(tmp_
     card(tmp_path / 'run', 'iter_40.pth', 40, 48.0)
     assert main([str(tmp_path / 'run'), '--root', str(clone)]) == 0
     model = listed(clone)['run']
-    assert model['Metadata']['Training Data'] == 'lyft, train drives (3550 frames)'
+    assert model['Metadata']['Training Data'] == "lyft, the split 'train' (3550 frames)"
     assert model['Metadata']['Training Resources'] == '2x NVIDIA H100'
     # What is no number is no score.
     assert model['Results'][0]['Metrics'] == dict(mIoU=51.24)
@@ -94,14 +94,31 @@ def test_scores_go_before_validation_and_must_be_of_the_same_checkpoint(tmp_path
     (tmp_path / 'run/test').mkdir()
     metrics = dict(mIoU=44.444, aAcc=90)
     scores = dict(checkpoint='elsewhere/iter_40.pth', tested_on=['F4', 'F9'], metrics=metrics, iou={})
+    # Not the root of the training.
+    scores['data_root'] = '/somewhere/data/rain'
     (tmp_path / 'run/test/scores.json').write_text(json.dumps(scores))
     assert main([str(tmp_path / 'run'), '--root', str(clone)]) == 0
-    tested = dict(Task='Semantic Segmentation', Dataset='lyft, F4 F9', Metrics=dict(mIoU=44.44, aAcc=90))
+    tested = dict(
+        Task='Semantic Segmentation', Dataset='rain, drives F4, F9', Metrics=dict(mIoU=44.44, aAcc=90)
+    )
     assert listed(clone)['run']['Results'] == [tested]
+    assert listed(clone)['run']['Metadata']['Training Data'].startswith('lyft, ')
     scores['checkpoint'] = 'elsewhere/iter_20.pth'
     (tmp_path / 'run/test/scores.json').write_text(json.dumps(scores))
     assert main([str(tmp_path / 'run'), '--root', str(clone)]) == 2
     assert 'is of elsewhere/iter_20.pth and not of' in capsys.readouterr().err
+
+
+def test_what_a_run_card_does_not_say_is_listed_as_not_known(tmp_path, clone):
+    path = card(tmp_path / 'run', 'iter_40.pth', 40, 48.0)
+    content = json.loads(path.read_text()) | dict(data=dict(root=None, split=None), machine={})
+    del content['seed'], content['validation']
+    path.write_text(json.dumps(content))
+    assert main([str(tmp_path / 'run'), '--root', str(clone)]) == 0
+    model = listed(clone)['run']
+    assert model['Metadata']['Training Data'] == 'not known, drives not known (not known frames)'
+    assert model['Metadata']['Training Resources'] == 'not known-core CPU, not known'
+    assert (model['Metadata']['Seed'], model['Results']) == (None, [])
 
 
 def test_other_models_stay_and_the_same_one_is_replaced(tmp_path, clone):

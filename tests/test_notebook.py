@@ -116,6 +116,26 @@ def test_its_configs_exist_and_take_its_knobs():
         load_config('unet_lyft_bn.py', parse_options([knob]))
 
 
+def test_another_config_has_a_work_dir_and_a_truth_of_its_own():
+    # --resume if-any would go on with the other config's network.
+    names: dict = {}
+    exec(SOURCES['settings'].replace('unet_lyft_demo.py', 'unet_lyft_challenge.py'), names)
+    assert names['WORK'] == Path('work_dirs/notebook/unet_lyft_challenge')
+    assert ast.unparse(python_of('recommended').body[1]).startswith('trained = load_config(CONFIG, ')
+    (truth,) = [
+        node.value
+        for node in python_of('segmenter').body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'truth'
+    ]
+    assert ast.unparse(truth.args[1]) == 'trained.scheme'
+
+
+def test_it_says_what_has_to_be_edited_before_all_cells_run():
+    assert 'OWNER' in SOURCES['install']
+    for name in ('title', 'text-install'):
+        assert '`OWNER`' in SOURCES[name]
+
+
 @pytest.fixture(scope='module')
 def executed(tmp_path_factory):
     """The notebook run in an empty folder, and that folder."""
@@ -188,7 +208,7 @@ def test_a_random_split_leaks_more_than_one_by_drive(executed):
 @pytest.mark.slow
 def test_it_trains_scores_predicts_and_exports(executed):
     cells, folder = executed
-    scores = json.loads((folder / 'work_dirs/notebook/test/scores.json').read_text())
+    scores = json.loads((folder / 'work_dirs/notebook/unet_lyft_demo/test/scores.json').read_text())
     assert scores['data'] == 'drawn scenes'
     assert scores['tested_on'] == 'test'
     floor = scores['floors']['most frequent class at each pixel']['mIoU']

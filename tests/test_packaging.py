@@ -176,6 +176,11 @@ def test_unknown_tool_names_the_nearest_and_exits_with_2(capsys):
     assert 'trian: no such tool; did you mean train? The tools are: ' in capsys.readouterr().err
 
 
+def test_an_unknown_tool_unlike_all_others_is_told_the_tools_alone(capsys):
+    assert main(['xyzzy']) == 2
+    assert capsys.readouterr().err.startswith('error: xyzzy: no such tool. The tools are: ')
+
+
 def test_no_tool_lists_the_tools_and_exits_with_2(capsys):
     assert main([]) == 2
     assert '  predict ' in capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
@@ -16,7 +17,7 @@ from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.inference.folder import Outputs, find_images, predict_images
 from mmseg_unet_lyft.inference.segmenter import Segmenter
-from mmseg_unet_lyft.report.curves import curve_pictures, side_by_side
+from mmseg_unet_lyft.report.curves import PANELS, curve_pictures, side_by_side
 from mmseg_unet_lyft.report.figures import (
     colour_label,
     legend,
@@ -163,6 +164,27 @@ def test_curves_show_training_and_validation_also_where_a_class_comes_late():
     assert pixels(two[0], orange) > pixels(none[0], orange)
     assert pixels(two[1], blue) > pixels(one[1], blue) > pixels(none[1], blue)
     assert pixels(two[2], orange) > pixels(one[2], orange) == 0
+
+
+def test_the_time_of_a_step_is_split_into_waiting_and_computing():
+    timed = [dict(step=step, loss=1.0, time=0.4, data_time=0.1 * step) for step in (1, 2)]
+    axes = Figure().subplots()
+    PANELS['Time of a step'](axes, [*timed, dict(step=3, loss=1.0)], [])
+    waiting, computing = axes.collections
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ['waiting for data', 'computing']
+    # Milliseconds, stacked: 100 and 300 of 400, then 200 and 200.
+    assert {tuple(point) for point in waiting.get_paths()[0].vertices.round(6)} == {
+        (1, 0),
+        (2, 0),
+        (1, 100),
+        (2, 200),
+    }
+    assert {tuple(point) for point in computing.get_paths()[0].vertices.round(6)} == {
+        (1, 100),
+        (2, 200),
+        (1, 400),
+        (2, 400),
+    }
 
 
 def test_pictures_stand_in_rows():

@@ -5,21 +5,26 @@ import csv
 import json
 import sys
 from html.parser import HTMLParser
+from importlib import util
 
 import cv2
 import numpy as np
 import pytest
+from matplotlib.cbook import is_math_text
+from matplotlib.figure import Figure
 from mmengine.config import Config
 
+from mmseg_unet_lyft import compat
 from mmseg_unet_lyft.cli import report
 from mmseg_unet_lyft.engine.config_changes import describe_changes, differences
 from mmseg_unet_lyft.engine.report_hook import LyftReportHook
 from mmseg_unet_lyft.engine.trackers import use_trackers
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.evaluation.challenge import score_dict
+from mmseg_unet_lyft.report.curves import PANELS
 from mmseg_unet_lyft.report.frames_sheet import FrameSheet, Score, choose, error_map
-from mmseg_unet_lyft.report.run_data import read_run
-from mmseg_unet_lyft.report.run_page import build_page, write_report
+from mmseg_unet_lyft.report.run_data import read_latency, read_run
+from mmseg_unet_lyft.report.run_page import build_page, describe_card, write_report
 
 from .conftest import KaggleFolder
 from .test_resume import run, weights_of
@@ -199,6 +204,54 @@ def test_a_page_says_what_is_not_there_yet(tmp_path):
     assert not (folder / 'report/results.csv').exists()
 
 
+def test_a_new_training_is_not_told_by_an_old_test(tmp_path):
+    scores = dict(metrics=dict(mIoU=99.0), iou=dict.fromkeys(('Roads', 'Vehicles', 'Walls')))
+    folder = write_run(tmp_path / 'run', result=None)
+    (folder / 'scores.json').write_text(json.dumps(scores | dict(confusion=CONFUSION)))
+    assert read_run(folder).result is None
+    # A work dir of before there were reports.
+    (folder / 'report/run_card.json').unlink()
+    assert read_run(folder).result['metrics'] == dict(mIoU=99.0)
+
+
+def test_a_page_says_how_to_measure_this_runs_model(tmp_path):
+    folder = write_run(tmp_path / 'a run')
+    assert (
+        'benchmark latency CHECKPOINT --json latency.json measures'
+        in Elements(build_page(read_run(folder))).text
+    )
+    for name in ('best_mIoU_iter_20.pth', 'iter_40.pth'):
+        (folder / name).touch()
+    text = Elements(build_page(read_run(folder))).text
+    assert f"mmseg_unet_lyft benchmark latency '{folder}/best_mIoU_iter_20.pth' --json latency.json" in text
+    assert f"mmseg_unet_lyft report '{folder}' --latency latency.json" in text
+    tested = write_run(tmp_path / 'test', checkpoint='elsewhere/iter_9.pth')
+    assert 'latency elsewhere/iter_9.pth --json' in Elements(build_page(read_run(tested))).text
+
+
+def test_a_card_that_does_not_know_the_machine_does_not_deny_a_gpu(tmp_path):
+    rows = dict(describe_card(dict(seed=1)))
+    assert (rows['GPU'], rows['threads']) == ('not known', 'not known')
+    assert dict(describe_card(dict(machine=dict(gpu=None))))['GPU'] == 'none'
+
+
+def test_a_class_may_have_any_name(tmp_path):
+    folder = write_run(tmp_path / 'run')
+    card = json.loads((folder / 'report/run_card.json').read_text())
+    # A formula that there is none of, one that would be drawn as such, and a name that a legend leaves out.
+    names = [r'$\q$', '$x$', '_hidden']
+    card['result']['classes'] = names
+    (folder / 'report/run_card.json').write_text(json.dumps(card))
+    entry = {'step': 1, 'mIoU': 1.0} | {f'IoU.{name}': 50.0 for name in names}
+    (folder / '20250101_000000/vis_data/scalars.json').write_text(json.dumps(entry))
+    assert r'$\q$' in Elements(write_report(folder).read_text()).text
+    axes = Figure().subplots()
+    PANELS['IoU of each class'](axes, [], [entry])
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert [text.strip('\u200b') for text in shown] == [r'\$\q\$', r'\$x\$', '_hidden']
+    assert not any(map(is_math_text, shown))
+
+
 def test_the_tables_beside_a_page_hold_its_figures(tmp_path):
     folder = write_run(tmp_path / 'run')
     write_report(folder)
@@ -265,6 +318,73 @@ def test_what_cannot_be_reported_on_is_said(arguments, message, tmp_path, monkey
     assert message in capsys.readouterr().err
 
 
+DEEP = '[' * 100_000 + ']' * 100_000
+OF_THREE = '"iou": {"a": 1, "b": 1, "c": null}, "metrics": {"mIoU": 1}'
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'message'),
+    [
+        ('scores.json', '{"confusion": [[1]]}', r'scores\.json: metrics is missing; remove it'),
+        ('scores.json', f'{{{OF_THREE}, "confusion": [[1]]}}', r'confusion is not of 3 x 3 counts'),
+        (
+            'scores.json',
+            f'{{{OF_THREE}, "confusion": {[[10**30] * 3] * 3}}}',
+            'confusion has what is no count',
+        ),
+        ('scores.json', f'{{{OF_THREE}, "floors": {{"x": {{}}}}}}', r'floors\.x\.iou is missing'),
+        ('report/frames.json', '[1]', r'frames\.json: \[0\] is no dict; remove it, or restore it'),
+        ('report/frames.json', '[{"group": "worst"}]', r'\[0\]\.path is missing'),
+        ('report/frames.json', '{}', r'frames\.json: holds a dict in place of a list'),
+        ('report/frames.json', DEEP, r'frames\.json: is no JSON \('),
+        ('report/run_card.json', '{"data": "x"}', r'run_card\.json: data is no dict'),
+        ('report/run_card.json', '{"since": 5}', r'run_card\.json: since is 5;'),
+        (
+            'report/run_card.json',
+            '{"config_changes": [{"what": "a", "rows": [["b"]]}]}',
+            r'1 values in place',
+        ),
+        (
+            'report/run_card.json',
+            '{"result": {"kind": "test", "palette": [[1, 2, 3]]}}',
+            'palette is not of 0',
+        ),
+        ('report/run_card.json', f'{{"x": {DEEP}}}', r'run_card\.json: is no JSON \('),
+        ('report/run_card.json', '{"latency": {"stages": {"a": 1.0}}}', r'latency\.stages\.a is no dict'),
+        ('20250101_000000/vis_data/scalars.json', '{"loss": 1}\n', r'scalars\.json: is no log of scalars'),
+        ('20250101_000000/vis_data/scalars.json', '{"step": 1, "lr": "x"}', r'is no log of scalars \(\{'),
+        ('20250101_000000/vis_data/scalars.json', '1}', r'is no log of scalars \(Extra data'),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named_with_what_is_wrong(tmp_path, name, content, message):
+    folder = write_run(tmp_path / 'run')
+    (folder / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        write_report(folder)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('{"stages": {"a": 1.0}}', r'stages\.a is no dict; write one with benchmark latency'),
+        ('{"stages": {"a": {"p50": "x"}}}', r"stages\.a\.p50 is 'x'; write one with"),
+        ('{}', 'stages is missing; write one with'),
+        (DEEP, r'is no JSON \(.*; write one with'),
+    ],
+)
+def test_a_latency_card_that_is_none_is_refused(tmp_path, content, message):
+    (tmp_path / 'latency.json').write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_latency(tmp_path / 'latency.json')
+
+
+def test_what_writes_pages_and_is_missing_is_named_with_the_remedy(tmp_path, monkeypatch, capsys):
+    found = util.find_spec
+    monkeypatch.setattr(compat, 'find_spec', lambda name: None if name == 'jinja2' else found(name))
+    assert report.main([str(write_run(tmp_path / 'run'))]) == 2
+    assert capsys.readouterr().err == 'error: this command needs jinja2; install with: pip install jinja2\n'
+
+
 # --- real runs ---------------------------------------------------------------------------------------------
 
 
@@ -294,10 +414,24 @@ def test_a_page_that_cannot_be_written_does_not_end_the_run(three_drives, tmp_pa
     assert 'the report was not written' in log.read_text()
 
 
+def test_damaged_files_of_an_earlier_run_do_not_end_the_run(three_drives, tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run/scores.json').write_text('{"confusion": [[1]]}')
+    runner = run(tmp_path / 'run', LyftReportHook(), seed=3, max_iters=2)
+    assert runner.iter == 2
+    (log,) = (tmp_path / 'run').glob('*/*.log')
+    assert 'the report was not written: ' in log.read_text()
+    assert 'scores.json: metrics is missing; remove it' in log.read_text()
+    # A damaged card of the run that is resumed is not taken over into every one that follows.
+    (tmp_path / 'run/scores.json').unlink()
+    (tmp_path / 'run/report/run_card.json').write_text('{"since": 5, "result": {}}')
+    run(tmp_path / 'run', LyftReportHook(), seed=3, max_iters=4, resume='auto')
+    assert json.loads((tmp_path / 'run/report/run_card.json').read_text())['result']['step'] == 4
+    assert (tmp_path / 'run/report/index.html').is_file()
+
+
 def test_a_tracker_that_is_not_installed_is_named_with_the_remedy(monkeypatch):
     # What Python has for a module that may not be imported.
     monkeypatch.setitem(sys.modules, 'wandb', None)
-    with pytest.raises(
-        InputError, match=r"--wandb: .* install with: pip install 'mmseg_unet_lyft\[trackers\]'"
-    ):
+    with pytest.raises(InputError, match=r"--wandb: .* install with: pip install -e '.*\[trackers\]'"):
         use_trackers(Config(dict(work_dir='x', visualizer={})), ['wandb'])

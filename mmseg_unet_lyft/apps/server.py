@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = ('127.0.0.1', 'localhost')
 MOST_UPLOADED = '200mb'
-_FIRST_PORT, _PORTS = 7860, 100
+_FIRST_PORT, _PORTS, _LAST_PORT = 7860, 100, 65535
 _LONGEST_REQUEST = 1_000_000  # Bytes of a request that is no upload: the page sends names and numbers.
 _DEEPEST = 50
 # Gradio's, which the page does not use: it would run ffmpeg on what is sent.
@@ -64,16 +64,19 @@ def free_port(host: str, port: int | None) -> int:
     """The port to listen on: the one that is asked for, or the first free one from 7860 on.
 
     Raises:
-        InputError: If the host is none of this machine's, or the port is taken.
+        InputError: If the host is none of this machine's, or the port is taken or none.
     """
+    if port is not None and not 1 <= port <= _LAST_PORT:
+        raise InputError(f'--port {port}: give 1 to {_LAST_PORT}')
     reason = ''
     for candidate in [port] if port else range(_FIRST_PORT, _FIRST_PORT + _PORTS):
         try:
             family = socket.getaddrinfo(host, candidate, type=socket.SOCK_STREAM)[0][0]
             with socket.create_server((host, candidate), family=family):
                 return candidate
-        except OSError as error:
-            reason = error.strerror or str(error)
+        # UnicodeError: of a host's name that no name server could be asked for.
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, 'strerror', None) or str(error)
     raise InputError(
         f'--host {host} --port {port or _FIRST_PORT}: cannot be listened on ({reason}); name another port, '
         'or an address of this machine'

@@ -26,8 +26,10 @@ def _completion(argv: list[str] | None) -> None:
     try:
         from argcomplete import shellcode
     except ModuleNotFoundError:
+        from ..compat import install_command
+
         raise InputError(
-            "this command needs argcomplete; install with: pip install 'mmseg_unet_lyft[completion]'"
+            f'this command needs argcomplete; install with: {install_command("completion")}'
         ) from None
     say(shellcode(_COMMANDS, shell=args.shell))
 

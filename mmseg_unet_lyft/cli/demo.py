@@ -25,9 +25,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
-    what = (
-        f'checkpoint or exported file ({", ".join(formats.MODELS)}), or {MODEL_VARIABLE} names it; before it'
-    )
+    kinds = ', '.join(formats.MODELS)
+    what = f'checkpoint or exported file ({kinds}), or {MODEL_VARIABLE} names it; before it'
     add('words', nargs='*', metavar='[CONFIG] MODEL', help=f'{what} its config if needed; two are compared')
     add('--host', default='127.0.0.1', help='address to listen on (127.0.0.1, for this machine alone)')
     add('--port', type=int, help='the first free one from 7860 on by default')
@@ -41,11 +40,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def _models(words: list[str]) -> list[tuple[str | None, str]]:
     """Config (if any) and path of one or two models; raises an InputError for other words."""
     found, config = [], None
-    for word in words or list(filter(None, [os.environ.get(MODEL_VARIABLE)])):
+    if not any(word.endswith(formats.MODELS) for word in words) and os.environ.get(MODEL_VARIABLE):
+        words = [*words, os.environ[MODEL_VARIABLE]]
+    for word in words:
         if word.endswith(formats.MODELS):
             found.append((config, word))
-        elif not word.endswith('.py'):
-            raise InputError(f'{word}: is no model ({", ".join(formats.MODELS)}) and no config (.py)')
+        elif config or not word.endswith('.py'):
+            raise InputError(f'{word}: is no model ({", ".join(formats.MODELS)}) and no config (.py) of one')
         config = word if word.endswith('.py') else None
     if config or len(found) not in (1, 2):
         raise InputError(f'{" ".join(words) or "no model is named"}: name one model, or two to compare them')

@@ -34,14 +34,14 @@ def _model_card(argv: list[str] | None) -> None:
     args = parse_args(argv)
     from ..datasets.files import write_whole
     from ..report.model_card import CARD_SUFFIX, build_card
-    from ..report.run_cards import read_card, read_scores
+    from ..report.run_cards import SCORES_FILE, read_card, read_scores
 
     path = args.checkpoint
     if not path.is_file():
         raise InputError(f'{path}: no such checkpoint')
     out = args.out or path.with_name(path.name + CARD_SUFFIX)
     check_new_file('--out', out, args.overwrite)
-    usual = path.parent / 'test' / 'scores.json'
+    usual = path.parent / SCORES_FILE
     file = args.scores or (usual if usual.is_file() else None)
     scores = read_scores(file, path) if file else None
     text = build_card(read_card(path), scores, hashlib.sha256(path.read_bytes()).hexdigest())

@@ -36,9 +36,10 @@ def _report(argv: list[str] | None) -> None:
     if len(args.work_dirs) > 1 and args.latency:
         raise InputError('--latency: is of one run; name its work dir alone')
     check_file_option('--out', args.out)
-    from ..compat import require_opencv
+    from ..compat import require_opencv, require_pages
 
     require_opencv()
+    require_pages()
     from ..report import run_data, run_page
 
     if len(args.work_dirs) == 1:

@@ -30,13 +30,13 @@ def _test(argv: list[str] | None) -> None:
     from ..compat import require_stack
 
     require_stack()
-    from ..engine import deaths, device, launch, scoring, uncertainty
-    from ..engine.preflight import check_run
+    from ..engine import deaths, device, launch, preflight, scoring, uncertainty
     from ..engine.ranks import is_first
     from ..engine.report_hook import LyftReportHook
     from ..engine.runner import build_runner, config_mistakes
     from ..inference.exported_segmentor import score_exported
     from ..inference.formats import EXPORTED
+    from ..report.run_data import page_of
 
     config = read_config(args)
     config.command = ['test', *(sys.argv[1:] if argv is None else argv)]
@@ -50,8 +50,7 @@ def _test(argv: list[str] | None) -> None:
         uncertainty.ask_for_uncertainty(config, args.uncertainty)
         config.load_from = path
     loaders = ['test_dataloader', *(['train_dataloader'] if args.baselines else [])]
-    weights = None if is_exported else path
-    for line in check_run(config, loaders, load_from=weights, trust=args.trust):
+    for line in preflight.check_run(config, loaders, None if is_exported else path, trust=args.trust):
         say(line)
     config.custom_hooks = [
         *config.get('custom_hooks', []),
@@ -73,7 +72,7 @@ def _test(argv: list[str] | None) -> None:
             report.write(runner)  # Again, with the floors.
         for folder in filter(None, (args.out, args.show_dir)):
             say(f'pictures: {folder}')
-        say(f'report: {Path(config.work_dir) / "report/index.html"}')
+        say(f'report: {page_of(config.work_dir)}')
         say(f'wrote {path}')
 
 

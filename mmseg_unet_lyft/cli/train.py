@@ -6,7 +6,6 @@ python tools/train.py configs/unet_lyft.py --data-root data/lyft
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from .console import guarded, say
 from .parser import CommandParser
@@ -31,6 +30,7 @@ def _train(argv: list[str] | None) -> int:
     from ..engine.report_hook import LyftReportHook
     from ..engine.runner import StartWeightsHook, build_runner, check_deterministic, config_mistakes
     from ..engine.stopping import EXIT_STOPPED, StopOnSignalHook
+    from ..report.run_data import page_of
 
     config = read_train_config(args, argv)
     device.choose_device(args.device)
@@ -59,7 +59,7 @@ def _train(argv: list[str] | None) -> int:
     if not asked.signal:
         launch.leave_group()
     if is_first():
-        say(f'report: {Path(config.work_dir) / "report/index.html"}')
+        say(f'report: {page_of(config.work_dir)}')
         say(checkpoint.describe_best(config.work_dir))
         say(f'wrote {config.work_dir}')
     if asked.signal:

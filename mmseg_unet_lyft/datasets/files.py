@@ -55,6 +55,29 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+def read_object(path: Path, remedy: str, kind: type = dict) -> Any:
+    """A JSON file's content.
+
+    Args:
+        path: The file.
+        remedy: What to do if it is damaged, for the message.
+        kind: What it has to hold: ``dict`` or ``list``.
+
+    Raises:
+        InputError: If it cannot be read, is no JSON or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror}); {remedy}') from None
+    # Deeper than Python nests calls.
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'{path}: is no JSON ({error}); {remedy}') from None
+    if not isinstance(content, kind):
+        raise InputError(f'{path}: holds a {type(content).__name__} in place of a {kind.__name__}; {remedy}')
+    return content
+
+
 def sync(path: Path) -> None:
     """Wait until a file's or folder's content is on disk."""
     if path.is_dir() and os.name == 'nt':

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..evaluation.challenge import score_dict
 from ..evaluation.iou_metric import LyftIoUMetric
 from ..evaluation.lyft_score import LyftScoreMetric
 from ..report.frames_sheet import FrameSheet, choose
-from ..report.run_data import CARD, FOLDER, FRAMES, finite
+from ..report.run_data import CARD, FOLDER, FRAMES, finite, read_run_card
 from ..report.run_page import write_report
 from .config_changes import describe_changes
 from .run_card import describe_run
@@ -210,10 +209,9 @@ def _warn(runner: Runner, error: Exception) -> None:
 def _read_card(folder: Path) -> dict[str, Any]:
     """What the report of the run that is resumed says, as far as it can be read."""
     try:
-        card = json.loads((folder / FOLDER / CARD).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+        return read_run_card(folder / FOLDER / CARD)
+    except InputError:
         return {}
-    return card if isinstance(card, dict) else {}
 
 
 def describe_result(evaluator: Evaluator, meta: dict) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ..compat import install_command
 from ..errors import InputError
 
 
@@ -29,7 +30,7 @@ def use_trackers(config: Config, names: Iterable[str]) -> list[str]:
     for name in names:
         if find_spec(name) is None:
             raise InputError(
-                f"--{name}: {name} is not installed; install with: pip install 'mmseg_unet_lyft[trackers]'"
+                f'--{name}: {name} is not installed; install with: {install_command("trackers")}'
             )
         if not config.get('visualizer'):
             raise InputError(f'--{name}: {config.filename} has no visualizer, which passes scalars on')

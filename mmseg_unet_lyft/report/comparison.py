@@ -9,8 +9,9 @@ from typing import Any
 
 from ..datasets.files import write_whole
 from .curves import compared_pictures
+from .run_cards import words
 from .run_data import RunData, class_rows
-from .run_page import describe_card, environment, number, png_uri, words
+from .run_page import describe_card, environment, number, png_uri
 
 _CONTEXT_LINES = 2
 _VERSION = 'version of '

@@ -9,7 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-_SIZE = (5.2, 3.2)
+_SIZE_INCHES = (5.2, 3.2)
+_PIXELS_PER_INCH = 130
 
 
 def _draw_loss(axes: Any, train: Sequence[dict], val: Sequence[dict]) -> None:
@@ -43,7 +44,7 @@ def _draw_classes(axes: Any, train: Sequence[dict], val: Sequence[dict]) -> None
     axes.set_prop_cycle(color=[*colours[::2], *colours[1::2]])
     for name in dict.fromkeys(key for entry in val for key in entry if key.startswith('IoU.')):
         points = [(entry['step'], entry[name]) for entry in val if name in entry]
-        axes.plot(*zip(*points, strict=True), marker='.', label=name.removeprefix('IoU.'))
+        axes.plot(*zip(*points, strict=True), marker='.', label=plain(name.removeprefix('IoU.')))
     axes.set(xlabel='step', ylabel='IoU, percent', ylim=(0, 100))
     if axes.lines:
         axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
@@ -77,7 +78,7 @@ def curve_pictures(scalars: Sequence[dict]) -> dict[str, bytes]:
     """PNGs of one size by title, on white; none of an empty log."""
     train, val = _parts(scalars)
     return {
-        title: draw_picture(lambda axes, draw=draw: draw(axes, train, val), _SIZE)
+        title: draw_picture(lambda axes, draw=draw: draw(axes, train, val), _SIZE_INCHES)
         for title, draw in PANELS.items()
         if train or val
     }
@@ -101,16 +102,16 @@ def compared_pictures(runs: dict[str, Sequence[dict]]) -> dict[str, bytes]:
         def draw(axes: Any, lines: dict = lines, key: str = key, title: str = title) -> None:
             for name, entries in lines.items():
                 steps, values = ([entry[what] for entry in entries] for what in ('step', key))
-                axes.plot(steps, values, '.-', label=_plain(name))
+                axes.plot(steps, values, '.-', label=plain(name))
             axes.set(xlabel='step', ylabel=title)
             axes.legend(fontsize=8)
 
         if lines:
-            pictures[title] = draw_picture(draw, _SIZE)
+            pictures[title] = draw_picture(draw, _SIZE_INCHES)
     return pictures
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text for Matplotlib, to which "$" begins a formula and a leading "_" hides a name."""
     return f'\u200b{text}'.replace('$', r'\$')
 
@@ -120,7 +121,7 @@ def draw_picture(draw: Callable[[Any], None], size: tuple[float, float]) -> byte
 
     Args:
         draw: Given the axes.
-        size: (width, height) in inches, of 130 pixels.
+        size: (width, height) in inches of `_PIXELS_PER_INCH`.
     """
     from matplotlib.figure import Figure
 
@@ -129,5 +130,5 @@ def draw_picture(draw: Callable[[Any], None], size: tuple[float, float]) -> byte
     # Each validation waits for this, and saving would place everything twice.
     figure.get_layout_engine().execute(figure)
     figure.set_layout_engine('none')
-    figure.savefig(picture, dpi=130, format='png')
+    figure.savefig(picture, dpi=_PIXELS_PER_INCH, format='png')
     return picture.getvalue()

@@ -31,7 +31,11 @@ _OPENCV = ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python')
 # What the package needs however it is installed, then what its parts import beside the stack and torch.
 _NEEDED = ('numpy', 'pillow', 'rich')
 _LIBRARIES = (*_NEEDED, 'av', 'matplotlib', 'safetensors', 'jinja2')
+_EVERYWHERE = 'libraries'
+# By the extra that brings them.
 _OPTIONAL = dict(onnxruntime='deploy', openvino='openvino', onnx='export', onnxscript='export', h5py='keras')
+_OPTIONAL |= dict(gradio='demo', argcomplete='completion')
+_OPTIONAL |= dict.fromkeys(('tensorboard', 'wandb', 'mlflow'), 'trackers')
 _STACK_TITLES = dict(onedl='OneDL', openmmlab='OpenMMLab')
 
 
@@ -119,12 +123,15 @@ def _libraries() -> Iterator[Finding]:
     """What is imported everywhere in one line, what extras bring in another."""
     versions = {name: installed_version(name) for name in (*_LIBRARIES, *_OPTIONAL)}
     there = {name: version for name, version in versions.items() if version}
-    for what, names in (('libraries', _LIBRARIES), ('optional', _OPTIONAL)):
+    for what, names in ((_EVERYWHERE, _LIBRARIES), ('optional', _OPTIONAL)):
         said = [f'{name} {there[name]}' if name in there else f'no {_told(name)}' for name in names]
-        missing = [name for name in names if name in _NEEDED and name not in there]
-        advice = f'commands need them; install with: pip install {" ".join(missing)}' if missing else ''
+        missing = [name for name in names if name not in there]
+        needed = [name for name in missing if name in _NEEDED]
+        advice = f'commands need them; install with: pip install {" ".join(needed)}' if needed else ''
         advice = advice or _out_of_range({name: name for name in names if name in there})
-        yield Finding(what, ', '.join(said), advice, stops=bool(missing))
+        if not advice and missing and what == _EVERYWHERE:
+            advice = f'some commands need them; install with: pip install {" ".join(missing)}'
+        yield Finding(what, ', '.join(said), advice, stops=bool(needed))
 
 
 def _told(name: str) -> str:

@@ -21,6 +21,9 @@ PICTURES = ('image', 'truth', 'prediction', 'errors')
 _WIDTH = 280
 # Small label maps of more frames than this takes wait on disk.
 _SPOOL_BYTES = 16 * 2**20
+_OPACITY = 0.7  # Of a label's colours over the image.
+_JPEG_QUALITY = 82
+_DARKEST = 80  # Grey of what is black in an image, whose contrast is halved: red and white stand out on it.
 _WRONG_RGB, _IGNORED_RGB = (230, 30, 30), (255, 255, 255)
 _LISTED_CLASSES = 3
 
@@ -113,8 +116,8 @@ class FrameSheet:
         palette = meta['palette']
         pictures = (
             image,
-            overlay(image, label, palette, 0.7),
-            overlay(image, pred, palette, 0.7),
+            overlay(image, label, palette, _OPACITY),
+            overlay(image, pred, palette, _OPACITY),
             error_map(image, label, pred),
         )
         return frame | dict(pictures=dict(zip(PICTURES, map(_data_uri, pictures), strict=True)))
@@ -143,7 +146,7 @@ def choose(scores: Sequence[Score]) -> dict[str, list[Score]]:
 
 def error_map(image: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np.ndarray:
     """The image in pale grey, wrong pixels red, those that do not count white; RGB uint8 (H, W, 3)."""
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) // 2 + 80, cv2.COLOR_GRAY2RGB)
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) // 2 + _DARKEST, cv2.COLOR_GRAY2RGB)
     grey[label != pred] = _WRONG_RGB
     grey[label == IGNORE_INDEX] = _IGNORED_RGB
     return grey
@@ -167,5 +170,5 @@ def _shrunk(picture: np.ndarray, how: int, shape: tuple[int, ...] | None = None)
 
 def _data_uri(picture: np.ndarray) -> str:
     """An RGB picture as a JPEG inside a URI."""
-    content = cv2.imencode('.jpg', picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])[1]
+    content = cv2.imencode('.jpg', picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
     return f'data:image/jpeg;base64,{base64.b64encode(content).decode()}'

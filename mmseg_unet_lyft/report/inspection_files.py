@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..datasets import manifest
-from ..datasets.files import write_json, write_whole
+from ..datasets.files import read_object, write_json, write_whole
 from ..datasets.inspection import KINDS, Inspection, inspect
 from ..datasets.leak import Leak, measure_leaks
 from ..errors import InputError, printable
@@ -66,16 +65,12 @@ def read_split(path: Path) -> dict[str, list[str]]:
     Raises:
         InputError: If the file cannot be read or is something else.
     """
-    try:
-        split = json.loads(path.read_text(encoding='utf-8'))
-    except OSError as error:
-        raise InputError(f'{path}: cannot be read ({error.strerror})') from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f'{path}: no JSON ({error})') from None
-    if not isinstance(split, dict) or not all(
+    wanted = 'expected {"train": ["F1", "F2-17"], "test": [...]}'
+    split = read_object(path, wanted)
+    if not all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in split.values()
     ):
-        raise InputError(f'{path}: expected {{"train": ["F1", "F2-17"], "test": [...]}}')
+        raise InputError(f'{path}: {wanted}')
     return split
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import printable
-from .run_cards import read_config_text
+from .run_cards import command_again, drives, read_config_text, words
 
 CARD_SUFFIX = '.card.md'
 _UNKNOWN = '[More information needed: {}]'
@@ -47,14 +46,14 @@ def build_card(card: Mapping[str, Any], scores: Mapping[str, Any] | None, sha256
         Markdown behind a YAML header. Each number stands under what it was trained and scored on; what only
         the author knows is left open, visibly.
     """
-    config = read_config_text(card['config']['text'])
+    config = read_config_text(card['config'].get('text') or '')
     parts = [
         _header(card, scores),
         f'# {_name(card)}',
         _table({'checkpoint': card['checkpoint'], 'SHA-256': sha256, 'step': card['step']}),
         '## What it is',
         _model(config),
-        *_uses(card),
+        *_uses(card, scores),
         '## Use',
         _USE.format(checkpoint=card['checkpoint']),
         '## Training',
@@ -75,18 +74,13 @@ def trained_on(card: Mapping[str, Any]) -> str:
     """``the split 'train' of data/lyft (3550 frames)``, and whether they are drawn."""
     data = card['data']
     what = ', drawn scenes' if data.get('is_drawn') else ''
-    return f'{_split(data.get("split"))} of {data.get("root")} ({data.get("frames")} frames{what})'
-
-
-def _split(split: Any) -> str:
-    if isinstance(split, str):
-        return f'the split {split!r}'
-    return f'drives {", ".join(map(str, split))}' if split else 'frames that the run card does not name'
+    where = f'{drives(data.get("split"))} of {words(data.get("root"))}'
+    return f'{where} ({words(data.get("frames"))} frames{what})'
 
 
 def _scored_on(scores: Mapping[str, Any]) -> str:
     what = ', drawn scenes' if scores.get('data') == 'drawn scenes' else ''
-    return f'{_split(scores["tested_on"])} of {scores.get("data_root")}{what}'
+    return f'{drives(scores["tested_on"])} of {words(scores.get("data_root"))}{what}'
 
 
 def _header(card: Mapping[str, Any], scores: Mapping[str, Any] | None) -> str:
@@ -98,7 +92,7 @@ def _header(card: Mapping[str, Any], scores: Mapping[str, Any] | None) -> str:
         'tags: [semantic-segmentation, u-net, carla, driving, mmseg_unet_lyft]',
     ]
     if scores is not None:
-        dataset = dict(name=_scored_on(scores), type='lyft-carla', split=_split(scores['tested_on']))
+        dataset = dict(name=_scored_on(scores), type='lyft-carla', split=drives(scores['tested_on']))
         metric = dict(
             name=f'mIoU, percent; trained on {trained_on(card)}',
             type='mean_iou',
@@ -121,10 +115,16 @@ def _table(rows: Mapping[str, Any], head: tuple[str, str] = ('', '')) -> str:
     return '\n'.join([f'| {head[0]} | {head[1]} |', '|---|---|', *lines])
 
 
+def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A dict in a config; empty where there is none."""
+    value = config.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
 def _model(config: Mapping[str, Any]) -> str:
-    model = config.get('model') or {}
+    model = _part(config, 'model')
     parts = {
-        name: (model.get(key) or {}).get('type')
+        name: _part(model, key).get('type')
         for name, key in (('backbone', 'backbone'), ('head', 'decode_head'))
     }
     return _table(
@@ -133,14 +133,15 @@ def _model(config: Mapping[str, Any]) -> str:
     )
 
 
-def _uses(card: Mapping[str, Any]) -> Iterator[str]:
+def _uses(card: Mapping[str, Any], scores: Mapping[str, Any] | None) -> Iterator[str]:
     """What it is for, and what not."""
+    advice = '' if scores is None else '; read the table below class by class'
     yield '## For what, and for what not'
     yield (
         'It labels the pixels of frames like those it was trained on'
         + (', scenes drawn by a program. ' if card['data'].get('is_drawn') else '. ')
         + 'A model of drawn or simulated frames has seen no real road: steer nothing by it. Small and rare '
-        'classes, people among them, are what such models find least; read the table below class by class.'
+        f'classes, people among them, are what such models find least{advice}.'
     )
     yield f'Licence of the weights: {_UNKNOWN.format("the training data have terms of their own")}'
     yield f'Contact: {_UNKNOWN.format("who answers for this model")}'
@@ -163,7 +164,7 @@ def _training(card: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[st
     git = card.get('git')
     changed = ', with changes that were not committed' if git and git.get('is_changed') else ''
     yield f'From commit {_code(git["commit"])}{changed}:' if git else 'By:'
-    yield f'```bash\n{printable(shlex.join(map(str, card["command"]))).replace("```", "")}\n```'
+    yield f'```bash\n{printable(command_again(card)).replace("```", "")}\n```'
 
 
 def _evaluation(
@@ -183,8 +184,8 @@ def _evaluation(
         if name in validation
     }
     if found:
-        dataset = (config.get('val_dataloader') or {}).get('dataset') or {}
-        where = f'{_split(dataset.get("split"))} of {dataset.get("data_root")}'
+        dataset = _part(_part(config, 'val_dataloader'), 'dataset')
+        where = f'{drives(dataset.get("split"))} of {words(dataset.get("data_root"))}'
         yield (
             f'In training, behind step {validation.get("step")}, on {_code(where)}, by which checkpoints are '
             f'chosen; trained on {_code(trained_on(card))}. Percent, but for the loss.'

@@ -11,10 +11,9 @@ import yaml
 
 from ..datasets.files import write_whole
 from ..errors import InputError
-from .run_cards import CARD, card_file, read_card, read_scores
+from .run_cards import RUN_CARD_SUFFIX, SCORES_FILE, card_file, drives, read_card, read_scores, words
 
 INDEX, METAFILE = 'model-index.yml', 'configs/metafile.yml'
-SCORES = 'test/scores.json'  # Where the test command writes by default, beside the checkpoint.
 _COLLECTION = 'LyftUNet'
 _TASK = 'Semantic Segmentation'
 _METRICS = ('mIoU', 'aAcc', 'challenge/F_avg')
@@ -25,12 +24,12 @@ _HEADER = '# Models in the format of OpenMMLab; tools/model_index.py writes thos
 def describe_model(work_dir: Path, root: Path, data: str | None = None) -> dict[str, Any]:
     """A trained model's entry in a metafile: its best checkpoint, or its last where none is the best.
 
-    The scores are those of `SCORES`, else of the last validation before it was saved.
+    The scores are those of `SCORES_FILE`, else of the last validation before it was saved.
 
     Args:
         work_dir: Of the training; its name becomes the model's.
         root: The clone, with the config.
-        data: What the training data are called; the data root's name by default.
+        data: What the data are called; by default the name of the root they were trained or tested on.
 
     Raises:
         InputError: If there is no run card, it or the scores cannot be read or are of two checkpoints, or the
@@ -41,14 +40,14 @@ def describe_model(work_dir: Path, root: Path, data: str | None = None) -> dict[
     config = f'configs/{Path(card["config"]["name"]).name}'
     if not (root / config).is_file():
         raise InputError(f'{path}: was trained with {card["config"]["name"]}; put that at {root / config}')
-    name = data or Path(str(card['data']['root'])).name
-    split = _drives(card['data']['split'])
+    name = data or _name(card['data'].get('root'))
+    split = drives(card['data'].get('split'))
     metadata = {
-        'Training Data': f'{name}, {split} ({card["data"]["frames"]} frames)',
+        'Training Data': f'{name}, {split} ({words(card["data"].get("frames"))} frames)',
         'Iterations': card['step'],
-        'Seed': card['seed'],
+        'Seed': card.get('seed'),
         'Training Resources': _resources(card),
-        'PyTorch': card['machine']['versions'].get('torch'),
+        'PyTorch': (card['machine'].get('versions') or {}).get('torch'),
         'Run Card SHA256': hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     return {
@@ -56,42 +55,47 @@ def describe_model(work_dir: Path, root: Path, data: str | None = None) -> dict[
         'In Collection': _COLLECTION,
         'Config': config,
         'Metadata': metadata,
-        'Results': _results(checkpoint, card, name),
+        'Results': _results(checkpoint, card, data),
     }
 
 
 def _find_checkpoint(work_dir: Path) -> Path:
     """The best of the checkpoints of a work dir that have a run card, or the last."""
-    found = [path.with_name(path.name.removesuffix(CARD)) for path in work_dir.glob(f'*.pth{CARD}')]
+    found = [
+        path.with_name(path.name.removesuffix(RUN_CARD_SUFFIX))
+        for path in work_dir.glob(f'*.pth{RUN_CARD_SUFFIX}')
+    ]
     if not found:
         raise InputError(
-            f'{work_dir}: has no run card (*.pth{CARD}); train writes one beside each checkpoint'
+            f'{work_dir}: has no run card (*.pth{RUN_CARD_SUFFIX}); train writes one beside each checkpoint'
         )
     best = [path for path in found if path.name.startswith('best_')]
     return max(best or found, key=lambda path: read_card(path)['step'])
 
 
-def _drives(split: str | list[str] | None) -> str:
-    """A split as text."""
-    return ' '.join(split) if isinstance(split, list) else f'{split} drives'
+def _name(root: str | None) -> str:
+    """What data are called that lie in a root: no folder of somebody's machine."""
+    return words(Path(root).name if root else None)
 
 
 def _resources(card: dict[str, Any]) -> str:
     """What a run was computed on."""
     machine = card['machine']
-    if machine['gpu']:
-        return f'{card["processes"]}x {machine["gpu"]}'
-    return f'{machine["cores"]}-core CPU, {machine["processor"]}'
+    if machine.get('gpu'):
+        return f'{words(card.get("processes"))}x {machine["gpu"]}'
+    return f'{words(machine.get("cores"))}-core CPU, {words(machine.get("processor"))}'
 
 
-def _results(checkpoint: Path, card: dict[str, Any], name: str) -> list[dict[str, Any]]:
+def _results(checkpoint: Path, card: dict[str, Any], data: str | None) -> list[dict[str, Any]]:
     """Scores of the card's checkpoint, with what they were measured on."""
-    path = checkpoint.parent / SCORES
+    path = checkpoint.parent / SCORES_FILE
     if path.is_file():
         scores = read_scores(path, checkpoint)
-        dataset, metrics = f'{name}, {_drives(scores["tested_on"])}', scores['metrics']
+        name, metrics = data or _name(scores.get('data_root')), scores['metrics']
+        dataset = f'{name}, {drives(scores["tested_on"])}'
     else:
-        dataset, metrics = f'{name}, validation drives', card['validation']
+        name, metrics = data or _name(card['data'].get('root')), card.get('validation') or {}
+        dataset = f'{name}, validation drives'
     values = {key: metrics[key] for key in _METRICS if metrics.get(key) is not None}
     values = {key: round(value, _DECIMALS) for key, value in values.items() if math.isfinite(value)}
     return [{'Task': _TASK, 'Dataset': dataset, 'Metrics': values}] if values else []

@@ -13,16 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets.files import write_json, write_whole
+from ..datasets.files import read_object, write_json, write_whole
 from ..errors import InputError
 from ..evaluation.counts import class_scores
 from .confusion_plot import confusion_picture
 from .curves import curve_pictures, side_by_side
+from .run_cards import RUN_CARD_SUFFIX
+from .run_shapes import FRAMES as FRAMES_SHAPE
+from .run_shapes import LATENCY, RUN, SCORES, check_counts, check_shape
 
 FOLDER = 'report'  # Of a work dir.
 PAGE, CARD, FRAMES = 'index.html', 'run_card.json', 'frames.json'
 _SCORES = ('iou', 'f1', 'precision', 'recall')
-_CHECKPOINT_CARDS = '*.run_card.json'
+_REMEDY = 'remove it, or restore it'
+# Of a log's line, those that are drawn.
+_DRAWN = ('step', 'loss', 'lr', 'time', 'data_time', 'mIoU', 'aAcc', 'val_loss')
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,19 @@ class RunData:
     @property
     def result(self) -> dict[str, Any] | None:
         """What was measured last, with ``kind``, ``metrics``, ``classes``, ``confusion``; or None."""
-        return self.card.get('result') or _result_of(self.scores)
+        # A card that knows of results but has none is of a run that came after the test in scores.json.
+        return self.card['result'] if 'result' in self.card else _result_of(self.scores)
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The one that was tested, else the newest best, else the newest; None where there is none."""
+        named = self.card.get('checkpoint')
+        if named:
+            beside = self.folder / Path(named).name
+            return str(beside if beside.is_file() else named)
+        found = sorted(self.folder.glob('*.pth'), key=lambda path: path.stat().st_mtime)
+        best = [path for path in found if path.name.startswith('best_')]
+        return str([*found, *best][-1]) if found else None
 
     @property
     def confusion(self) -> np.ndarray | None:
@@ -66,6 +83,11 @@ class RunData:
         return None if self.confusion is None else confusion_picture(self.confusion, self.result['classes'])
 
 
+def page_of(work_dir: str | Path) -> Path:
+    """Where a work dir's page stands."""
+    return Path(work_dir) / FOLDER / PAGE
+
+
 def read_scalars(work_dir: Path, since: str = '') -> list[dict]:
     """What the runs in a work dir logged, one dict a log line, in order of step.
 
@@ -75,15 +97,26 @@ def read_scalars(work_dir: Path, since: str = '') -> list[dict]:
     Args:
         work_dir: The folder.
         since: Name of the first run that counts, which is when it started: ``20250131_235959``.
+
+    Raises:
+        InputError: If a log is damaged.
     """
     entries: dict[tuple[bool, int], dict] = {}
     for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
         if file.parents[1].name < since:
             continue
-        for line in file.read_text(encoding='utf-8').splitlines():
-            if line.endswith('}'):
-                entry = json.loads(line)
-                entries['mIoU' in entry, entry['step']] = entry
+        try:
+            lines = file.read_text(encoding='utf-8').splitlines()
+            logged = [json.loads(line) for line in lines if line.endswith('}')]
+        except OSError as error:
+            raise InputError(f'{file}: cannot be read ({error.strerror}); {_REMEDY}') from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f'{file}: is no log of scalars ({error}); {_REMEDY}') from None
+        for entry in logged:
+            drawn = [key for key in entry if key in _DRAWN or key.startswith('IoU.')]
+            if 'step' not in entry or not all(type(entry[key]) in (int, float) for key in drawn):
+                raise InputError(f'{file}: is no log of scalars ({entry!r:.80}); {_REMEDY}')
+            entries['mIoU' in entry, entry['step']] = entry
     return sorted(entries.values(), key=lambda entry: entry['step'])
 
 
@@ -95,34 +128,41 @@ def read_run(folder: Path) -> RunData:
     """
     if not folder.is_dir():
         raise InputError(f'{folder}: no such folder; name the work dir of a run')
-    card = _read_json(folder / FOLDER / CARD)
-    if card is None:
-        beside = sorted(folder.glob(_CHECKPOINT_CARDS), key=lambda path: path.stat().st_mtime)
-        card = (_read_json(beside[-1]) if beside else None) or {}
-    scores = _read_json(folder / 'scores.json')
-    try:
-        scalars = read_scalars(folder, card.get('since') or '')
-    except (ValueError, KeyError) as error:
-        raise InputError(f'{folder}: a scalars.json in it is damaged ({error}); remove it') from None
+    path = folder / FOLDER / CARD
+    if not path.is_file():
+        beside = sorted(folder.glob(f'*{RUN_CARD_SUFFIX}'), key=lambda card: card.stat().st_mtime)
+        path = beside[-1] if beside else path
+    card = read_run_card(path)
+    path = folder / 'scores.json'
+    scores = _read_shaped(path, SCORES)
+    check_counts(path, _result_of(scores) or {}, _REMEDY)
+    scalars = read_scalars(folder, card.get('since') or '')
     if not (card or scalars or scores):
         raise InputError(
-            f'{folder}: holds nothing of a run, no {FOLDER}/{CARD}, {_CHECKPOINT_CARDS}, scores.json or log; '
+            f'{folder}: holds nothing of a run, no {FOLDER}/{CARD}, *{RUN_CARD_SUFFIX}, scores.json or log; '
             'name the work dir of a training or test run'
         )
-    frames = _read_json(folder / FOLDER / FRAMES, list) or []
+    frames = _read_shaped(folder / FOLDER / FRAMES, FRAMES_SHAPE) or []
     return RunData(folder, card, scalars, frames, scores)
 
 
-def _read_json(path: Path, kind: type = dict) -> Any:
+def read_run_card(path: Path) -> dict[str, Any]:
+    """What a run card says for a page; empty if there is none.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    card = _read_shaped(path, RUN) or {}
+    check_counts(path, card.get('result') or {}, _REMEDY)
+    return card
+
+
+def _read_shaped(path: Path, shape: Any) -> Any:
     """A file's content; None where there is no file."""
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise InputError(f'{path}: is no JSON ({error}); remove it, or restore it') from None
-    if not isinstance(content, kind):
-        raise InputError(f'{path}: holds no {kind.__name__}; remove it, or restore it')
+    content = read_object(path, _REMEDY, type(shape))
+    check_shape(path, content, shape, _REMEDY)
     return content
 
 
@@ -132,11 +172,11 @@ def read_latency(path: Path) -> dict[str, Any]:
     Raises:
         InputError: If it is none.
     """
-    content = _read_json(path)
-    if content is None:
-        raise InputError(f'{path}: no such file; write one with benchmark latency --json FILE')
-    if not isinstance(content.get('stages'), dict):
-        raise InputError(f'{path}: is no latency card; write one with benchmark latency --json FILE')
+    remedy = 'write one with benchmark latency --json FILE'
+    if not path.is_file():
+        raise InputError(f'{path}: no such file; {remedy}')
+    content = read_object(path, remedy)
+    check_shape(path, content, LATENCY, remedy)
     return content
 
 

@@ -13,7 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from .. import __version__
 from ..datasets.files import write_whole
 from .frames_sheet import GROUPS, palette_css
-from .run_data import CARD, FOLDER, PAGE, RunData, class_rows, read_run, save_tables
+from .run_cards import command_again, drives, words
+from .run_data import CARD, FOLDER, PAGE, RunData, class_rows, page_of, read_run, save_tables
 
 _MAX_VALUE = 300  # Characters of a config's value that are shown.
 
@@ -46,7 +47,7 @@ def write_report(folder: Path, latency: dict[str, Any] | None = None) -> Path:
     if latency is not None:
         run.card['latency'] = latency
     save_tables(run)
-    path = folder / FOLDER / PAGE
+    path = page_of(folder)
     write_whole(path, build_page(run).encode())
     return path
 
@@ -74,6 +75,7 @@ def build_page(run: RunData) -> str:
             **_challenge(run),
             **_frames(run),
             latency=_latency(card.get('latency')),
+            measure_latency=_latency_commands(run),
             reproduce=_commands(card),
             reproduce_notes=_conditions(card),
             config_text=(card.get('config') or {}).get('text'),
@@ -101,7 +103,7 @@ def _state(run: RunData) -> str:
         logged = f' Training is at step {run.scalars[-1]["step"]}.' if run.scalars else ''
         return f'No validation yet.{logged}{begun} Reload this page behind the next validation.'
     where = f' behind step {result["step"]}' if result.get('step') is not None else ''
-    return f'Last {result["kind"]}{where}, on {words(result.get("split"))}.{begun}'
+    return f'Last {result["kind"]}{where}, on {drives(result.get("split"))}.{begun}'
 
 
 def _headline(run: RunData) -> list[tuple[str, str]]:
@@ -118,17 +120,6 @@ def _headline(run: RunData) -> list[tuple[str, str]]:
         for key, title in names.items()
         if metrics.get(key) is not None
     ]
-
-
-def words(value: Any) -> str:
-    """A value of a run card as text."""
-    if value is None:
-        return 'not known'
-    if isinstance(value, (list, tuple)):
-        return ', '.join(map(str, value))
-    if isinstance(value, bool):
-        return 'yes' if value else 'no'
-    return str(value)
 
 
 def describe_card(card: dict[str, Any]) -> list[tuple[str, str]]:
@@ -153,7 +144,7 @@ def describe_card(card: dict[str, Any]) -> list[tuple[str, str]]:
         ('went on from', card.get('resumed_from')),
         (
             'data',
-            f'{words(data.get("root"))}, {words(data.get("frames"))} frames of {words(data.get("split"))}',
+            f'{words(data.get("root"))}, {words(data.get("frames"))} frames of {drives(data.get("split"))}',
         ),
         ('data hash', '; '.join(hashes) or words(data.get('note'))),
         ('statistics', words(card.get('statistics'))),
@@ -163,7 +154,7 @@ def describe_card(card: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ('package', f'mmseg_unet_lyft {words(card.get("package"))}'),
         ('processor', f'{words(machine.get("processor"))}, {words(machine.get("cores"))} cores'),
-        ('GPU', machine.get('gpu') or 'none'),
+        ('GPU', machine['gpu'] or 'none' if 'gpu' in machine else words(None)),
         ('system', f'{words(machine.get("system"))}, Python {words(machine.get("python"))}'),
         ('threads', threads or 'not known'),
     ]
@@ -174,7 +165,7 @@ def _changes(card: dict[str, Any]) -> list[dict[str, Any]]:
     """The config beside what it came from; values cut to what can be read."""
     groups = []
     for group in card.get('config_changes') or ():
-        rows = [(key, _cut(before), _cut(after)) for key, before, after in group.get('rows', ())]
+        rows = [(key, _cut(before), _cut(after)) for key, before, after in group.get('rows') or ()]
         # Knobs are what somebody set; most of the rest derives from them.
         knobs, rest = ([row for row in rows if ('.' in row[0]) is deep] for deep in (False, True))
         groups.append(dict(what=group['what'], problem=group.get('problem'), knobs=knobs, rest=rest))
@@ -213,7 +204,7 @@ def _classes(run: RunData) -> dict[str, Any]:
     same = scores.get('confusion') == result['confusion']
     return dict(
         classes=rows,
-        measured=f'{result["kind"].capitalize()}, {frames}{words(result.get("split"))}, '
+        measured=f'{result["kind"].capitalize()}, {frames}{drives(result.get("split"))}, '
         f'{confusion.sum()} pixels. F is F1.',
         floors={name: floor['iou'] for name, floor in (scores.get('floors') or {}).items()} if same else {},
         absent=[row['class'] for row in rows if not row['pixels']],
@@ -261,21 +252,21 @@ def _latency(card: dict[str, Any] | None) -> dict[str, Any] | None:
     )
 
 
+def _latency_commands(run: RunData) -> list[str]:
+    """What to type to have this run's model measured stage by stage, and put on the page."""
+    card = 'latency.json'
+    # Words before options, which would take them for their values.
+    measure = ['benchmark', 'latency', run.checkpoint or 'CHECKPOINT', '--json', card]
+    show = ['report', str(run.folder), '--latency', card]
+    return [shlex.join(['mmseg_unet_lyft', *command]) for command in (measure, show)]
+
+
 def _commands(card: dict[str, Any]) -> list[str]:
     """What to type for the same run again."""
-    if not card.get('command'):
+    command, git = command_again(card), card.get('git')
+    if not command:
         return []
-    git, lines = card.get('git'), []
-    if git:
-        lines.append(f'git checkout {git["commit"]}')
-    words_typed = [str(word) for word in card['command']]
-    is_train = words_typed[0] == 'train'
-    if is_train and card.get('seed') is not None and '--seed' not in words_typed:
-        # Behind the command's name: at the end it may be taken for a value of --cfg-options.
-        words_typed[1:1] = ['--seed', str(card['seed'])]
-    # Commands of ours are recorded by name, programs of others by their file.
-    program = ['mmseg_unet_lyft'] if is_train or words_typed[0] == 'test' else ['python']
-    return [*lines, shlex.join([*program, *words_typed])]
+    return [*([f'git checkout {git["commit"]}'] if git else []), command]
 
 
 def _conditions(card: dict[str, Any]) -> list[str]:

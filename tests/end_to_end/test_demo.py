@@ -21,6 +21,7 @@ from PIL import Image
 
 from mmseg_unet_lyft.apps.demo import demo
 from mmseg_unet_lyft.apps.labelling import Model
+from mmseg_unet_lyft.apps.pictures import entropy_picture
 from mmseg_unet_lyft.datasets.scenes import draw_frame
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.inference.export import export_onnx
@@ -192,6 +193,7 @@ def test_what_is_shown_is_what_the_segmenter_says(served, visit, frame_file):
 
 
 def test_two_models_lie_over_each_other_and_the_uncertainty_is_the_first_ones(served, visit, frame_file):
+    segmenter, _ = served
     visit.upload(frame_file)
     visit.said('unet.onnx')
     visit.tab('Compare')
@@ -203,7 +205,11 @@ def test_two_models_lie_over_each_other_and_the_uncertainty_is_the_first_ones(se
     # The exported file labels as its checkpoint does.
     assert (first != second).any(axis=2).mean() < 1e-3
     visit.tab('Uncertainty')
-    assert pixels(visit.source('#uncertainty img')).shape == (96, 128, 3)
+    image = cv2.imread(str(frame_file))
+    _, entropy = segmenter.uncertainty(image, colours='BGR', passes=1)
+    expected = entropy_picture(entropy, len(segmenter.classes))
+    assert len(np.unique(expected)) > 10
+    np.testing.assert_array_equal(pixels(visit.source('#uncertainty img')), expected)
     visit.wait(lambda: 'Entropy of what unet.pth gives' in browser_text(visit, 'body'))
 
 
