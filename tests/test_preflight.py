@@ -19,7 +19,7 @@ from PIL import Image
 from mmseg_unet_lyft.cli import test, train
 from mmseg_unet_lyft.datasets.augment import LyftCropFirst
 from mmseg_unet_lyft.datasets.labels import get_scheme
-from mmseg_unet_lyft.engine import preflight_config, preflight_data, preflight_model
+from mmseg_unet_lyft.engine import preflight_config, preflight_data, preflight_loader, preflight_model
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.preflight import check_data, check_run
 from mmseg_unet_lyft.engine.saving import LyftCheckpointHook
@@ -413,7 +413,7 @@ def test_a_batch_counts_over_all_processes(three_drives, monkeypatch):
 def test_crops_are_held_against_frames_and_network(crop_size, problem, note):
     notes = []
     crop = LyftCropFirst((40, 30), (0.5, 2.0), crop_size)
-    problems = list(preflight_data.crop_problems(crop, (300, 400), 16, notes))
+    problems = list(preflight_loader.crop_problems(crop, (300, 400), 16, notes))
     assert [problem in found for found in problems] == [True] * (problem is not None)
     assert [note in found for found in notes] == [True] * (note is not None)
 
@@ -435,6 +435,24 @@ def test_thousands_of_frames_take_seconds(three_drives):
     assert check_run(configured(), TRAINING) == []
     # 0.5 s; a machine with other work takes longer.
     assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize(
+    ('step', 'said'),
+    [
+        ('LoadLyftLabel', "{}: its pipeline loads no label to score with; put dict(type='LoadLyftLabel')"),
+        (
+            'LoadImageFromFile',
+            "{}: its pipeline fails on the first frame (KeyError: 'ori_shape'); correct its steps",
+        ),
+    ],
+)
+def test_a_pipeline_is_tried_before_its_first_validation_or_test(three_drives, step, said):
+    for loader, loaders in (('val_dataloader', TRAINING), ('test_dataloader', ('test_dataloader',))):
+        config = configured()
+        dataset = config[loader].dataset
+        dataset.pipeline = [one for one in dataset.pipeline if one['type'] != step]
+        refused(config, said.format(loader), loaders)
 
 
 # --- the weights -------------------------------------------------------------------------------------------

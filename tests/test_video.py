@@ -156,6 +156,16 @@ def test_a_folder_gives_the_frames_of_the_video_in_natural_order(drive, tmp_path
         np.testing.assert_array_equal(list(frames), expected)
 
 
+def test_a_header_that_asks_for_no_angle_turns_nothing(drawn, tmp_path):
+    path = encode(tmp_path / 'turned.mp4', drawn[:2], 90)
+    content = bytearray(path.read_bytes())
+    # The matrix stands behind 40 bytes of a track's header; of zeros, no angle follows.
+    matrix = content.index(b'tkhd') + 44
+    content[matrix : matrix + 20] = bytes(20)
+    path.write_bytes(content)
+    assert read_all(path)[0].shape[:2] == SIZE
+
+
 @pytest.mark.parametrize('rotation', [90, -90, 180])
 def test_a_turned_video_is_read_upright(drawn, tmp_path, rotation):
     path = encode(tmp_path / 'turned.mp4', drawn[:2], rotation)

@@ -11,7 +11,7 @@ from mmengine.registry import DefaultScope
 
 from .. import register  # noqa: F401  (names are looked up in the registries)
 from ..errors import InputError, input_error_behind
-from . import preflight_config, preflight_data, preflight_model
+from . import preflight_config, preflight_data, preflight_loader, preflight_model
 from .checkpoint import check_weights, fitting_weights, read_weights
 
 
@@ -147,7 +147,7 @@ def _look_at_data(config: Config, loaders: Iterable[str], built: Iterable[str], 
         if findings.add(frames.find()):
             findings.add(frames.problems())
         if knows_types:
-            findings.add(preflight_data.loader_problems(config, loader, frames, findings.notes))
+            findings.add(preflight_loader.loader_problems(config, loader, frames, findings.notes))
 
 
 def _look_at_network(

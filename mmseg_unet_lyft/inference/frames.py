@@ -16,7 +16,12 @@ from .images import IMAGE_SUFFIXES, MAX_PIXELS, check_pixels, read_frame
 
 # A header's duration is rounded, and its last frame begins a frame before the end.
 _SLACK_FRAMES = 2.5
-_QUARTER_TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, -90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180}
+_QUARTER_TURNS = {
+    90: cv2.ROTATE_90_COUNTERCLOCKWISE,
+    -90: cv2.ROTATE_90_CLOCKWISE,
+    180: cv2.ROTATE_180,
+    -180: cv2.ROTATE_180,
+}
 
 
 class FrameSource:
@@ -187,8 +192,9 @@ class VideoFrames(FrameSource):
         """A decoded frame as BGR, as it is to be seen."""
         pixels = frame.to_ndarray(format='bgr24')
         turn = round(frame.rotation / 90) * 90
-        if turn % 360:
-            pixels = cv2.rotate(pixels, _QUARTER_TURNS[180 if abs(turn) == 180 else turn])
+        # A header may ask for anything; players leave frames alone that are to be turned by no such angle.
+        if turn in _QUARTER_TURNS:
+            pixels = cv2.rotate(pixels, _QUARTER_TURNS[turn])
         return pixels
 
     def _broken(self, reason: str) -> InputError:
