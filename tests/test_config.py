@@ -302,11 +302,25 @@ def test_a_whole_number_may_be_written_as_a_power_of_ten():
         ('max_iters=1.5', r'max_iters=1\.5: give a whole number, as 20000 is'),
         ('max_iters=many', "max_iters='many': give a whole number, as 20000 is"),
         ('learning_rate=fast', r"learning_rate='fast': give a number, as 0\.003 is"),
+        ('crop_size=64', r'crop_size=64: give two numbers in brackets, as \(384, 512\) is'),
+        ('crop_size=(64,64,64)', r'crop_size=\(64, 64, 64\): give two numbers in brackets'),
+        (
+            'scale_range=(a,b)',
+            r"scale_range=\('a', 'b'\): give two numbers in brackets, as \(0\.5, 2\.0\) is",
+        ),
+        ('test_scales=2', r'test_scales=2: give numbers in brackets, as \(1\.0,\) is'),
     ],
 )
 def test_a_number_is_asked_for_where_one_stands(option, message):
     with pytest.raises(InputError, match=message):
         load_config('unet_lyft.py', parse_options([option]))
+
+
+def test_a_config_without_data_says_so_of_the_option_for_them(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text("model = dict(type='EncoderDecoder')\n")
+    with pytest.raises(InputError, match=r'mine\.py: --data-root: this config names no data; .* by _base_$'):
+        load_config(str(path), dict(data_root='frames'))
 
 
 @pytest.mark.parametrize(

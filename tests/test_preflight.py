@@ -113,6 +113,14 @@ def test_a_sound_run_passes_without_a_word_and_changes_nothing(three_drives):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_warm_up_longer_than_training_is_worth_a_word(three_drives):
+    (note,) = check_run(configured(max_iters=6, warmup_iters=10), TRAINING)
+    assert note == (
+        'the learning rate is still warming up when training ends: warmup_iters=10, max_iters=6; set '
+        'warmup_iters too'
+    )
+
+
 def test_what_only_reads_frames_is_told_of_frames_alone(three_drives):
     config = configured(**{'model.decode_head.type': 'UNetHead'}, train_drives=['F1', 'F3'])
     check_data(config, 'train_dataloader')

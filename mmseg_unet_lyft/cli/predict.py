@@ -55,6 +55,8 @@ def _predict(argv: list[str] | None) -> None:
     config = model_config(args, config)
     text = config and pformat(config.to_dict())
     segmenter = open_segmenter(args, config, model)
+    if args.uncertainty is not None:
+        segmenter.check_passes(args.uncertainty)
     files = dict(model=model, thresholds=args.thresholds)
     start_folder(outputs, images, files, text, args.cfg_options, args.overwrite)
     done = predict_images(

@@ -98,14 +98,14 @@ def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
         InputError: If the file is missing or broken, or a key is unknown or without effect.
     """
     # Late: judging keys needs torch, finding and parsing a config does not.
-    from .config_keys import RUN_KEYS, check_key
+    from .config_keys import RUN_KEYS, check_key, number_like
 
     path = find_config(name)
     options = dict(options or {})
     assigned = _assigned_names(path)
     config = _read(path)
     knobs = {
-        key: _number_like(key, config.get(key), options.pop(key))
+        key: number_like(key, config.get(key), options.pop(key))
         for key in list(options)
         if key in assigned - RUN_KEYS
     }
@@ -113,7 +113,11 @@ def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
         try:
             check_key(config.to_dict(), key, assigned)
         except InputError as error:
-            raise InputError(f'{path}: {error}') from None
+            if key != 'data_root':
+                raise InputError(f'{path}: {error}') from None
+            raise InputError(
+                f'{path}: --data-root: this config names no data; start it from one of the package, by _base_'
+            ) from None
     _check_effect(path, config, {}, knobs)
     if knobs:
         config = _read(path, knobs)
@@ -127,22 +131,6 @@ def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
         config = _read(path, knobs | derived)
     config.merge_from_dict(options)
     return config
-
-
-def _number_like(key: str, old: Any, new: Any) -> Any:
-    """A knob's new value, as a whole number where the old one is: ``max_iters=1e3`` is 1000.
-
-    Raises:
-        InputError: If the old value is a number and the new one is not, or not a whole one.
-    """
-    if isinstance(old, bool) or not isinstance(old, (int, float)) or new is None:
-        return new
-    whole = isinstance(old, int)
-    if isinstance(new, bool) or not isinstance(new, (int, float)) or (whole and new != int(new)):
-        raise InputError(
-            f'--cfg-options {key}={new!r}: give a {"whole " if whole else ""}number, as {old} is'
-        )
-    return int(new) if whole else new
 
 
 def _check_effect(path: Path, config: Config, applied: dict[str, Any], knobs: dict[str, Any]) -> None:

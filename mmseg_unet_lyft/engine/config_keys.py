@@ -1,4 +1,4 @@
-"""Whether a dotted config key can have an effect, and which key was meant if not."""
+"""Whether a config key can have an effect, which was meant if not, and whether its value is of its kind."""
 
 from __future__ import annotations
 
@@ -109,3 +109,31 @@ def class_parameters(cls: Any) -> set[str]:
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             break
     return names
+
+
+def number_like(key: str, old: Any, new: Any) -> Any:
+    """A knob's new value, as a whole number where the old one is: ``max_iters=1e3`` is 1000.
+
+    Raises:
+        InputError: If the old value is a number, or several, and the new one is not, or not a whole one.
+    """
+    if isinstance(old, (tuple, list)) and old and not isinstance(old[0], str):
+        _require_numbers_like(key, old, new)
+    if isinstance(old, bool) or not isinstance(old, (int, float)) or new is None:
+        return new
+    whole = isinstance(old, int)
+    if isinstance(new, bool) or not isinstance(new, (int, float)) or (whole and new != int(new)):
+        raise InputError(
+            f'--cfg-options {key}={new!r}: give a {"whole " if whole else ""}number, as {old} is'
+        )
+    return int(new) if whole else new
+
+
+def _require_numbers_like(key: str, old: Sequence, new: Any) -> None:
+    """Raise an InputError unless a new value is numbers in brackets; of a pair, two."""
+    is_pair = isinstance(old, tuple) and len(old) == 2
+    numbers = new if isinstance(new, (tuple, list)) else [None]
+    sound = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in numbers)
+    if not sound or (is_pair and len(numbers) != 2):
+        kind = 'two numbers' if is_pair else 'numbers'
+        raise InputError(f'--cfg-options {key}={new!r}: give {kind} in brackets, as {tuple(old)} is')

@@ -103,6 +103,8 @@ def check_run(
         is_sound = findings.add(preflight_config.number_problems(config, used), of_config=True) and is_sound
         is_sound = findings.add(preflight_config.head_problems(config), of_config=True) and is_sound
         findings.add(preflight_config.temporary_folder_problems(config, used))
+        if trains:
+            findings.notes += preflight_config.schedule_notes(config)
         _look_at_data(config, loaders, used, findings)
         others = ('val', 'test') if trains else ('test',)
         findings.add(preflight_data.overlap_problems(config, others, findings.notes))

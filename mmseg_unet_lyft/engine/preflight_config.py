@@ -109,6 +109,19 @@ def _mapping(part: Any) -> Mapping:
     return part if isinstance(part, Mapping) else {}
 
 
+def schedule_notes(config: Config) -> Iterator[str]:
+    """A warm-up that training does not outlast."""
+    steps = _mapping(config.get('train_cfg')).get('max_iters')
+    for part in config.get('param_scheduler') or ():
+        part = _mapping(part)
+        warms_up = part.get('type') == 'LinearLR' and part.get('by_epoch') is False
+        if warms_up and isinstance(steps, int) and part.get('end', 0) >= steps:
+            yield (
+                f'the learning rate is still warming up when training ends: warmup_iters={part.end}, '
+                f'max_iters={steps}; set warmup_iters too'
+            )
+
+
 def type_problems(config: Config, keys: Iterable[str]) -> Iterator[str]:
     """Types that no registry has, in these parts of a config."""
     for key in keys:

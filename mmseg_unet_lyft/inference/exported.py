@@ -50,6 +50,10 @@ class ExportedNetwork:
 
     def uncertainty(self, frames: np.ndarray, colours: str, passes: int, seed: int) -> None:
         """Nothing: raises an InputError, since the file has no dropout to keep active."""
+        self.check_passes(passes)
+
+    def check_passes(self, passes: int) -> None:
+        """As `uncertainty`."""
         raise InputError(f'{self.path}: gives no uncertainty; use the checkpoint it was exported from')
 
     def labels_and_masks(self, frames: np.ndarray, colours: str) -> tuple[np.ndarray, np.ndarray]:

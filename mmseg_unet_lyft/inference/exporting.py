@@ -114,6 +114,7 @@ def export(segmenter: Segmenter, wanted: Export, proof: Proof, say: Callable[[st
     try:
         with tempfile.TemporaryDirectory(prefix='.export-', dir=wanted.path.parent) as folder:
             path = Path(folder) / wanted.path.name
+            say(f'writing {wanted.kind}, then comparing it with PyTorch; this takes minutes on few cores')
             _write(segmenter, wanted, path, proof)
             candidate = Segmenter(path, trust=True)
             for what, frames in kinds:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..engine.compiling import compile_for_inference
 from ..models.averaging import to_logits, to_probabilities
-from ..models.monte_carlo import entropy, monte_carlo
+from ..models.monte_carlo import check_dropout, entropy, monte_carlo
 from .building import build_model
 from .folding import fold_norms
 
@@ -76,6 +76,11 @@ class TorchNetwork:
             return (
                 to_probabilities(self.logits(self.inputs(frames, colours), frames.shape[1:3])).cpu().numpy()
             )
+
+    def check_passes(self, passes: int) -> None:
+        """Raise an InputError if there are several and the network has no dropout."""
+        if passes > 1:
+            check_dropout(self.model)
 
     def uncertainty(
         self, frames: np.ndarray, colours: str, passes: int, seed: int

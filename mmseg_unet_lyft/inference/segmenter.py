@@ -169,6 +169,10 @@ class Segmenter:
             masks = np.stack([challenge_masks(one, self.classes, hood, measured) for one in labels])
         return _like(frames, labels), _like(frames, masks)
 
+    def check_passes(self, passes: int) -> None:
+        """Raise an InputError if `uncertainty` of so many passes cannot be had of this model."""
+        self.network.check_passes(passes)
+
     def uncertainty(
         self, frames: np.ndarray, *, colours: str, passes: int = 10, seed: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -80,7 +80,7 @@ def check_dropout(network: nn.Module) -> None:
         raise InputError(
             'Monte-Carlo dropout: this network has no dropout layer with a ratio above 0, so that every pass '
             'gives the same; train it with the knobs encoder_dropout or decoder_dropout above 0, or take one '
-            'pass, which is the plain softmax'
+            'pass (--uncertainty 1), the plain softmax'
         )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmseg.apis import inference_model, init_model
 
-from mmseg_unet_lyft.cli import test
+from mmseg_unet_lyft.cli import predict, test
 from mmseg_unet_lyft.datasets.labels import IGNORE_INDEX
 from mmseg_unet_lyft.datasets.loading import read_image, read_label
 from mmseg_unet_lyft.engine.checkpoint import best_checkpoint
@@ -139,6 +139,10 @@ def test_ten_passes_without_dropout_are_refused_with_the_knobs(trained, drawn_ro
     assert run_test(checkpoint, drawn_root, tmp_path, '--uncertainty', '0') == 2
     assert '--uncertainty 0: give the number of passes, 1 or more' in capsys.readouterr().err
     assert not (tmp_path / 'scores.json').exists()
+    frames, out = str(drawn_root / 'dataA/dataA/CameraRGB'), tmp_path / 'predictions'
+    assert predict.main([str(checkpoint), frames, '--uncertainty', '--out', str(out)]) == 2
+    assert capsys.readouterr().err.startswith('error: Monte-Carlo dropout: this network has no dropout layer')
+    assert not out.exists()
 
 
 def test_a_window_with_too_large_a_stride_is_refused(trained, drawn_root, tmp_path, capsys):
