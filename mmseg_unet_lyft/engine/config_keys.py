@@ -117,7 +117,7 @@ def number_like(key: str, old: Any, new: Any) -> Any:
     Raises:
         InputError: If the old value is a number, or several, and the new one is not, or not a whole one.
     """
-    if isinstance(old, (tuple, list)) and old and not isinstance(old[0], str):
+    if isinstance(old, (tuple, list)) and old and isinstance(old[0], (int, float)) and new is not None:
         _require_numbers_like(key, old, new)
     if isinstance(old, bool) or not isinstance(old, (int, float)) or new is None:
         return new

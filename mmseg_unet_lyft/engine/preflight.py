@@ -149,7 +149,9 @@ def _look_at_data(config: Config, loaders: Iterable[str], built: Iterable[str], 
         if findings.add(frames.find()):
             findings.add(frames.problems())
         if knows_types:
-            findings.add(preflight_loader.loader_problems(config, loader, frames, findings.notes))
+            findings.add(
+                preflight_loader.loader_problems(config, loader, frames, findings.notes), of_config=True
+            )
 
 
 def _look_at_network(
