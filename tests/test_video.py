@@ -156,6 +156,14 @@ def test_a_folder_gives_the_frames_of_the_video_in_natural_order(drive, tmp_path
         np.testing.assert_array_equal(list(frames), expected)
 
 
+def test_a_title_that_is_no_utf_8_hinders_nothing(drawn, tmp_path):
+    path = encode(tmp_path / 'named.mp4', drawn[:2])
+    content = bytearray(path.read_bytes())
+    content[content.index(b'Lavf') + 3] = 0xB5
+    path.write_bytes(content)
+    assert len(read_all(path)) == 2
+
+
 def test_a_header_that_asks_for_no_angle_turns_nothing(drawn, tmp_path):
     path = encode(tmp_path / 'turned.mp4', drawn[:2], 90)
     content = bytearray(path.read_bytes())

@@ -118,7 +118,8 @@ class VideoFrames(FrameSource):
         self.name = str(path)
         try:
             # Without `file:`, a name with a colon would be taken for an address.
-            self._container = av.open(f'file:{path}')
+            # Nobody here reads the title, whatever encoding it is in.
+            self._container = av.open(f'file:{path}', metadata_errors='replace')
         except av.FFmpegError as error:
             raise self._broken(error.strerror) from error
         try:
