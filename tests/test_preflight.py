@@ -460,7 +460,8 @@ def test_a_pipeline_is_tried_before_its_first_validation_or_test(three_drives, s
         config = configured()
         dataset = config[loader].dataset
         dataset.pipeline = [one for one in dataset.pipeline if one['type'] != step]
-        refused(config, said.format(loader), loaders)
+        # Alone: nothing else is wrong with it.
+        assert '\n' not in refused(config, said.format(loader), loaders)
 
 
 # --- the weights -------------------------------------------------------------------------------------------

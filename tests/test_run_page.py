@@ -405,23 +405,23 @@ def test_a_training_run_leaves_its_page_and_trains_as_without_it(three_drives, t
     assert all(weight.equal(plain[name]) for name, weight in weights_of(runner).items())
 
 
+def log_of_a_run_beside(file, content):
+    """What a run says, to its end, whose work dir holds a file already."""
+    file.parent.mkdir()
+    file.write_text(content)
+    assert run(file.parent, LyftReportHook(), seed=3, max_iters=2).iter == 2
+    (log,) = file.parent.glob('*/*.log')
+    return log.read_text()
+
+
 def test_a_page_that_cannot_be_written_does_not_end_the_run(three_drives, tmp_path):
-    (tmp_path / 'run').mkdir()
-    (tmp_path / 'run/report').write_text('in the way')
-    runner = run(tmp_path / 'run', LyftReportHook(), seed=3, max_iters=2)
-    assert runner.iter == 2
-    (log,) = (tmp_path / 'run').glob('*/*.log')
-    assert 'the report was not written' in log.read_text()
+    assert 'the report was not written' in log_of_a_run_beside(tmp_path / 'run/report', 'in the way')
 
 
 def test_damaged_files_of_an_earlier_run_do_not_end_the_run(three_drives, tmp_path):
-    (tmp_path / 'run').mkdir()
-    (tmp_path / 'run/scores.json').write_text('{"confusion": [[1]]}')
-    runner = run(tmp_path / 'run', LyftReportHook(), seed=3, max_iters=2)
-    assert runner.iter == 2
-    (log,) = (tmp_path / 'run').glob('*/*.log')
-    assert 'the report was not written: ' in log.read_text()
-    assert 'scores.json: metrics is missing; remove it' in log.read_text()
+    said = log_of_a_run_beside(tmp_path / 'run/scores.json', '{"confusion": [[1]]}')
+    assert 'the report was not written: ' in said
+    assert 'scores.json: metrics is missing; remove it' in said
     # A damaged card of the run that is resumed is not taken over into every one that follows.
     (tmp_path / 'run/scores.json').unlink()
     (tmp_path / 'run/report/run_card.json').write_text('{"since": 5, "result": {}}')
