@@ -17,7 +17,7 @@ from ..errors import InputError
 from .batches import check_labels, names_of, plain_batch
 from .checkpoint import newest_sound
 from .memory import describe_shortage, is_shortage
-from .saving import BACKEND, LyftCheckpointHook, saved_checkpoints
+from .saving import BACKEND, saved_checkpoints, saver_of
 
 POLICIES = ('stop', 'skip', 'roll back')
 FOLDER = 'nonfinite'  # Of the work dir: batches that gave no number.
@@ -126,7 +126,7 @@ class Guard:
 
     def save(self) -> None:
         """Save the run as it stands before the present step, if the weights changed in the last one."""
-        saver = next((hook for hook in self.runner.hooks if isinstance(hook, LyftCheckpointHook)), None)
+        saver = saver_of(self.runner)
         accumulated = self.runner.iter % getattr(self.runner.optim_wrapper, '_accumulative_counts', 1)
         if saver is not None and self.runner.iter and not accumulated:
             saver.save_before_step(self.runner)

@@ -11,6 +11,7 @@ from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 
 from ..datasets.augment import LyftCropFirst
+from ..datasets.lyft_carla import LyftCarlaDataset
 from ..errors import InputError
 from .preflight_data import Frames
 from .ranks import place_of
@@ -31,13 +32,17 @@ def loader_problems(config: Config, loader: str, frames: Frames, notes: list[str
         frames: Those of it that were found.
         notes: Gets what is no problem.
     """
+    trains = loader == 'train_dataloader'
+    # Of what is scored, one frame to try.
     settings = copy.deepcopy(config[loader].dataset)
+    if not trains:
+        settings.indices = 1
     with config_mistakes(config):
         dataset = DATASETS.build(dict(settings, lazy_init=True))
     if not frames.pairs:
         return
-    if loader != 'train_dataloader':
-        yield from sample_problems(dict(settings, indices=1), loader)
+    if not trains:
+        yield from sample_problems(dataset, loader)
         return
     yield from few_frames_problems(config, len(frames.pairs), notes)
     crops = [step for step in dataset.pipeline.transforms if isinstance(step, LyftCropFirst)]
@@ -45,16 +50,16 @@ def loader_problems(config: Config, loader: str, frames: Frames, notes: list[str
         yield from crop_problems(crop, frames.size, _smallest_side(config), notes)
 
 
-def sample_problems(dataset: dict, loader: str) -> Iterator[str]:
+def sample_problems(dataset: LyftCarlaDataset, loader: str) -> Iterator[str]:
     """A pipeline that fails on the first frame, or gives no label.
 
     Args:
-        dataset: The data set's config.
-        loader: Name of the loader.
+        dataset: The loader's.
+        loader: Its name.
     """
     try:
-        frames = DATASETS.build(dataset)
-        sample = frames[0]
+        dataset.full_init()
+        sample = dataset[0]
     except InputError:
         return  # Files are told of already.
     except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:

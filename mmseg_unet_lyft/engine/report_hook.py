@@ -26,7 +26,7 @@ from ..report.run_data import CARD, FOLDER, FRAMES, finite, read_run_card
 from ..report.run_page import write_report
 from .config_changes import describe_changes
 from .run_card import describe_run
-from .saving import LyftCheckpointHook
+from .saving import saver_of
 
 _PERCENTILES = (50, 95)
 
@@ -50,7 +50,7 @@ class LyftReportHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Write the page of a run that has measured nothing yet."""
-        saver = next((hook for hook in runner.hooks if isinstance(hook, LyftCheckpointHook)), None)
+        saver = saver_of(runner)
         self._start(runner, (saver.card if saver else None) or describe_run(runner))
         if self._card.get('resumed_from'):
             earlier = _read_card(Path(runner.work_dir))

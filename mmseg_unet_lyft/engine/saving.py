@@ -238,6 +238,11 @@ class LyftCheckpointHook(CheckpointHook):
             self.best_ckpt_path_dict[key] = path
 
 
+def saver_of(runner: Runner) -> LyftCheckpointHook | None:
+    """What saves a run; None where that is mmengine's own, or nothing."""
+    return next((hook for hook in runner.hooks if isinstance(hook, LyftCheckpointHook)), None)
+
+
 def is_update(runner: Runner) -> bool:
     """Whether the present step changed the weights, rather than only added to their gradients."""
     return runner.optim_wrapper.should_update()

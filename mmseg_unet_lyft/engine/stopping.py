@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from .saving import LyftCheckpointHook, is_update
+from .saving import LyftCheckpointHook, is_update, saver_of
 from .train_loop import LyftTrainLoop
 
 # What Slurm, schedulers of spot machines, and Ctrl-C send; not all of them are on Windows.
@@ -85,7 +85,7 @@ class StopOnSignalHook(Hook):
     def before_val(self, runner: Runner) -> None:
         """Note whether what the run learnt is saved."""
         self._is_validating = True
-        self._note_saved(_saver(runner), runner.iter)
+        self._note_saved(saver_of(runner), runner.iter)
 
     def after_val(self, runner: Runner) -> None:
         """Note that training goes on."""
@@ -98,7 +98,7 @@ class StopOnSignalHook(Hook):
         if not is_update(runner) or not self._is_asked():
             return
         self.signal = self.signal or 'a signal to another rank'
-        saver = _saver(runner)
+        saver = saver_of(runner)
         if saver is not None and saver.saved_step != runner.iter + 1:
             saver.save_now(runner)
         self._note_saved(saver, runner.iter + 1)
@@ -141,11 +141,6 @@ class StopOnSignalHook(Hook):
         """Wait for the other ranks, if all stopped behind one step: none ends while another speaks."""
         if self._is_agreed:
             barrier()
-
-
-def _saver(runner: Runner) -> LyftCheckpointHook | None:
-    """What saves a run, None where it is mmengine's own."""
-    return next((hook for hook in runner.hooks if isinstance(hook, LyftCheckpointHook)), None)
 
 
 class _QuietWorker:
