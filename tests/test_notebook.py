@@ -1,4 +1,4 @@
-"""The notebook: committed clean, what it names exists, and it runs from start to end on drawn scenes."""
+"""The notebook: committed clean, what it names exists, and it runs from start to end on synthetic scenes."""
 
 import ast
 import base64
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mmseg_unet_lyft.__main__ import find_tools, main
-from mmseg_unet_lyft.engine.config import find_config, load_config, parse_options
+from mmseg_unet_lyft.engine.config import find_config, load_config, parse_options, short_value
 
 ROOT = Path(__file__).parents[1]
 PATH = ROOT / 'notebooks' / 'lyft_unet_kaggle.ipynb'
@@ -37,7 +37,7 @@ FIGURES = (
 def python_of(name: str) -> ast.Module:
     """A code cell without its magic commands."""
     lines = SOURCES[name].splitlines()
-    return ast.parse('\n'.join(re.sub(r'^(\s*)%.*', r'\1pass', line) for line in lines))
+    return ast.parse('\n'.join(re.sub(r'^(\s*)[%!].*', r'\1pass', line) for line in lines))
 
 
 def constants(node: ast.AST) -> list[str]:
@@ -65,14 +65,14 @@ def commands() -> list[tuple[str, set[str]]]:
 
 
 def settings() -> list[tuple[str, list[str], list[str]]]:
-    """Config, options and knobs: on the Kaggle data, and on drawn scenes."""
+    """Config and options, on the Kaggle data and on synthetic scenes."""
     branches = next(node for node in python_of('settings').body if isinstance(node, ast.If))
     chosen = []
     for body in (branches.body, branches.orelse):
         names: dict = {}
-        # `DATA, CONFIG, OPTIONS = ...` and the knobs, with a stand-in for the folder.
+        # `DATA, CONFIG, OPTIONS = ...` and the options of the config, with a stand-in for the folder.
         exec(compile(ast.Module(body, []), 'settings', 'exec'), {'KAGGLE': None, 'Path': Path}, names)
-        chosen.append((names['CONFIG'], names['OPTIONS'], names['KNOBS']))
+        chosen.append((names['CONFIG'], names['OPTIONS'], names['CFG_OPTIONS']))
     return chosen
 
 
@@ -107,13 +107,13 @@ def test_every_command_and_option_in_it_exists(capsys):
 def test_its_configs_exist_and_take_its_knobs():
     for name in set(re.findall(r'unet_lyft\w*\.py', '\n'.join(SOURCES.values()))):
         assert find_config(name).is_file()
-    for config, options, knobs in settings():
-        asked = parse_options(knobs)
+    for config, options, cfg_options in settings():
+        asked = parse_options(cfg_options)
         loaded = load_config(config, asked)
-        assert {knob: loaded[knob] for knob in asked} == asked
+        assert {name: short_value(loaded, name) for name in asked} == asked
         assert set(options) <= {'--amp'}
-    for knob in re.findall(r'`(\w+=\d+)`', SOURCES['text-further']):
-        load_config('unet_lyft_bn.py', parse_options([knob]))
+    for option in re.findall(r'`(\w+=\d+)`', SOURCES['text-further']):
+        load_config('unet_lyft_bn.py', parse_options([option]))
 
 
 def test_another_config_has_a_work_dir_and_a_truth_of_its_own():
@@ -127,7 +127,7 @@ def test_another_config_has_a_work_dir_and_a_truth_of_its_own():
         for node in python_of('segmenter').body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'truth'
     ]
-    assert ast.unparse(truth.args[1]) == 'trained.scheme'
+    assert ast.unparse(truth.args[1]) == "short_value(trained, 'scheme')"
 
 
 def test_it_says_what_has_to_be_edited_before_all_cells_run():
@@ -147,7 +147,8 @@ def executed(tmp_path_factory):
     nbformat.validate(notebook)
     with pytest.MonkeyPatch.context() as patch:
         # The kernel's folder is another one.
-        patch.setenv('PYTHONPATH', os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
+        paths = [str(ROOT), str(PATH.parent), os.environ.get('PYTHONPATH', '')]
+        patch.setenv('PYTHONPATH', os.pathsep.join(paths))
         patch.delenv('MPLBACKEND', raising=False)
         resources = {'metadata': {'path': str(folder)}}
         client = nbclient.NotebookClient(notebook, timeout=900, kernel_name='python3', resources=resources)
@@ -209,10 +210,10 @@ def test_a_random_split_leaks_more_than_one_by_drive(executed):
 def test_it_trains_scores_predicts_and_exports(executed):
     cells, folder = executed
     scores = json.loads((folder / 'work_dirs/notebook/unet_lyft_demo/test/scores.json').read_text())
-    assert scores['data'] == 'drawn scenes'
+    assert scores['data'] == 'synthetic scenes'
     assert scores['tested_on'] == 'test'
-    floor = scores['floors']['most frequent class at each pixel']['mIoU']
-    assert floor + 5 < scores['metrics']['mIoU'] < 95
+    baseline = scores['baselines']['most frequent class at each pixel']['mIoU']
+    assert baseline + 5 < scores['metrics']['mIoU'] < 95
     assert len(list((folder / 'predictions').rglob('*.png'))) == 8
     assert (folder / 'unet_lyft.onnx').stat().st_size > 100_000
     alike = re.search(r'([\d.]+) % of pixels', outputs(executed, 'exported')[0])

@@ -1,4 +1,4 @@
-"""Door to mmseg_unet_lyft/cli/grade.py; in a clone the package need not be installed."""
+"""Entry point of mmseg_unet_lyft/cli/grade.py; in a clone the package need not be installed."""
 
 import sys
 from pathlib import Path

@@ -24,7 +24,7 @@ config=$3
 shift 3
 # A port of the job's own, the same for all its tasks: jobs that share a node do not meet.
 export MASTER_PORT=${PORT:-$((20000 + SLURM_JOB_ID % 20000))}
-# Queued again, by us or by Slurm: go on from what was saved; killed before that, start anew.
+# Queued again, by this script or by Slurm: continue from what was saved; if nothing was, start.
 if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then set -- "$@" --resume if-any; fi
 code=0
 # shellcheck disable=SC2086

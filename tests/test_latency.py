@@ -1,0 +1,70 @@
+"""The latency card: percentiles, cold starts and rounds by hand, a real run on a checkpoint and on a file."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmseg_unet_lyft.cli import benchmark
+from mmseg_unet_lyft.engine.config import load_config
+from mmseg_unet_lyft.inference import latency
+from mmseg_unet_lyft.inference.export import export_onnx
+from mmseg_unet_lyft.inference.segmenter import Segmenter
+
+
+def unseen(items, total, what):
+    return items
+
+
+def test_what_a_start_takes_beyond_imports_and_a_pass_is_taken_turn_by_turn(monkeypatch):
+    # Imports, then a first label map and the pass after it; three turns.
+    turns = iter([(1.0, ''), (1.9, '0.3'), (1.2, ''), (2.0, '0.4'), (1.1, ''), (1.5, '0.2')])
+    monkeypatch.setattr(latency, '_until_first_line', lambda code: next(turns))
+    found = latency.measure_start('unet.onnx', np.zeros((16, 16, 3), np.uint8), 3, unseen)
+    # Of the medians it would be 1.9 - 1.1 - 0.3 = 0.5.
+    assert found['beyond'] == pytest.approx(dict(median=0.4, least=0.2, most=0.6))
+    assert found['imports'] == dict(median=1.1, least=1.0, most=1.2)
+
+
+def test_the_card_has_stages_batches_and_mmseg_on_the_same_labels(tmp_path, capsys):
+    out = tmp_path / 'latency.json'
+    options = ['--height', '64', '--width', '96', '--rounds', '2', '--starts', '0', '--device', 'cpu']
+    config = ['base_channels=4', 'image_scale_wh=(96,64)']
+    assert benchmark.main(['latency', *options, '--json', str(out), '--cfg-options', *config]) == 0
+    found = json.loads(out.read_text())
+    stages = ['decode', 'preprocess', 'network', 'postprocess', 'overlay', 'encode challenge masks']
+    assert list(found['stages']) == [*stages, 'frame to label map']
+    assert all(0 < stage['p50'] <= stage['p95'] <= stage['p99'] for stage in found['stages'].values())
+    assert list(found['batches']) == ['1', '2', '4', '8']
+    assert found['against_mmseg']['agreeing_pixels'] == 1
+    assert len(found['against_mmseg']['times_as_fast']) == 2
+    assert '10 FPS' in capsys.readouterr().out
+
+
+def test_an_exported_file_is_timed_from_the_start_of_a_process(tmp_path):
+    config = load_config('unet_lyft_bn.py', dict(base_channels=4))
+    checkpoint = latency.save_random_weights(config, tmp_path / 'random.pth')
+    path = export_onnx(Segmenter(checkpoint).network, tmp_path / 'unet.onnx')
+    options = ['--height', '64', '--width', '96', '--rounds', '1', '--starts', '1', '--json']
+    assert benchmark.main(['latency', str(path), *options, str(tmp_path / 'found.json')]) == 0
+    found = json.loads((tmp_path / 'found.json').read_text())
+    # Everything that the file does is one stage.
+    assert 'preprocess' not in found['stages']
+    start = {name: seconds['median'] for name, seconds in found['start'].items()}
+    assert min(start['imports'], start['first_label_map'], start['second']) > 0
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['latency', 'a.py', 'b.py'], 'a.py b.py'),
+        (['latency', 'no.onnx'], 'no.onnx'),
+        (['latency', 'unet.pt2'], 'unet.pt2'),
+        (['latency', 'x.pth', '--cfg-options', 'a=1'], '--cfg-options'),
+        (['latency', '--rounds', '0'], '--rounds 0'),
+        (['latency', '--json', 'no/such/f.json'], '--json no/such/f.json'),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments, message, capsys):
+    assert benchmark.main(arguments) == 2
+    assert message in capsys.readouterr().err
