@@ -2,6 +2,6 @@
 _base_ = [
     '_base_/models/lyft_resnet18.py',
     '_base_/datasets/lyft_carla.py',
-    '_base_/schedules/adam.py',
+    '_base_/schedules/adamw.py',
     '_base_/default_runtime.py',
 ]

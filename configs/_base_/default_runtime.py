@@ -7,9 +7,11 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )
-vis_backends = [dict(type='LocalVisBackend')]
 # Without a name: mmengine would hand a second run in one process the first one's visualizer and folder.
-visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends)
+visualizer = dict(
+    type='SegLocalVisualizer',
+    vis_backends=[dict(type='LocalVisBackend')],  # where scalars go besides the log: TensorBoard, MLflow, ...
+)
 # mmengine smooths whatever has "loss" in its name; a validation loss is of this validation alone.
 log_processor = dict(by_epoch=False, mean_pattern=r'^(?!.*val_loss).*(loss|time|data_time|grad_norm).*')
 log_level = 'INFO'

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import os
 import sys
 from collections.abc import Iterator
 
-from mmseg_unet_lyft.__main__ import find_tools
+from mmseg_unet_lyft.__main__ import find_tools, main
 
 _WIDTH = '100'
 
@@ -33,7 +32,7 @@ def _as_command(name: str) -> Iterator[io.StringIO]:
 def help_of(name: str) -> str:
     """What a command prints with ``--help``."""
     with _as_command(name) as printed:
-        importlib.import_module(f'mmseg_unet_lyft.cli.{name}').main(['--help'])
+        main([name, '--help'])
     return printed.getvalue()
 
 

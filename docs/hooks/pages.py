@@ -13,13 +13,12 @@ ROOT = Path(__file__).resolve().parents[2]
 # The clone need not be installed.
 sys.path.insert(0, str(ROOT))
 from commands import commands_page
-from knobs import knobs_page
-from messages import messages_section
+from options import options_page
 from tables import TABLES
 
 PACKAGE = ROOT / 'mmseg_unet_lyft'
 # Folders whose modules are called from Python; titles as the navigation has them.
-ROOMS = ('inference', 'models', 'datasets', 'evaluation', 'engine', 'report')
+FOLDERS = ('inference', 'models', 'datasets', 'evaluation', 'engine', 'report')
 _LINK = re.compile(r'\[([^\]]*)\]\(([^)\s]+)\)')
 _MARKER = re.compile(r'<!-- made by the build: (\w+) -->')
 
@@ -29,9 +28,9 @@ def on_files(files: Files, config: Any) -> Files:
     made = {
         'index.md': home_page(),
         'changelog.md': (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8'),
-        'configs.md': knobs_page(ROOT / 'configs'),
+        'configs.md': options_page(ROOT / 'configs'),
         'commands.md': commands_page(),
-        **{f'api/{room}.md': api_page(room) for room in ROOMS},
+        **{f'api/{folder}.md': api_page(folder) for folder in FOLDERS},
     }
     for name, content in made.items():
         files.append(File.generated(config, name, content=content))
@@ -39,13 +38,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put tables and messages in the place of their markers."""
-    return _MARKER.sub(lambda match: made_part(match[1]), markdown)
-
-
-def made_part(name: str) -> str:
-    """What stands in the place of a marker."""
-    return messages_section(PACKAGE) if name == 'messages' else TABLES[name]()
+    """Put tables in the place of their markers."""
+    return _MARKER.sub(lambda match: TABLES[match[1]](), markdown)
 
 
 def home_page() -> str:
@@ -54,7 +48,7 @@ def home_page() -> str:
 
 
 def _from_docs(link: re.Match) -> str:
-    """A link as it leads from the site: what does not lie in docs/ is no part of it, and is named alone."""
+    """A link as it leads from the site: what is not in docs/ is not part of it, and is only named."""
     text, address = link[1], link[2]
     if '://' in address or address.startswith('#'):
         return link[0]
@@ -64,7 +58,7 @@ def _from_docs(link: re.Match) -> str:
     return text if address in text else f'{text} (`{address}`)'
 
 
-def api_page(room: str) -> str:
-    """Directives for mkdocstrings, one a module."""
-    about = {path.stem: path for path in sorted((PACKAGE / room).glob('[a-z]*.py'))}
-    return '\n\n'.join([f'# {room}', *(f'::: mmseg_unet_lyft.{room}.{name}' for name in about)]) + '\n'
+def api_page(folder: str) -> str:
+    """Directives for mkdocstrings, one per module."""
+    about = {path.stem: path for path in sorted((PACKAGE / folder).glob('[a-z]*.py'))}
+    return '\n\n'.join([f'# {folder}', *(f'::: mmseg_unet_lyft.{folder}.{name}' for name in about)]) + '\n'

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mmseg_unet_lyft.datasets.episodes import SPLITS
-from mmseg_unet_lyft.datasets.inspection import KINDS
-from mmseg_unet_lyft.datasets.labels import CARLA_PALETTE, KAGGLE_TRAIN_PERCENT, SCHEMES
-from mmseg_unet_lyft.datasets.simulators import CARLA_CLASSES, SIMULATORS
+from mmseg_unet_lyft.datasets.carla import (
+    CARLA_CLASSES,
+    CARLA_PALETTE,
+    KAGGLE_TRAIN_PERCENT,
+    SCHEMES,
+    SIMULATORS,
+    SPLITS,
+)
+from mmseg_unet_lyft.datasets.checks import KINDS
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable]) -> str:

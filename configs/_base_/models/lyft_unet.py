@@ -1,18 +1,7 @@
-# The tutorial U-Net. Knobs first; everything below derives from them.
-_base_ = ['applying.py']
-
-base_channels = 16  # channels of the finest level; 2.16 M parameters at 16, 8.63 M at 32
-encoder_dropout = None  # ratio behind each pool; None is the reference: 0.25, then 0.5
-decoder_dropout = 0.5  # ratio behind each concatenation
-num_classes = 13  # as many as the label scheme has
-# One loss weight a class: labels.median_frequency_weights of the published shares of the training split.
-class_weight = [0.18, 0.35, 1.06, 1.0, 5.0, 1.48, 1.18, 0.23, 0.36, 0.29, 0.25, 1.24, 3.87]
-with_cp = False  # recompute activations in the backward pass: less memory, about 30 % more time
-channels_last = True  # NHWC memory format: 1.2 times faster in training on the CPU measured
-
+# The tutorial U-Net.
 model = dict(
     type='LyftSegmentor',
-    channels_last=channels_last,
+    channels_last=True,  # NHWC memory format: 1.2 times faster in training on the CPU measured
     data_preprocessor=dict(
         type='LyftDataPreProcessor',
         # RGB, ImageNet statistics: centred inputs of unit spread help a network without norm to start.
@@ -22,14 +11,33 @@ model = dict(
         seg_pad_val=255,
         size_divisor=1,  # stacks crops as they are; the network takes any size
     ),
-    backbone=dict(type='LyftUNet', base_channels=base_channels, dropout=encoder_dropout, with_cp=with_cp),
+    backbone=dict(
+        type='LyftUNet',
+        base_channels=16,  # channels of the finest level; 2.16 M parameters at 16, 8.63 M at 32
+        dropout=None,  # ratio after each pool; None is the reference: 0.25, then 0.5
+        with_cp=False,  # recompute activations in the backward pass: less memory, about 30 % more time
+    ),
     decode_head=dict(
         type='LyftUNetHead',
-        in_channels=[base_channels * 2**stage for stage in range(5)],
-        num_classes=num_classes,
-        dropout=decoder_dropout,
-        with_cp=with_cp,
-        loss_decode=dict(type='LyftCrossEntropyLoss', class_weight=class_weight),
+        in_channels=[16, 32, 64, 128, 256],  # the backbone's base_channels, doubled from level to level
+        num_classes=13,  # as many as the label scheme has
+        dropout=0.5,  # ratio after each concatenation
+        with_cp=False,
+        loss_decode=dict(
+            type='LyftCrossEntropyLoss',
+            # One loss weight a class: median_frequency_weights of the published shares of the training split.
+            class_weight=[0.18, 0.35, 1.06, 1.0, 5.0, 1.48, 1.18, 0.23, 0.36, 0.29, 0.25, 1.24, 3.87],
+        ),
     ),
     train_cfg=dict(),
+    # How the trained network answers a frame, in validation, test and use.
+    test_cfg=dict(
+        mode='whole',  # or 'slide': by windows
+        crop_size=None,  # height, width of a sliding window, for frames larger than in training
+        stride=None,  # pixels between windows, down and across; None: half the window
+        window='gaussian',  # the middle of each window weighs most; 'uniform': all of it alike, as in mmseg
+        scales=(1.0,),  # test-time augmentation: mean probability over these factors on the frame's size
+        flip=False,  # and over each mirrored left to right
+        thresholds=None,  # one a class, > 0: the label is the class of the largest p / threshold
+    ),
 )
