@@ -1,61 +1,74 @@
-"""The Lyft Perception Challenge's score: two masks from a label map, pixel counts, the official formulas."""
+"""The Lyft Perception Challenge: masks, official score, the JSON format, and grading an answer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import json
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
 
+import cv2
 import numpy as np
 
-from ..datasets.labels import RAW_HEIGHT, hood_mask
-from ..errors import InputError
+from ..datasets.atomic_io import read_object, whole_file
+from ..datasets.carla import RAW_HEIGHT, SIMULATORS, hood_mask
+from ..datasets.dataset_stats import load_stats, scheme_of_root
+from ..datasets.image_io import GREYSCALE, LARGEST_PIXELS, damage, decode, header_of, read_label
+from ..datasets.layout import find_labels
+from ..errors import InputError, shorten_list
+from .metrics import f_beta
 
 # In the order of the challenge's JSON. Source: Lyft Perception Challenge, Example/score.
 MASKS = ('vehicle', 'road')
 BETAS = (2.0, 0.5)  # weight of recall against precision
 VEHICLE, ROAD = 0, 1
 WANTED_FPS = 10.0  # below it, each missing frame a second costs a point
+_CLASSES = (('Vehicle', 'Vehicles'), ('Road', 'Roads', 'RoadLines'))
 
 HOOD_RULES = ('exact', 'rows')
-# The organisers' example clears vehicle pixels from this row on, of 600.
-HOOD_FIRST_ROW = 496
+HOOD_FIRST_ROW = 496  # The organisers' example clears vehicle pixels from this row of 600 on.
 
-_VEHICLE_CLASSES = ('Vehicle', 'Vehicles')
-_ROAD_CLASSES = ('Road', 'Roads', 'RoadLines')
+# Mean absolute difference, 0 to 255. Measured on real and synthetic drives with H.264 at CRF 0 to 45: a
+# repeat has 0 to 1.8 (up to 0.3 at the usual CRF 23), the nearest other frame 4.8 at CRF 35 or better.
+REPEAT_LIMIT = 2.0
+
+_EXPECTED = 'expected {"1": [vehicle, road], "2": ...}'
 
 
 def challenge_ids(classes: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Train ids that are vehicle, and those that are road (lane lines with it), by class name.
+    """Train ids that are vehicle, and those that are road (lane lines included), found by class name.
 
     Args:
         classes: Class names; the position is the train id.
 
     Raises:
-        InputError: If no class is a vehicle's or none a road's; the message names the classes.
+        InputError: If there is no vehicle class or no road class; the message lists the classes.
     """
-    found = []
-    for mask, names in zip(MASKS, (_VEHICLE_CLASSES, _ROAD_CLASSES), strict=True):
-        ids = tuple(index for index, name in enumerate(classes) if name in names)
-        if not ids:
-            raise InputError(
-                f'no {mask} class among {", ".join(classes)}; the challenge scores vehicles and road, as the '
-                'schemes carla13 and challenge3 have them'
-            )
-        found.append(ids)
-    return found[VEHICLE], found[ROAD]
+    vehicle, road = (
+        tuple(index for index, name in enumerate(classes) if name in names) for names in _CLASSES
+    )
+    if not (vehicle and road):
+        raise InputError(
+            f'no {"road" if vehicle else "vehicle"} class among {", ".join(classes)}; the challenge scores '
+            'vehicles and road, as the schemes carla13 and challenge3 have them'
+        )
+    return vehicle, road
 
 
 def hood_region(rule: str, height: int, width: int, measured: np.ndarray | None = None) -> np.ndarray:
-    """Where vehicle pixels are the ego car's hood and do not count, bool (height, width).
+    """Region in which vehicle pixels count as the ego car's hood and are left out, bool (height, width).
 
     Args:
         rule: ``'exact'``, the hood's own pixels; or ``'rows'``, the organisers': all from row 496 of 600 on.
-        height: Of the region; another than 600 takes the nearest rows of it.
-        width: Of the region.
+        height: Height of the region; if it is not 600, row 496 is scaled.
+        width: Width of the region.
         measured: The hood of a prepared data root for ``'exact'``, bool (H, W); None takes the Kaggle set's.
 
     Raises:
-        InputError: If there is no such rule.
+        InputError: If the rule is not known.
     """
     if rule == 'exact':
         return hood_mask(height, width, measured)
@@ -73,14 +86,14 @@ def challenge_masks(
     Args:
         label: Train ids, integer (H, W); ids beyond the classes (255) are in neither mask.
         classes: Class names; the position is the train id.
-        hood: Rule by which vehicle pixels of the hood are left out, as in `hood_region`.
+        hood: Rule for leaving out vehicle pixels of the hood, as in `hood_region`.
         measured: The hood of a prepared data root, bool (H, W).
 
     Returns:
         Vehicle and road, uint8 {0, 1} (2, H, W).
 
     Raises:
-        InputError: If the classes have no vehicle or no road, or there is no such rule.
+        InputError: If the classes have no vehicle or no road, or the rule is not known.
     """
     masks = np.stack([np.isin(label, ids) for ids in challenge_ids(classes)])
     masks[VEHICLE][hood_region(hood, *label.shape, measured)] = False
@@ -88,14 +101,14 @@ def challenge_masks(
 
 
 def count_pixels(answer: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """TP, FP and FN of each mask, as the official scorer counts: a pixel counts only if it is 0 or 1.
+    """TP, FP and FN of each mask; as in the official scorer, only pixels of 0 or 1 count.
 
     Args:
         answer: Vehicle and road, uint8 (2, H, W).
-        truth: The same of the truth; 255, say, leaves a pixel out.
+        truth: The same of the truth; 255, for example, leaves a pixel out.
 
     Returns:
-        int64 (2, 3): a row a mask; true positives, false positives, false negatives.
+        int64 (2, 3): one row per mask; true positives, false positives, false negatives.
     """
     answered, missed, true, false = answer == 1, answer == 0, truth == 1, truth == 0
     pairs = ((answered, true), (answered, false), (missed, true))
@@ -104,15 +117,7 @@ def count_pixels(answer: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MaskScore:
-    """Score of one mask over all frames, in the official order of operations.
-
-    Attributes:
-        name: ``'vehicle'`` or ``'road'``.
-        beta: Weight of recall against precision.
-        tp: True-positive pixels.
-        fp: False-positive pixels.
-        fn: False-negative pixels.
-    """
+    """Score of one mask, from its counts of TP, FP and FN pixels over all frames."""
 
     name: str
     beta: float
@@ -132,16 +137,12 @@ class MaskScore:
 
     @property
     def f(self) -> float | None:
-        """``(1 + b^2) * ((P * R) / (b^2 * P + R))`` in [0, 1]; None for 0/0, see `undefined`."""
-        p, r = self.precision, self.recall
-        # With P and R both there and TP = 0, the formula is 0/0 once more.
-        if p is None or r is None or not self.tp:
-            return None
-        return (1 + self.beta**2) * ((p * r) / (self.beta**2 * p + r))
+        """F-beta in [0, 1], to the official scorer's last digit; None for 0/0, see `undefined`."""
+        return float(f_beta(self.tp, self.fp, self.fn, self.beta)) if self.tp else None
 
     @property
     def undefined(self) -> str:
-        """Which count makes F 0/0, as a sentence; '' if none does."""
+        """A sentence naming the count that makes the official F 0/0; '' if it is defined."""
         if not self.tp + self.fn:
             return f'{self.name}: TP + FN = 0, the truth has no {self.name} pixel, so recall and F are 0/0'
         if not self.tp + self.fp:
@@ -150,7 +151,7 @@ class MaskScore:
 
 
 def mask_scores(counts: np.ndarray) -> tuple[MaskScore, MaskScore]:
-    """Vehicle's and road's score from summed counts, int64 (2, 3) as of `count_pixels`."""
+    """Scores of vehicle and road from summed counts, int64 (2, 3) as from `count_pixels`."""
     vehicle, road = (
         MaskScore(name, beta, *map(int, row)) for name, beta, row in zip(MASKS, BETAS, counts, strict=True)
     )
@@ -163,37 +164,18 @@ def average_f(scores: Sequence[MaskScore]) -> float | None:
     return None if vehicle is None or road is None else (vehicle + road) / 2
 
 
-def final_score(average: float, fps: float) -> float:
-    """``S = 100 F_avg - max(0, 10 - FPS)``, where FPS is frames by all seconds, loading included."""
-    return 100 * average - max(0, WANTED_FPS - fps)
-
-
-def score_table(counts: np.ndarray, hood: str, fps: float | None = None) -> str:
-    """The scores as a text table that names the hood rule, and what is 0/0.
+def score_dict(counts: np.ndarray, hood: str, fps: float | None = None) -> dict[str, Any]:
+    """The scores for JSON, in [0, 1] (``final_score`` in points); None where they are 0/0.
 
     Args:
-        counts: int64 (2, 3) as of `count_pixels`.
-        hood: The rule, or where else the hood was left out.
-        fps: Frames a second, for the final score.
+        counts: int64 (2, 3) as from `count_pixels`.
+        hood: The hood rule, or a text that says where the hood was left out.
+        fps: Frames per second of the complete run, loading included, for the final score
+            ``100 F_avg - max(0, 10 - FPS)``.
     """
-    scores, average = mask_scores(counts), average_f(mask_scores(counts))
-    lines = [f'{"":12}{"F":>10}{"precision":>11}{"recall":>10}{"TP":>14}{"FP":>14}{"FN":>14}']
-    for one in scores:
-        cells = f'{_cell(one.f):>10}{_cell(one.precision):>11}{_cell(one.recall):>10}'
-        lines.append(f'{f"{one.name} F{one.beta:g}":12}{cells}{one.tp:>14}{one.fp:>14}{one.fn:>14}')
-    lines.append(f'{"average F":12}{_cell(average):>10}')
-    if fps is not None:
-        final = 'n/a' if average is None else f'{final_score(average, fps):.3f}'
-        lines.append(f'{"final score":12}{final:>10}   100 F - max(0, {WANTED_FPS:g} - FPS), FPS {fps:g}')
-    lines.append(f'hood: {hood}')
-    lines += [f'n/a: {one.undefined}' for one in scores if one.undefined]
-    return '\n'.join(lines)
-
-
-def score_dict(counts: np.ndarray, hood: str, fps: float | None = None) -> dict:
-    """What `score_table` shows, for JSON; scores in [0, 1], None where they are 0/0."""
-    scores, average = mask_scores(counts), average_f(mask_scores(counts))
-    has_final = fps is not None and average is not None
+    scores = mask_scores(counts)
+    average = average_f(scores)
+    final = None if fps is None or average is None else 100 * average - max(0, WANTED_FPS - fps)
     return dict(
         hood=hood,
         masks={
@@ -202,10 +184,380 @@ def score_dict(counts: np.ndarray, hood: str, fps: float | None = None) -> dict:
         },
         average=average,
         fps=fps,
-        final_score=final_score(average, fps) if has_final else None,
+        final_score=final,
         undefined=[one.undefined for one in scores if one.undefined],
     )
 
 
-def _cell(value: float | None) -> str:
-    return 'n/a' if value is None else f'{value:.6f}'
+def score_table(counts: np.ndarray, hood: str, fps: float | None = None) -> str:
+    """The scores of `score_dict` as a text table, with the hood rule and any 0/0."""
+    scores = score_dict(counts, hood, fps)
+
+    def cell(value: float | None, digits: int = 6) -> str:
+        return 'n/a' if value is None else f'{value:.{digits}f}'
+
+    lines = [f'{"":12}{"F":>10}{"precision":>11}{"recall":>10}{"TP":>14}{"FP":>14}{"FN":>14}']
+    for name, one in scores['masks'].items():
+        title = f'{name} F{one["beta"]:g}'
+        cells = f'{cell(one["f"]):>10}{cell(one["precision"]):>11}{cell(one["recall"]):>10}'
+        lines.append(f'{title:12}{cells}{one["tp"]:>14}{one["fp"]:>14}{one["fn"]:>14}')
+    lines.append(f'{"average F":12}{cell(scores["average"]):>10}')
+    if fps is not None:
+        formula = f'100 F - max(0, {WANTED_FPS:g} - FPS), FPS {fps:g}'
+        lines.append(f'{"final score":12}{cell(scores["final_score"], 3):>10}   {formula}')
+    return '\n'.join([*lines, f'hood: {hood}', *(f'n/a: {one}' for one in scores['undefined'])])
+
+
+def encode_mask(mask: np.ndarray) -> str:
+    """A mask, uint8 {0, 1} (H, W), as base64 of a grey PNG."""
+    return base64.b64encode(cv2.imencode('.png', mask)[1]).decode('ascii')
+
+
+class SubmissionWriter:
+    """Writes the challenge's JSON frame by frame, in constant memory.
+
+    A file is written under a temporary name and gets its own in ``close``. It is then complete JSON, even
+    after an ``add`` that failed or was interrupted, whose frame is left out.
+
+    Args:
+        target: Path of the file, or an open text file such as ``sys.stdout``, which is not closed and gets
+            nothing but the JSON.
+
+    Attributes:
+        frames: How many were added.
+
+    Raises:
+        InputError: If the file cannot be written, here, in ``add`` or in ``close``.
+    """
+
+    def __init__(self, target: Path | TextIO) -> None:
+        self.frames = 0
+        self._file: Any = target
+        self._name = getattr(target, 'name', 'the open file')
+        self._end: int | None = None  # Bytes of a file up to its last complete frame.
+        self._is_open = True
+        # Errors before the end of this block remove the temporary file.
+        with ExitStack() as stack:
+            if isinstance(target, (str, Path)):
+                path = Path(target)
+                self._name, self._end = str(path), 0
+                part = stack.enter_context(whole_file(path))
+                if path.is_dir():
+                    raise IsADirectoryError(0, 'it is a folder')
+                # Unbuffered: a frame is on its way to the disk, or has failed, when `add` returns.
+                self._file = stack.enter_context(part.open('wb', buffering=0))
+            self._write('{')
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> SubmissionWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, masks: np.ndarray) -> None:
+        """Write the next frame.
+
+        Args:
+            masks: Vehicle and road, uint8 {0, 1} (2, H, W).
+
+        Raises:
+            InputError: If they cannot be written; the frames before stay complete.
+        """
+        pair = json.dumps([encode_mask(mask) for mask in masks])
+        self._write(f'{"," if self.frames else ""}\n"{self.frames + 1}": {pair}')
+        self.frames += 1
+
+    def close(self) -> None:
+        """End the JSON and give the file its name; a second call does nothing."""
+        if self._is_open:
+            self._is_open = False
+            with self._stack:
+                self._write('\n}\n')
+
+    def _write(self, text: str) -> None:
+        try:
+            if self._end is None:
+                self._file.write(text)
+                self._file.flush()
+                return
+            # Cut off half a frame that an interrupted write left: it would make the JSON invalid.
+            self._file.seek(self._end)
+            self._file.truncate()
+            content = memoryview(text.encode('ascii'))
+            while content:
+                content = content[self._file.write(content) :]
+            self._end += len(text)
+        except OSError as error:
+            raise InputError(
+                f'{self._name}: cannot be written ({error.strerror}) after {self.frames} frames; make room, '
+                'or name another file'
+            ) from None
+
+
+class Submission:
+    """A challenge JSON in memory, an answer or a truth; masks are decoded one frame at a time.
+
+    Args:
+        path: The file, for messages.
+        entries: Base64 texts of vehicle and road of each frame, in order.
+    """
+
+    hood = 'as in TRUTH'  # The author of the masks has applied a rule, or none.
+
+    def __init__(self, path: str | Path, entries: Sequence[Sequence[str]]) -> None:
+        self.path, self.entries = path, entries
+
+    def __len__(self) -> int:
+        """Frames."""
+        return len(self.entries)
+
+    def name(self, frame: int) -> str:
+        """Where the masks of a frame are, for messages."""
+        return f'frame {frame} of {self.path}'
+
+    def masks(self, frame: int, size: tuple[int, int] | None = None, like: str = '') -> np.ndarray:
+        """Vehicle and road of a frame, uint8 {0, 1} (2, H, W).
+
+        Args:
+            frame: Its number, 1 to ``len(self)``.
+            size: (height, width) that the masks must have; by default, both the same.
+            like: Name of the thing with that size, for the message.
+
+        Raises:
+            InputError: If a mask is not base64 of a grey PNG of 0 and 1, of that size and not too large;
+                the message names file, frame and mask.
+        """
+        masks: list[np.ndarray] = []
+        for name, text in zip(MASKS, self.entries[frame - 1], strict=True):
+            try:
+                masks.append(_decode_mask(text, size, like))
+            except InputError as fault:
+                raise InputError(f'{self.path}: frame {frame}, {name} mask: {fault}') from None
+            size, like = masks[0].shape, like or 'the vehicle mask'
+        return np.stack(masks)
+
+
+def _decode_mask(text: str, size: tuple[int, int] | None, like: str) -> np.ndarray:
+    """A mask, uint8 {0, 1} (H, W), from base64 of a PNG; an InputError says what is wrong with it."""
+    try:
+        # Without line breaks, which base64.encodebytes writes and the official scorer accepts.
+        content = base64.b64decode(''.join(text.split()), validate=True)
+    except ValueError as error:
+        raise InputError(f'is not base64 ({error}); encode the PNG with base64.b64encode') from None
+    header = header_of(content)
+    if header is None:
+        raise InputError('is base64, but not of a PNG; encode the mask as a grey PNG')
+    height, width = header.size
+    if height * width > LARGEST_PIXELS:
+        raise InputError(f'{height}x{width} is more than {LARGEST_PIXELS} pixels, so it is not decoded')
+    if size is not None and header.size != tuple(size):
+        expected = f'{size[0]}x{size[1]} (height x width){f" as {like}" if like else ""}'
+        raise InputError(f'{height}x{width}, expected {expected}; the official scorer does not resize')
+    if (header.bit_depth, header.colour_type) != (8, GREYSCALE):
+        kind = f'{header.bit_depth} bits of PNG colour type {header.colour_type}'
+        raise InputError(f'{kind}; expected 8-bit grey')
+    fault = damage(content)
+    mask = None if fault else decode(content, cv2.IMREAD_UNCHANGED)
+    if mask is None:
+        raise InputError(f'a damaged PNG ({fault or "no pixels"}); write it again')
+    wrong = np.argwhere(mask > 1)
+    if len(wrong):
+        row, column = wrong[0]
+        raise InputError(
+            f'value {mask[row, column]} at (row {row}, col {column}), {len(wrong)} such pixels; masks hold 0 '
+            'and 1, and the official scorer counts no other value'
+        )
+    return mask
+
+
+def read_submission(path: str | Path) -> Submission:
+    """A challenge JSON; checks that its frames are 1 to N, but decodes no mask yet.
+
+    Raises:
+        InputError: If it cannot be read, is not a challenge JSON, or a frame is missing.
+    """
+    content = read_object(Path(path), _EXPECTED)
+    frames = [str(frame) for frame in range(1, len(content) + 1)]
+    missing = [frame for frame in frames if frame not in content]
+    if missing:
+        raise InputError(
+            f'{path}: frame {shorten_list(missing)} is missing, but it has '
+            f'{shorten_list(map(repr, content.keys() - set(frames)))}; {_EXPECTED}'
+        )
+    entries = [content[frame] for frame in frames]
+    for frame, entry in enumerate(entries, start=1):
+        if not isinstance(entry, list) or [type(one) for one in entry] != [str, str]:
+            raise InputError(f'{path}: frame {frame} is not two strings; {_EXPECTED}')
+    return Submission(path, entries)
+
+
+class LabelTruth:
+    """Truth masks made from CARLA label PNGs, in natural order of their names.
+
+    Args:
+        root: A folder of label PNGs, or a data root: in the Kaggle layout, or of packed frames. A prepared
+            data root also gives its CARLA release and its measured hood.
+        rule: Rule for leaving out the hood, as in `hood_region`.
+
+    Raises:
+        InputError: If no label is found, one is missing or a JPEG, or two have the same name.
+    """
+
+    def __init__(self, root: Path, rule: str = 'exact') -> None:
+        self.path, self._rule, self._paths = root, rule, find_labels(root)
+        stats = load_stats(root)
+        name = 'carla13' if stats is None else SIMULATORS[stats.simulator].scheme_name
+        self._scheme = scheme_of_root(name, str(root))
+
+    @property
+    def hood(self) -> str:
+        """The hood rule, and the data root if the hood was measured there."""
+        is_measured = self._rule == 'exact' and self._scheme.hood is not None
+        return f'{self._rule}, as measured in {self.path}' if is_measured else self._rule
+
+    def __len__(self) -> int:
+        """Frames."""
+        return len(self._paths)
+
+    def name(self, frame: int) -> str:
+        """Path of a frame's label, for messages."""
+        return str(self._paths[frame - 1])
+
+    def masks(self, frame: int) -> np.ndarray:
+        """Vehicle and road of a frame, counted from 1, uint8 {0, 1} (2, H, W).
+
+        Raises:
+            InputError: If its file is not an intact label or is too large; the message names it.
+        """
+        label = read_label(self._paths[frame - 1], self._scheme.name)
+        return challenge_masks(label, self._scheme.classes, self._rule, self._scheme.hood)
+
+
+def read_truth(path: Path, hood: str = 'exact') -> LabelTruth | Submission:
+    """The truth at a path: a folder of labels, or a challenge JSON.
+
+    Raises:
+        InputError: If it is neither, or has no frame.
+    """
+    truth = LabelTruth(path, hood) if path.is_dir() else read_submission(path)
+    if not len(truth):
+        raise InputError(f'{path}: holds no frame; name a challenge JSON with frames, or a folder of labels')
+    return truth
+
+
+def grade(
+    answer: Submission,
+    truth: LabelTruth | Submission,
+    dropped: Collection[int] = (),
+    show: Callable[[Iterable[int], int], Iterable[int]] = lambda frames, total: frames,
+) -> np.ndarray:
+    """Pixel counts of an answer, summed over the truth's frames; surplus answered frames are ignored.
+
+    Args:
+        answer: The answer.
+        truth: The truth.
+        dropped: Frames of the answer, counted from 1, to leave out; those after them move up.
+        show: Wraps the frame numbers to show progress; takes them and their number.
+
+    Returns:
+        int64 (2, 3) as from `count_pixels`.
+
+    Raises:
+        InputError: If the answer lacks a frame or holds an invalid mask; see `Submission.masks`.
+    """
+    kept = [frame for frame in range(1, len(answer) + 1) if frame not in dropped]
+    if len(kept) < len(truth):
+        raise InputError(
+            f'{answer.path}: {len(kept)} frames{" without the dropped" if dropped else ""}, but {truth.path} '
+            f'has {len(truth)}; frames from {len(kept) + 1} on are missing'
+        )
+    counts = np.zeros((len(MASKS), 3), dtype=np.int64)
+    for frame in show(range(1, len(truth) + 1), len(truth)):
+        masks = truth.masks(frame)
+        answered = answer.masks(kept[frame - 1], masks.shape[1:], truth.name(frame))
+        counts += count_pixels(answered, masks)
+    return counts
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Frames of a video that repeat the previous frame."""
+
+    num_frames: int  # of the video
+    frames: tuple[int, ...]  # numbers of the repeats, from 1, in order
+    differences: tuple[float, ...]  # of each from the previous frame, mean absolute, 0 to 255
+    further: int  # number of other frames below the limit
+
+
+def find_repeats(frames: Iterable[np.ndarray], video: str, num_answered: int, num_true: int) -> Repeats:
+    """The surplus frames of a video that has more than its truth: those most like their previous frame.
+
+    Keeps one frame in memory.
+
+    Args:
+        frames: Frames of the video, uint8 (H, W, 3), all of one size.
+        video: Its name, for messages.
+        num_answered: Frames of the answer, from which the repeats are to be dropped.
+        num_true: Frames of the truth.
+
+    Raises:
+        InputError: If too few frames repeat the previous one, or the answer does not have one entry per
+            frame of the video. Errors of ``frames`` pass through.
+    """
+    near, last, num_frames = [], None, 0
+    for num_frames, frame in enumerate(frames, start=1):
+        if last is not None:
+            difference = float(cv2.absdiff(frame, last).mean())
+            if difference < REPEAT_LIMIT:
+                near.append((difference, num_frames))
+        last = frame
+    surplus = max(0, num_frames - num_true)
+    if len(near) < surplus:
+        raise InputError(
+            f'{video}: {num_frames} frames, {surplus} more than the truth, but {len(near)} that repeat the '
+            f'frame before (mean difference below {REPEAT_LIMIT:g} of 255); name the video of this truth'
+        )
+    if surplus and num_frames != num_answered:
+        raise InputError(
+            f'{video}: {num_frames} frames, but the answer has {num_answered}; repeats can only be dropped '
+            'from an answer to all frames of the video'
+        )
+    repeats = sorted((number, difference) for difference, number in sorted(near)[:surplus])
+    numbers, differences = zip(*repeats, strict=True) if repeats else ((), ())
+    return Repeats(num_frames, numbers, differences, len(near) - surplus)
+
+
+def grading_notes(
+    answer: Submission, truth: LabelTruth | Submission, repeats: Repeats | None, hood: str | None
+) -> list[str]:
+    """Notes for readers of the score table: frames dropped or ignored, options without effect.
+
+    ``repeats`` and ``hood`` are None if the user did not ask for them.
+    """
+    notes = []
+    if hood is not None and isinstance(truth, Submission):
+        notes.append(f'--hood {hood} has no effect on a challenge JSON, whose masks are made already')
+    if repeats:
+        for frame, difference in zip(repeats.frames, repeats.differences, strict=True):
+            notes.append(
+                f'dropped: frame {frame} of the answer, which repeats frame {frame - 1} (mean difference '
+                f'{difference:.2f}, limit {REPEAT_LIMIT:g} of 255); frames after it moved up'
+            )
+        if not repeats.frames:
+            notes.append(
+                f'nothing dropped: the video has {repeats.num_frames} frames, the truth {len(truth)}'
+            )
+        elif repeats.further:
+            notes.append(
+                f'{repeats.further} more frames of the video are as near to the one before; the car may '
+                'stand still there, and other frames may be the repeated ones'
+            )
+    surplus = len(answer) - len(repeats.frames if repeats else ()) - len(truth)
+    if surplus > 0:
+        hint = '; if the video repeats a frame, --drop-repeated VIDEO leaves its answer out'
+        notes.append(
+            f'beyond the {len(truth)} frames of the truth the answer has {surplus} more, ignored as by the '
+            f'official scorer{"" if repeats else hint}'
+        )
+    return notes

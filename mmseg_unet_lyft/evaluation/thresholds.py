@@ -1,34 +1,51 @@
-"""Thresholds and dilations of the challenge's masks: applied, and found where the score is best. No torch."""
+"""Applies thresholds and dilations to the challenge's masks, and tunes them. Does not import torch."""
 
 from __future__ import annotations
 
-import json
-import reprlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from ..datasets.files import write_json
+from ..datasets.atomic_io import read_object, write_json
+from ..datasets.carla import IGNORE_INDEX, drives_of_split
+from ..datasets.dataset_stats import scheme_of_root
+from ..datasets.image_io import read_image, read_label
+from ..datasets.layout import find_pairs
 from ..errors import InputError
-from .challenge import BETAS, MASKS, VEHICLE, challenge_ids
+from .challenge import (
+    BETAS,
+    MASKS,
+    VEHICLE,
+    average_f,
+    challenge_ids,
+    challenge_masks,
+    count_pixels,
+    hood_region,
+    mask_scores,
+)
+from .metrics import f_beta
 
 FORMAT = 1
 STEPS = 1000  # Thresholds are tried in thousandths.
 _MAX_DILATION = 50
+# Thresholds tried for classes in neither mask, whose p_c / t_c compete with vehicle's and road's.
+OTHERS = tuple(step / 20 for step in range(1, 21))
+
+Show = Callable[[list, int, str], Iterable]  # Wraps items to show progress; their number, name of the work.
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From which probability on a pixel is vehicle, and from which road.
+    """Smallest probabilities of vehicle and of road pixels, and dilations of their masks.
 
     Attributes:
-        masks: Of the challenge's masks, vehicle and road: p >= t; a pixel may be in both.
+        masks: t of the masks vehicle and road, which hold pixels with p >= t; a pixel may be in both.
         dilations: Pixels by which each mask grows to all sides.
-        labels: One a class, for label maps: the class of the largest p_c / t_c. None: the largest p_c.
+        labels: t_c of each class, for label maps: the class with the largest p_c / t_c. None: largest p_c.
     """
 
     masks: tuple[float, float] = (0.5, 0.5)
@@ -37,7 +54,7 @@ class Thresholds:
 
 
 def mask_probabilities(probabilities: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """Probability of vehicle and of road, float32 (2, H, W), from those of the classes (C, H, W).
+    """Probabilities of vehicle and of road, float32 (2, H, W), from those of all classes (C, H, W).
 
     Raises:
         InputError: If the classes have no vehicle or no road.
@@ -46,12 +63,12 @@ def mask_probabilities(probabilities: np.ndarray, classes: Sequence[str]) -> np.
 
 
 def grown(probability: np.ndarray, region: np.ndarray | None, pixels: int) -> np.ndarray:
-    """A probability map whose thresholding gives the dilated mask: the largest within so many pixels.
+    """A dilated probability map; its thresholding gives the dilated mask.
 
     Args:
         probability: float32 (H, W).
-        region: Where there is none, bool (H, W), or None: neither does it grow from there nor into it.
-        pixels: To all sides, 0 or more.
+        region: Pixels set to 0 before and after, so the mask grows neither from nor into them, bool (H, W).
+        pixels: Size of the dilation to all sides, 0 or more.
 
     Returns:
         float32 (H, W).
@@ -69,7 +86,7 @@ def threshold_masks(probabilities: np.ndarray, thresholds: Thresholds, region: n
     Args:
         probabilities: As from `mask_probabilities`.
         thresholds: What to apply.
-        region: Of the ego car's hood, bool (H, W), as from `challenge.hood_region`.
+        region: The ego car's hood, bool (H, W), as from `challenge.hood_region`.
     """
     masks = [
         grown(probability, region if mask == VEHICLE else None, pixels) >= threshold
@@ -84,7 +101,7 @@ class MaskCurves:
     """F of both masks for every threshold and dilation, from counts over many frames.
 
     Args:
-        dilations: Those to try, in pixels.
+        dilations: Dilations to try, in pixels.
     """
 
     def __init__(self, dilations: Sequence[int] = range(6)) -> None:
@@ -98,55 +115,130 @@ class MaskCurves:
         Args:
             probabilities: As from `mask_probabilities`.
             truth: Vehicle and road, uint8 (2, H, W); pixels that are neither 0 nor 1 are left out.
-            region: Of the hood, bool (H, W).
+            region: The hood, bool (H, W).
         """
         for mask, (probability, true) in enumerate(zip(probabilities, truth, strict=True)):
             for index, pixels in enumerate(self.dilations):
                 shown = grown(probability, region if mask == VEHICLE else None, pixels)
-                # p >= k / STEPS for just the bins from k on; rounding up keeps 0.3 in the bin of 0.3.
+                # Bins from k on hold p >= k / STEPS; the 1e-4 keeps 0.3, stored a little lower, in its bin.
                 bins = np.floor(shown * STEPS + 1e-4).astype(np.int64)
                 for value in (0, 1):
                     found = np.bincount(bins[true == value], minlength=STEPS + 1)
                     self.counts[mask, index, value] += found[: STEPS + 1]
 
     def f(self, mask: int) -> np.ndarray:
-        """F of a mask by dilation and threshold, float64 (D, STEPS + 1); nan where it is 0/0."""
-        # From each threshold on: the sum of all bins above.
+        """F of a mask by dilation and threshold, float64 (D, STEPS + 1); nan without a true pixel."""
+        # Pixels at or above each threshold: the sum of its bin and all later ones.
         false, true = np.flip(np.flip(self.counts[mask], axis=-1).cumsum(axis=-1), axis=-1).swapaxes(0, 1)
-        missed = true[:, :1] - true
-        squared = BETAS[mask] ** 2
-        whole = (1 + squared) * true + squared * missed + false
-        return np.divide((1 + squared) * true, whole, out=np.full(whole.shape, np.nan), where=true > 0)
+        return f_beta(true, false, true[:, :1] - true, BETAS[mask])
 
     def best(self) -> Thresholds:
-        """The thresholds and dilations of the largest F of each mask.
+        """The threshold and dilation of each mask with the largest F.
 
         Raises:
-            InputError: If there is no true pixel of a mask.
+            InputError: If a mask has no true pixel.
         """
         chosen = []
         for mask, name in enumerate(MASKS):
-            scores = self.f(mask)[:, 1:]
-            if not np.isfinite(scores).any():
+            scores = np.nan_to_num(self.f(mask)[:, 1:])
+            if not scores.any():
                 raise InputError(f'no frame has a {name} pixel that is found; tune on drives that have some')
-            index, step = np.unravel_index(np.nanargmax(scores), scores.shape)
+            index, step = np.unravel_index(scores.argmax(), scores.shape)
             chosen.append(((step + 1) / STEPS, self.dilations[index]))
         thresholds, dilations = zip(*chosen, strict=True)
         return Thresholds(tuple(map(float, thresholds)), tuple(dilations))
 
 
 def label_thresholds(classes: Sequence[str], masks: tuple[float, float], others: float) -> tuple[float, ...]:
-    """One threshold a class: those of the masks for vehicle and road classes, ``others`` for the rest."""
+    """A threshold for each class: the masks' for vehicle and road classes, ``others`` for the rest."""
     values = np.full(len(classes), others)
     for ids, threshold in zip(challenge_ids(classes), masks, strict=True):
         values[list(ids)] = threshold
     return tuple(map(float, values))
 
 
+class Tuner:
+    """Finds the thresholds that give a model its best challenge score, on validation drives only.
+
+    Args:
+        segmenter: The model, without thresholds: anything with ``classes`` and ``probabilities``.
+        config: Its ``val_dataloader`` gives the frames and their label scheme.
+        hood: Rule for leaving out the ego car's hood, as in `challenge.hood_region`; the data root's
+            measured hood, if there is one, whatever the model was trained with.
+
+    Attributes:
+        pairs: The frames, as from `find_pairs`.
+
+    Raises:
+        InputError: If the config has no such frames, or one of their drives is a test drive too.
+    """
+
+    def __init__(self, segmenter: Any, config: Any, hood: str) -> None:
+        dataset = (config.get('val_dataloader') or {}).get('dataset', {})
+        if dataset.get('type') != 'LyftCarlaDataset':
+            raise InputError(f'{config.filename}: no LyftCarlaDataset in val_dataloader to tune on')
+        splits = [dataset.get('split', 'val')]
+        splits.append((config.get('test_dataloader') or {}).get('dataset', {}).get('split', 'test'))
+        validated, tested = (set(drives_of_split(one) if isinstance(one, str) else one) for one in splits)
+        if validated & tested:
+            raise InputError(
+                f'drives {", ".join(sorted(validated & tested))} are validated and tested on, and thresholds '
+                'tuned on test drives would flatter the score; set other val_drives or test_drives'
+            )
+        self.segmenter, self.hood = segmenter, hood
+        self.pairs = find_pairs(Path(dataset.data_root), splits[0])
+        self.scheme, self.data_root = dataset.get('scheme', 'carla13'), str(dataset.data_root)
+        self.measured = scheme_of_root(self.scheme, self.data_root).hood
+
+    def frames(self, show: Show, what: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Class probabilities, true masks (255: left out) and the hood's region of each frame."""
+        for pair in show(self.pairs, len(self.pairs), what):
+            label = read_label(pair['seg_map_path'], self.scheme, self.data_root)
+            truth = challenge_masks(label, self.segmenter.classes, self.hood, self.measured)
+            truth[:, label == IGNORE_INDEX] = IGNORE_INDEX
+            region = hood_region(self.hood, *label.shape, self.measured)
+            yield self.segmenter.probabilities(read_image(pair['img_path']), colours='BGR'), truth, region
+
+    def tune(self, show: Show) -> tuple[Thresholds, dict[str, float | None]]:
+        """The best thresholds, and the challenge's average F in percent without and with them.
+
+        Args:
+            show: ``cli.console.progress``, or anything else that passes items through.
+
+        Returns:
+            Thresholds, and F by name: ``masks_after``, ``label_maps_before`` and ``label_maps_after``.
+
+        Raises:
+            InputError: If the frames have no vehicle or no road.
+        """
+        classes, curves = self.segmenter.classes, MaskCurves()
+        for probabilities, truth, region in self.frames(show, 'tuning masks'):
+            curves.add(mask_probabilities(probabilities, classes), truth, region)
+        best = curves.best()
+        candidates = [label_thresholds(classes, best.masks, others) for others in OTHERS]
+        counts = np.zeros((2 + len(candidates), 2, 3), dtype=np.int64)
+        for probabilities, truth, region in self.frames(show, 'tuning label maps'):
+            masks = [threshold_masks(mask_probabilities(probabilities, classes), best, region)]
+            # The plain label map first.
+            for divisors in ((1.0,) * len(classes), *candidates):
+                label = (probabilities / np.float32(divisors)[:, None, None]).argmax(axis=0)
+                masks.append(challenge_masks(label, classes, self.hood, self.measured))
+            counts += np.stack([count_pixels(answer, truth) for answer in masks])
+        after, plain, *tuned = (average_f(mask_scores(one)) for one in counts)
+        chosen = max(range(len(tuned)), key=lambda index: tuned[index] or 0)
+        # Unless thresholds improve on the plain label map, they are left out.
+        labels, label_maps_after = None, plain
+        if (tuned[chosen] or 0) > (plain or 0):
+            labels, label_maps_after = candidates[chosen], tuned[chosen]
+        named = dict(masks_after=after, label_maps_before=plain, label_maps_after=label_maps_after)
+        found = {name: None if score is None else 100 * score for name, score in named.items()}
+        return replace(best, labels=labels), found
+
+
 def save_thresholds(
     path: Path, thresholds: Thresholds, classes: Sequence[str], about: dict[str, Any]
 ) -> None:
-    """Write thresholds as JSON, with the classes they are for and whatever else is to be said of them."""
+    """Write thresholds as JSON, with the classes they are for and further facts ``about`` them."""
     masks = {
         name: dict(threshold=threshold, dilation=pixels)
         for name, threshold, pixels in zip(MASKS, thresholds.masks, thresholds.dilations, strict=True)
@@ -160,47 +252,32 @@ def load_thresholds(path: str | Path, classes: Sequence[str]) -> Thresholds:
 
     Args:
         path: The file.
-        classes: Of the model they are to be applied to.
+        classes: Classes of the model that will use them.
 
     Raises:
-        InputError: If there is no such file, it is broken, or it is for other classes.
+        InputError: If the file is missing, broken, or for other classes.
     """
     remedy = 'make it with tools/tune_thresholds.py'
+    fields = read_object(Path(path), remedy)
     try:
-        fields = json.loads(Path(path).read_text(encoding='utf-8'))
-    except OSError as error:
-        raise InputError(f'{path}: cannot be read ({error.strerror}); {remedy}') from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f'{path}: is no JSON ({error}); {remedy}') from None
-    try:
-        if fields['format'] != FORMAT:
-            known = f'this version knows {FORMAT}'
-            raise InputError(f'{path}: is of format {reprlib.repr(fields["format"])}, {known}; {remedy}')
-        if list(fields['classes']) != list(classes):
-            raise InputError(
-                f'{path}: is for the classes {", ".join(fields["classes"])}, the model has '
-                f'{", ".join(classes)}; {remedy} for this model'
-            )
+        version, names = fields['format'], list(fields['classes'])
         thresholds, dilations = (
-            tuple(_number(fields['masks'][name][key]) for name in MASKS) for key in ('threshold', 'dilation')
+            tuple(float(fields['masks'][name][key]) for name in MASKS) for key in ('threshold', 'dilation')
         )
-        labels = None if fields['labels'] is None else tuple(map(_number, fields['labels']))
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        labels = None if fields['labels'] is None else tuple(map(float, fields['labels']))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f'{path}: holds no thresholds ({error!r}); {remedy}') from None
+    if version != FORMAT:
+        raise InputError(f'{path}: is of format {version}, this version knows {FORMAT}; {remedy}')
+    if names != list(classes):
+        raise InputError(
+            f'{path}: is for the classes {", ".join(map(str, names))}, the model has {", ".join(classes)}; '
+            f'{remedy} for this model'
+        )
     numbers = (*thresholds, *(labels or ()))
-    if not all(0 < number <= 1 for number in numbers) or (labels is not None and len(labels) != len(classes)):
-        raise InputError(
-            f'{path}: thresholds are above 0 and up to 1, one a class, not {reprlib.repr(numbers)}; {remedy}'
-        )
-    if not all(pixels.is_integer() and 0 <= pixels <= _MAX_DILATION for pixels in dilations):
-        raise InputError(
-            f'{path}: dilations are whole pixels, 0 to {_MAX_DILATION}, not {dilations}; {remedy}'
-        )
+    is_complete = labels is None or len(labels) == len(classes)
+    if not is_complete or not all(0 < number <= 1 for number in numbers):
+        raise InputError(f'{path}: {numbers}; expected numbers above 0 and up to 1, one a class; {remedy}')
+    if not all(pixels in range(_MAX_DILATION + 1) for pixels in dilations):
+        raise InputError(f'{path}: dilations {dilations}; expected 0 to {_MAX_DILATION} pixels; {remedy}')
     return Thresholds(thresholds, tuple(map(int, dilations)), labels)
-
-
-def _number(value: Any) -> float:
-    """A JSON number; a TypeError for the rest, of which ``float`` would take some texts and booleans."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f'{reprlib.repr(value)} is no number')
-    return float(value)

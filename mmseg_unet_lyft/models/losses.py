@@ -1,4 +1,4 @@
-"""Losses, only what mmseg lacks: a cross-entropy that is one mean, however many processes share the batch."""
+"""A cross-entropy that mmseg lacks: one mean over the batch, however many processes share it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor
 class LyftCrossEntropyLoss(CrossEntropyLoss):
     """Mean cross-entropy over the valid pixels of the whole batch, weighted by class.
 
-    mmseg's own divides by the pixels of one process; gradients averaged over processes then weigh a frame
-    with few valid pixels as much as a full one. This one divides by the weight of all processes' valid
-    pixels, so that a batch gives one gradient, however it is split. Where only deterministic algorithms
-    are allowed it runs on one: CUDA has none for the cross-entropy of label maps, but for that of rows.
+    mmseg's loss divides by the pixels of one process; averaging the gradients over processes then weighs a
+    frame with few valid pixels as much as a full one. This one divides by the weight of all processes'
+    valid pixels, so a batch gives the same gradient however it is split. If only deterministic algorithms
+    are allowed, maps are flattened to rows: CUDA has a deterministic cross-entropy for rows alone.
 
     Args:
         kwargs: As in mmseg's ``CrossEntropyLoss``; ``avg_non_ignore`` makes no difference.
     """
 
     def __init__(self, *args, **kwargs) -> None:
-        # mmseg warns of its own default.
+        # mmseg prints a warning about its own default.
         super().__init__(*args, **dict(avg_non_ignore=True) | kwargs)
 
     def forward(
@@ -36,19 +36,10 @@ class LyftCrossEntropyLoss(CrossEntropyLoss):
         ignore_index: int = 255,
         **kwargs,
     ) -> Tensor:
-        """The loss.
+        """The loss, a scalar; float (N, H, W) without reduction. Arguments as in mmseg.
 
-        Args:
-            cls_score: Logits, float (N, C, H, W).
-            label: Class ids, int64 (N, H, W).
-            weight: Weight of each pixel, float (N, H, W).
-            avg_factor: What the sum is divided by, if not the valid pixels' weight.
-            reduction_override: ``'none'``, ``'mean'`` or ``'sum'``, in place of the one configured.
-            ignore_index: Pixels with this label do not count.
-            kwargs: As in mmseg's ``CrossEntropyLoss``.
-
-        Returns:
-            A scalar; float (N, H, W) without reduction.
+        Takes logits (N, C, H, W), class ids int64 (N, H, W) and pixel weights (N, H, W).
+        ``avg_factor`` replaces the valid pixels' weight as the divisor of the sum.
         """
         reduction = reduction_override or self.reduction
         if reduction == 'mean' and avg_factor is None:
@@ -62,15 +53,15 @@ class LyftCrossEntropyLoss(CrossEntropyLoss):
         )
 
     def _valid_weight(self, cls_score: Tensor, label: Tensor, ignore_index: int) -> Tensor:
-        """The valid pixels' weight in this batch; in training, its mean over the processes."""
+        """Summed weight of the valid pixels of this batch; in training, its mean over the processes."""
         valid = label != ignore_index
         if self.class_weight is None or self.use_sigmoid:
-            # With several sigmoids, a pixel counts once for each.
+            # With several sigmoids, a pixel counts once per channel.
             channels = cls_score.shape[1] if self.use_sigmoid else 1
             total = valid.sum(dtype=torch.float32) * channels
         else:
             total = cls_score.new_tensor(self.class_weight, dtype=torch.float32)[label[valid]].sum()
         if self.training:
-            # Not in validation: there the processes may have unequal numbers of frames.
+            # In validation the processes may have unequal numbers of frames and would wait forever.
             all_reduce(total, op='mean')
         return total

@@ -1,4 +1,4 @@
-"""Device-side batch work: unpack, colour, normalise."""
+"""Batch work on the device: unpack bytes, change colours, normalise."""
 
 from __future__ import annotations
 
@@ -18,16 +18,13 @@ _HUE_STEPS = 180.0  # OpenCV's hue in eight bits: half degrees
 def change_colours(images: Tensor, colours: Tensor) -> Tensor:
     """Images with changed colours: brightness, contrast, saturation and hue, contrast.
 
-    What OpenCV does with bytes, here with floats: nothing is rounded in between.
+    Does on floats what OpenCV does on bytes, so nothing is rounded in between.
 
     Args:
-        images: BGR, float (N, 3, H, W), 0 to 255.
-        colours: Of each image the number added to its levels, the factor on them before saturation and hue,
-            the factor on the saturation, the number added to the hue (of 180), and the factor on the levels
-            afterwards, float (N, 5).
-
-    Returns:
-        BGR, float (N, 3, H, W), 0 to 255.
+        images: BGR, float (N, 3, H, W), 0 to 255; the result has the same format.
+        colours: Float (N, 5); for each image the number added to its levels, the factor on them before
+            saturation and hue change, the factor on the saturation, the number added to the hue (of 180),
+            and the factor on the levels afterwards.
     """
     added, before, saturation, hue, after = colours.to(images)[:, :, None, None].unbind(1)
     images = images.add(added[:, None]).clamp_(0, _LEVELS).mul_(before[:, None]).clamp_(0, _LEVELS)
@@ -39,7 +36,7 @@ def change_colours(images: Tensor, colours: Tensor) -> Tensor:
         (green - blue),
         torch.where(value == green, (blue - red) + 2 * chroma, (red - green) + 4 * chroma),
     ) / chroma.clamp(min=1e-6) + hue * (6 / _HUE_STEPS)
-    # At full saturation the darkest channel is 0; beyond there is nothing.
+    # At full saturation the darkest channel is 0; chroma cannot grow further.
     chroma = torch.minimum(chroma * saturation, value)
     # Source: HSV to RGB by one formula, https://en.wikipedia.org/wiki/HSL_and_HSV (alternative).
     offsets = torch.tensor([1.0, 3.0, 5.0], device=images.device, dtype=images.dtype)[:, None, None]
@@ -48,47 +45,43 @@ def change_colours(images: Tensor, colours: Tensor) -> Tensor:
     return (value[:, None] - chroma[:, None] * rise).mul_(after[:, None]).clamp_(0, _LEVELS)
 
 
+def normalise(preprocessor: SegDataPreProcessor, images: Tensor) -> Tensor:
+    """BGR images, float (N, 3, H, W), 0 to 255, converted and normalised as the preprocessor does it."""
+    # The attribute's name in OneDL's stack, then in OpenMMLab's.
+    names = ('_channel_conversion', 'channel_conversion')
+    if any(getattr(preprocessor, name, False) for name in names):
+        images = images.flip(1)
+    return (images - preprocessor.mean).div_(preprocessor.std) if hasattr(preprocessor, 'mean') else images
+
+
 @MODELS.register_module()
 class LyftDataPreProcessor(SegDataPreProcessor):
     """mmseg's SegDataPreProcessor, which also takes the stacked bytes of ``lyft_collate``.
 
-    Those are turned into floats, coloured where the loader left that open, normalised, and cut into
-    samples whose labels are views of one tensor, on the device. Lists of images with their samples
-    (validation, test-time augmentation, ``mmseg.apis``) go mmseg's way.
-
-    Args:
-        bgr_to_rgb: Whether to turn BGR into RGB.
-        rgb_to_bgr: Whether to turn RGB into BGR.
-        kwargs: As in mmseg's ``SegDataPreProcessor``.
+    On the device, the bytes become floats, change colour if the loader left that to it, are normalised and
+    split into samples whose labels are views of one tensor. Lists of images with their samples (validation,
+    test-time augmentation, ``mmseg.apis``) are processed by mmseg. Arguments are mmseg's.
     """
-
-    def __init__(self, *, bgr_to_rgb: bool = False, rgb_to_bgr: bool = False, **kwargs) -> None:
-        super().__init__(bgr_to_rgb=bgr_to_rgb, rgb_to_bgr=rgb_to_bgr, **kwargs)
-        # The two stacks keep it under different names.
-        self._swap_channels = bgr_to_rgb or rgb_to_bgr
 
     def forward(self, data: dict, training: bool = False) -> dict[str, Any]:
         """The batch for the network: ``inputs`` float (N, 3, H, W) and ``data_samples``.
 
         Args:
-            data: A batch of ``lyft_collate`` or of mmengine's ``pseudo_collate``.
+            data: A batch from ``lyft_collate`` or from mmengine's ``pseudo_collate``.
             training: Whether the batch is for training.
         """
         if 'pixels' not in data:
             return super().forward(data, training)
         metas = data['metas']
         images, labels = split_pixels(self.cast_data(data['pixels']), data['crop_size'])
-        # Three planes: arithmetic on interleaved channels takes a CPU twice as long.
+        # Planar channels: arithmetic on interleaved ones takes a CPU twice as long.
         inputs = images.to(torch.float32, memory_format=torch.contiguous_format)
         if 'colour' in metas[0]:
             inputs = change_colours(inputs, torch.tensor([meta['colour'] for meta in metas]))
-        if self._swap_channels:
-            inputs = inputs.flip(1)
-        if self._enable_normalize:
-            inputs = (inputs - self.mean).div_(self.std)
+        inputs = normalise(self, inputs)
         for image, meta in zip(inputs, metas, strict=True):
             height, width = meta.get('img_shape', image.shape[1:])[:2]
-            # Beside a frame smaller than its crop, as mmseg pads: after normalising.
+            # Frames smaller than the crop are padded after normalising, as mmseg does.
             image[:, height:] = self.pad_val
             image[:, :, width:] = self.pad_val
         samples = make_samples(labels.long(), metas)
@@ -105,7 +98,7 @@ def split_pixels(pixels: Tensor, crop_size: tuple[int, int]) -> tuple[Tensor, Te
 
 
 def make_samples(labels: Tensor, metas: list[dict]) -> list[SegDataSample]:
-    """One sample a label map of (N, H, W), each a view of it."""
+    """One sample per label map of (N, H, W); each holds a view of it."""
     samples = []
     for label, meta in zip(labels[:, None], metas, strict=True):
         sample = SegDataSample(metainfo=dict(meta, pad_shape=tuple(label.shape[1:])))

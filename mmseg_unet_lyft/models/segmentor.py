@@ -1,46 +1,140 @@
-"""`LyftSegmentor`: mmseg's EncoderDecoder with input-size logits, uint8 label maps and validation loss.
-
-How a trained network is applied (views, windows, thresholds, passes) is in the rooms beside this one.
-"""
+"""`LyftSegmentor`: mmseg's EncoderDecoder with input-size logits, uint8 label maps and validation loss."""
 
 from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from mmengine.config import ConfigDict
 from mmengine.structures import PixelData
 from mmseg.models.segmentors import EncoderDecoder
-from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from .averaging import average_views, to_logits, to_probabilities
-from .monte_carlo import check_dropout, entropy, monte_carlo
-from .options import complete_test_cfg
-from .window import slide
+from ..errors import InputError
+from .predict_modes import (
+    at_size,
+    average_views,
+    check_dropout,
+    entropy,
+    monte_carlo,
+    slide,
+    to_labels,
+    to_logits,
+    to_probabilities,
+)
+
+# Value of each `test_cfg` key that a config leaves out: mmseg's own behaviour.
+_DEFAULTS = dict(
+    mode='whole',
+    crop_size=None,
+    stride=None,
+    window='uniform',
+    scales=(1.0,),
+    flip=False,
+    thresholds=None,
+    passes=None,
+)
+TEST_KEYS = frozenset(_DEFAULTS)
+
+
+def complete_test_cfg(test_cfg: Mapping[str, Any], out_channels: int) -> dict[str, Any]:
+    """A ``test_cfg`` with every key.
+
+    Args:
+        test_cfg: As in `LyftSegmentor`; missing keys get mmseg's behaviour.
+        out_channels: Channels of the network's output.
+
+    Returns:
+        All keys; ``scales`` and ``thresholds`` as tuples of floats, ``stride`` half the window by default.
+
+    Raises:
+        InputError: If a key is unknown, or a value makes no sense.
+    """
+    for key in test_cfg:
+        if key not in TEST_KEYS:
+            nearest = difflib.get_close_matches(key, sorted(TEST_KEYS), n=1, cutoff=0.0)[0]
+            raise InputError(f'test_cfg.{key}: no such key; did you mean test_cfg.{nearest}?')
+    config = _DEFAULTS | dict(test_cfg)
+    slides, crop_size, thresholds = config['mode'] == 'slide', config['crop_size'], config['thresholds']
+    if slides and config['stride'] is None and _is_size(crop_size):
+        config['stride'] = tuple(max(side // 2, 1) for side in crop_size)
+    stride, passes = config['stride'], config['passes']
+    if slides and _is_size(crop_size):
+        # A stride longer than the window would leave pixels without logits.
+        fits = _is_size(stride) and stride[0] <= crop_size[0] and stride[1] <= crop_size[1]
+    else:
+        fits = stride is None or crop_size is not None
+    one_a_class = _are_positive(thresholds) and len(thresholds) == out_channels > 1
+    checks = dict(
+        mode=(config['mode'] in ('whole', 'slide'), "'whole' or 'slide'"),
+        window=(config['window'] in ('gaussian', 'uniform'), "'gaussian' or 'uniform'"),
+        crop_size=(not slides or _is_size(crop_size), '(height, width) of the windows'),
+        stride=(fits, "(height, width) up to test_cfg.crop_size, with mode='slide'"),
+        scales=(_are_positive(config['scales']), 'a list of numbers above 0, such as [0.75, 1.0]'),
+        flip=(isinstance(config['flip'], bool), 'True or False'),
+        thresholds=(
+            thresholds is None or one_a_class,
+            f'{out_channels} numbers above 0, one a class'
+            if out_channels > 1
+            else 'None: a single output has model.decode_head.threshold',
+        ),
+        passes=(passes is None or (type(passes) is int and passes > 0), 'a number of 1 or more, or None'),
+    )
+    for key, (is_valid, expected) in checks.items():
+        if not is_valid:
+            raise InputError(f'test_cfg.{key}={config[key]!r}: expected {expected}')
+    for key, convert in (('crop_size', int), ('stride', int), ('scales', float), ('thresholds', float)):
+        if config[key] is not None and (slides or convert is float):
+            config[key] = tuple(map(convert, config[key]))
+    return config
+
+
+def _is_size(value: Any) -> bool:
+    """Whether a value is a height and a width."""
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
+    return is_pair and all(type(side) is int and side > 0 for side in value)
+
+
+def _are_positive(value: Any) -> bool:
+    """Whether a value is a list of numbers above 0."""
+    is_list = isinstance(value, (list, tuple)) and len(value) > 0
+    return is_list and all(isinstance(one, (int, float)) and 0 < one < math.inf for one in value)
+
+
+def beyond_plain(test_cfg: Mapping[str, Any] | None) -> list[str]:
+    """Keys that make prediction more than one pass over complete frames; thresholds do not count."""
+    found = _DEFAULTS | dict(test_cfg or {})
+    plain = dict(scales=tuple(found['scales'] or (1.0,)) == (1.0,), flip=not found['flip'])
+    plain |= dict(mode=found['mode'] == 'whole', passes=(found['passes'] or 1) == 1)
+    return [key for key, is_plain in plain.items() if not is_plain]
 
 
 @MODELS.register_module()
 class LyftSegmentor(EncoderDecoder):
     """Backbone and decode head as one network.
 
-    As mmseg's ``EncoderDecoder``, and: ``mode='tensor'`` gives logits of the input's size for any
-    pyramid; label maps are uint8; float logits are kept only on request; samples that carry ground
-    truth get their validation loss. The mean and deviation of the preprocessor are part of the weights.
+    Differs from mmseg's ``EncoderDecoder``: ``mode='tensor'`` gives logits of the input's size for any
+    pyramid; label maps are uint8; float logits are kept only on request; samples with ground truth get
+    their validation loss. The preprocessor's mean and standard deviation are saved with the weights.
 
-    ``test_cfg`` says how predictions are made, in validation and test, by ``mmseg.apis`` and `Segmenter`
-    alike:
+    ``test_cfg`` says how predictions are made, in validation and test, with ``mmseg.apis`` and with
+    `Segmenter`:
 
     - ``mode``: ``'whole'``, the default, or ``'slide'``: windows of ``crop_size=(h, w)``, ``stride=(h, w)``
       pixels apart, half the window by default. ``window='gaussian'`` lets the middle of each weigh most
-      (see `models.window`), ``'uniform'``, the default, is mmseg's plain mean.
-    - ``scales=(1.0,)`` and ``flip=False``: test-time augmentation, the mean probability over all scales,
-      each mirrored too with ``flip``.
-    - ``thresholds``: one a class, > 0; the label is the class of the largest p_c / t_c.
-    - ``passes``: with a number, samples get ``confidence`` and ``entropy``, and predictions are the mean of
-      that many passes with active dropout; 1 is the plain softmax.
+      (see `predict_modes.slide`), ``'uniform'``, the default, is mmseg's plain mean.
+    - ``scales=(1.0,)`` and ``flip=False``: test-time augmentation, the mean probability over all scales;
+      with ``flip`` also over their mirror images.
+    - ``thresholds``: t_c > 0 of each class c; the label is the class with the largest p_c / t_c.
+    - ``passes``: if set, samples get ``confidence`` and ``entropy``, and predictions are the mean of that
+      many passes with active dropout; 1 is the plain softmax.
 
-    ``mode='tensor'``, which exports use, is the network alone.
+    ``mode='tensor'``, which exports use, ignores ``test_cfg``.
 
     Args:
         test_cfg: See above.
@@ -71,40 +165,37 @@ class LyftSegmentor(EncoderDecoder):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
         for name in self._statistics:
-            # mmengine leaves them out of the weights; a network is only right with those it was trained with.
+            # mmengine leaves them out of the weights, but a network needs those it was trained with.
             self.data_preprocessor.register_buffer(name, getattr(self.data_preprocessor, name))
 
     @property
     def _statistics(self) -> tuple[str, ...]:
-        """Names of the preprocessor's mean and deviation, if it normalises."""
+        """Names of the preprocessor's mean and standard deviation, if it normalises."""
         return tuple(name for name in ('mean', 'std') if hasattr(self.data_preprocessor, name))
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
-        # Weights from elsewhere, or from before statistics were among them, keep the config's.
+        # Weights saved without statistics keep those of the config.
         for name in self._statistics:
             present = getattr(self.data_preprocessor, name)
             state_dict.setdefault(f'{prefix}data_preprocessor.{name}', present)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extract_feat(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """The backbone's maps, finest first, of float images (N, C, H, W)."""
+        """The backbone's maps of float images (N, C, H, W), finest first."""
         return super().extract_feat(inputs.contiguous(memory_format=self.memory_format))
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
-        """Logits of the input's size, float (N, out_channels, H, W), of a whole frame or a window."""
-        # A list, which the head empties: the maps of all levels are a fifth of what labelling takes.
+        """Logits of a complete frame or a window, at its size: float (N, out_channels, H, W)."""
+        # A list, so that the head frees each map: all levels are a fifth of the memory of labelling.
         maps = list(self.extract_feat(inputs))
         return self.decode_head.predict(maps, batch_img_metas, self.test_cfg)
 
     def _forward(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> Tensor:
         """Logits of the input's own size, float (N, out_channels, H, W)."""
-        logits = super()._forward(inputs, data_samples)
-        if logits.shape[2:] == inputs.shape[2:]:
-            return logits
-        return resize(logits, size=inputs.shape[2:], mode='bilinear', align_corners=self.align_corners)
+        return at_size(super()._forward(inputs, data_samples), inputs.shape[2:], self.align_corners)
 
     def inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
-        """Logits of the input's size, float (N, out_channels, H, W), as ``test_cfg`` wants them.
+        """Logits of the input's size, float (N, out_channels, H, W), computed as ``test_cfg`` says.
 
         With test-time augmentation they are the logarithms of mean probabilities.
         """
@@ -136,10 +227,10 @@ class LyftSegmentor(EncoderDecoder):
             data_samples: Meta information and ground truth of each image.
 
         Returns:
-            One sample an image with ``pred_sem_seg`` uint8 (1, H, W) at the original size, and
-            ``val_loss``, a float tensor: the mean over the image's valid pixels. Taken image by image,
-            so that it does not depend on the batch size. With ``test_cfg.passes`` also ``confidence`` and
-            ``entropy``, float32 (1, H, W): the probability of the predicted class, and nats.
+            One sample per image with ``pred_sem_seg`` uint8 (1, H, W) at the original size, and
+            ``val_loss``, a float tensor: the mean over that image's valid pixels, so it does not depend
+            on the batch size. With ``test_cfg.passes`` also ``confidence``, the probability of the
+            predicted class, and ``entropy`` in nats, both float32 (1, H, W).
         """
         if data_samples is None:
             size = inputs.shape[2:]
@@ -160,60 +251,38 @@ class LyftSegmentor(EncoderDecoder):
     def postprocess_result(
         self, seg_logits: Tensor, data_samples: list[SegDataSample] | None = None
     ) -> list[SegDataSample]:
-        """Samples with uint8 label maps (1, H, W) at the original size from logits (N, C, H, W).
+        """Samples with uint8 label maps (1, H, W) at the original size, from logits (N, C, H, W).
 
-        Where ``seg_logits`` are kept, they are the network's: thresholds move the label maps alone.
+        Thresholds change the label maps alone; kept ``seg_logits`` are the network's.
         """
         samples = [SegDataSample() for _ in seg_logits] if data_samples is None else data_samples
         for logits, sample in zip(seg_logits, samples, strict=True):
             if data_samples is not None:
                 logits = self._at_original_size(logits[None], sample.metainfo)[0]
-            if len(logits) == 1:
-                # Of a single logit, mmseg keeps the sigmoid under the name of logits.
-                logits = logits.sigmoid()
-                label = logits > self.decode_head.threshold
-            else:
-                # `max` finds the same index as `argmax`, on a CPU four times as fast.
-                label = self._divided(logits).max(0, keepdim=True).indices
-            sample.pred_sem_seg = PixelData(data=label.to(torch.uint8))
+            label = to_labels(logits[None], self.decode_head.threshold, self.test_cfg.thresholds)
+            sample.pred_sem_seg = PixelData(data=label)
             if self.test_cfg.passes:
-                _add_uncertainty(sample, logits)
+                probabilities = to_probabilities(logits[None])
+                confidence = probabilities.gather(1, label[None].long())[0]
+                sample.confidence = PixelData(data=confidence)
+                sample.entropy = PixelData(data=entropy(probabilities))
             if self.keep_logits:
-                sample.seg_logits = PixelData(data=logits)
+                # For a single logit, mmseg stores the sigmoid as `seg_logits`.
+                sample.seg_logits = PixelData(data=logits.sigmoid() if len(logits) == 1 else logits)
         return samples
 
     def _at_original_size(self, logits: Tensor, meta: dict) -> Tensor:
-        """A frame's logits (1, C, H, W) without its padding, turned back, at the size it was read with."""
-        # Source: mmseg's BaseSegmentor.postprocess_result; here only what has another size is resized.
+        """A frame's logits (1, C, H, W) without padding, flipped back, at the size of the image file."""
+        # Source: mmseg's BaseSegmentor.postprocess_result; here nothing is resized to its own size.
         left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
         height, width = logits.shape[2:]
         logits = logits[:, :, top : height - bottom, left : width - right]
         if meta.get('flip'):
             logits = logits.flip(dims=(3 if meta['flip_direction'] == 'horizontal' else 2,))
-        size = tuple(meta['ori_shape'][:2])
-        if tuple(logits.shape[2:]) == size:
-            return logits
-        return resize(logits, size=size, mode='bilinear', align_corners=self.align_corners)
-
-    def _divided(self, logits: Tensor) -> Tensor:
-        """Logits (C, H, W) whose largest is that of the largest p_c / t_c, where there are thresholds."""
-        thresholds = self.test_cfg.thresholds
-        return logits if thresholds is None else logits - logits.new_tensor(thresholds).log()[:, None, None]
+        return at_size(logits, meta['ori_shape'][:2], self.align_corners)
 
 
 def _metas_of(view: Tensor, metas: list[dict]) -> list[dict]:
-    """The images' meta information for a scaled or cut view of them, (N, 3, h, w)."""
-    # mmseg's heads restore a size given as torch.Size, and otherwise the padded frame's.
+    """The images' meta information, changed for a scaled or cropped view of them, (N, 3, h, w)."""
+    # mmseg's heads resize to an `img_shape` that is a torch.Size, otherwise to the padded frame.
     return [dict(meta, img_shape=view.shape[2:]) for meta in metas]
-
-
-def _add_uncertainty(sample: SegDataSample, logits: Tensor) -> None:
-    """Add ``confidence`` and ``entropy``, float32 (1, H, W), from logits (C, H, W) or a sigmoid."""
-    logits = logits[None].float()
-    probabilities = (
-        to_probabilities(logits) if logits.shape[1] > 1 else torch.cat([1 - logits, logits], dim=1)
-    )
-    confidence = probabilities.gather(1, sample.pred_sem_seg.data[None].long())[0]
-    sample.set_data(
-        dict(confidence=PixelData(data=confidence), entropy=PixelData(data=entropy(probabilities)))
-    )

@@ -1,4 +1,4 @@
-"""The contracting path: `LyftUNet`, a backbone of five maps.
+"""The contracting path: `LyftUNet`, a backbone with five output maps by default.
 
 Shape legend: N batch, C channels, H x W the input's size, c ``base_channels``. Map ``i`` of the output
 has ``c * 2**i`` channels and ``H // 2**i`` rows.
@@ -29,7 +29,7 @@ def unet_level(
 ) -> nn.Sequential:
     """Two 3x3 "same" convolutions, each with norm (if any) and activation: (N, C, H, W) -> (N, C', H, W)."""
     act_cfg = act_cfg or dict(type='ReLU')
-    # A plain Sequential: as a direct child of a BaseModule, ConvModule would redo its own initialisation.
+    # A plain Sequential: a ConvModule directly below a BaseModule would redo its own initialisation.
     return nn.Sequential(
         ConvModule(in_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=act_cfg),
         ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=act_cfg),
@@ -37,7 +37,7 @@ def unet_level(
 
 
 def run_level(level: nn.Module, inputs: Tensor, with_cp: bool) -> Tensor:
-    """The level's output; with ``with_cp`` its activations are computed again in the backward pass."""
+    """The level's output; ``with_cp`` computes its activations again in the backward pass."""
     if with_cp and inputs.requires_grad:
         return checkpoint(level, inputs, use_reentrant=False)
     return level(inputs)
@@ -54,9 +54,9 @@ class LyftUNet(BaseModule):
         in_channels: Channels of the input image.
         base_channels: Channels of the finest map (c); each further level has twice as many.
         num_stages: Number of levels, the middle one included.
-        dropout: Dropout ratio behind each pool, one number or ``num_stages - 1`` of them, finest first.
-            ``None`` is the reference: 0.25, then 0.5.
-        norm_cfg: Normalisation behind each convolution; the reference has none.
+        dropout: Dropout ratio after each pool, one number or ``num_stages - 1`` of them, finest first.
+            ``None`` means the reference's: 0.25, then 0.5.
+        norm_cfg: Normalisation after each convolution; the reference has none.
         act_cfg: Activation; ReLU by default.
         with_cp: Trade time for memory by computing activations twice.
         init_cfg: Initialisation; Keras' by default.
@@ -104,7 +104,7 @@ class LyftUNet(BaseModule):
         """Maps of all levels, finest first.
 
         Args:
-            inputs: Normalised images, float (N, C, H, W), any size from 16x16 up (5 stages).
+            inputs: Normalised images, float (N, C, H, W), any size from 16x16 up (for 5 stages).
 
         Returns:
             ``num_stages`` tensors, float (N, c * 2**i, H // 2**i, W // 2**i).

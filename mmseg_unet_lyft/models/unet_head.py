@@ -6,36 +6,123 @@ from collections.abc import Sequence
 
 import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.models.utils import resize
 from mmseg.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor, library, nn
+from torch.nn import functional
 
 from ..errors import InputError
-from .joining import upsample_and_join
 from .losses import LyftCrossEntropyLoss
+from .predict_modes import at_size, to_labels
 from .unet import KERAS_INIT, run_level, unet_level
 
+# Up to this width four small convolutions are faster on a CPU than oneDNN's transposed one: 3.8 times at
+# 32 channels, 1.07 at 128, but 0.77 at 256 (docs/benchmarks.md).
+_MOST_CHANNELS = 128
 
-def decoder_widths(
-    in_channels: tuple[int, ...], decoder_channels: Sequence[int] | None, channels: int | None
-) -> tuple[int, ...]:
-    """Channels of each decoder level, finest first: as given, or those of the skip maps.
 
-    Raises:
-        InputError: If the numbers of maps, levels and channels do not fit each other.
+def fit_to_skip(upsampled: Tensor, skip: Tensor) -> Tensor:
+    """The upsampled map, cut to the skip map's size, or resized if cutting does not fit.
+
+    A stride-2 transposed convolution without padding turns n rows into 2n+1. Keras' "same" cuts off the
+    last row and column; cutting serves skips of 2n (even), 2n+1 (odd) and 2n-1 rows (backbones that
+    round up). Any other ratio (dilated stages) is resized.
     """
-    widths = tuple(in_channels[:-1] if decoder_channels is None else decoder_channels)
-    if len(in_channels) < 2 or len(widths) != len(in_channels) - 1:
-        raise InputError(
-            f'LyftUNetHead: in_channels={in_channels} and decoder_channels={widths}; '
-            'a head over n maps (2 or more) has n - 1 decoder levels'
-        )
-    if channels is not None and channels != widths[0]:
-        raise InputError(
-            f'LyftUNetHead: channels={channels}, but the finest decoder level has {widths[0]}; leave '
-            'channels out, or set decoder_channels'
-        )
-    return widths
+    if _is_cut(upsampled.shape[2:], skip):
+        return upsampled[:, :, : skip.shape[2], : skip.shape[3]]
+    return at_size(upsampled, skip.shape[2:])
+
+
+def _is_cut(size: tuple[int, int], skip: Tensor) -> bool:
+    """Whether the skip map has the upsampled map's (height, width), or up to two rows or columns less."""
+    return all(0 <= big - small <= 2 for big, small in zip(size, skip.shape[2:], strict=True))
+
+
+def upsample_and_join(upsampling: nn.ConvTranspose2d, below: Tensor, skip: Tensor) -> Tensor:
+    """``[upsampled, skip]``, concatenated along the channels.
+
+    Where that is faster and no gradient is needed, the transposed convolution is computed as four ordinary
+    ones that write into the joined map: the same sums in another order.
+
+    Args:
+        upsampling: 3x3, stride 2, no padding, C -> D channels.
+        below: float (N, C, n, m).
+        skip: float (N, S, H, W).
+
+    Returns:
+        float (N, D + S, H, W).
+    """
+    full_size = tuple(2 * side + 1 for side in below.shape[2:])
+    if _in_four(below) and _is_cut(full_size, skip):
+        bias = None if upsampling.bias is None else upsampling.bias.repeat(4)
+        quarters = functional.conv2d(below, quarter_kernels(upsampling.weight), bias, padding=1)
+        return interleave_and_join(quarters, skip)
+    return torch.cat([fit_to_skip(upsampling(below), skip), skip], dim=1)
+
+
+def _in_four(below: Tensor) -> bool:
+    """Whether four ordinary convolutions replace the transposed one on this map."""
+    # An exported file keeps the transposed convolution, which its runtime computes fast. Checked first:
+    # comparing a traced size below would fix it to a constant.
+    if torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        return False
+    return (
+        below.device.type == 'cpu'
+        and not torch.is_grad_enabled()
+        and below.shape[1] <= _MOST_CHANNELS
+        and below.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def quarter_kernels(weight: Tensor) -> Tensor:
+    """Kernels of the four ordinary convolutions that make up a 3x3 stride-2 transposed one.
+
+    Row ``2i + a`` of the result sums ``x[i - s] w[a + 2s]`` over s = 0, 1, with ``w[3] = 0``; columns alike.
+
+    Args:
+        weight: (C, D, 3, 3), as in ``nn.ConvTranspose2d``.
+
+    Returns:
+        (4 D, C, 2, 2), for a padding of 1; channel ``(2a + b) D + d`` is row ``2i + a``, column ``2j + b``.
+    """
+    channels, width = weight.shape[:2]
+    padded = functional.pad(weight, (0, 1, 0, 1)).view(channels, width, 2, 2, 2, 2)
+    # (C, D, s, a, t, b), flipped because the tap for s = 1 comes first in a window.
+    return padded.flip(2, 4).permute(3, 5, 1, 0, 2, 4).reshape(4 * width, channels, 2, 2)
+
+
+@library.custom_op('mmseg_unet_lyft::interleave_and_join', mutates_args=())
+def interleave_and_join(quarters: Tensor, skip: Tensor) -> Tensor:
+    """The upsampled map put together from its four parts, joined with the skip map.
+
+    A custom operator, because ``torch.compile`` makes these copies ten times as slow.
+
+    Args:
+        quarters: float (N, 4 D, n + 1, m + 1), channels as in `quarter_kernels`.
+        skip: float (N, S, H, W), H and W up to 2n + 1 and 2m + 1.
+
+    Returns:
+        float (N, D + S, H, W), channels last.
+    """
+    joined = _empty_joined(quarters, skip)
+    width, (height, breadth) = quarters.shape[1] // 4, skip.shape[2:]
+    for index, quarter in enumerate(quarters.split(width, dim=1)):
+        row, column = divmod(index, 2)
+        place = joined[:, :width, row::2, column::2]
+        place.copy_(quarter[:, :, : (height - row + 1) // 2, : (breadth - column + 1) // 2])
+    joined[:, width:].copy_(skip)
+    return joined
+
+
+@interleave_and_join.register_fake
+def _empty_joined(quarters: Tensor, skip: Tensor) -> Tensor:
+    """The joined map, uninitialised."""
+    number, skip_width, height, width = skip.shape
+    return torch.empty(
+        (number, quarters.shape[1] // 4 + skip_width, height, width),
+        dtype=torch.promote_types(quarters.dtype, skip.dtype),
+        device=skip.device,
+        memory_format=torch.channels_last,
+    )
 
 
 @MODELS.register_module()
@@ -49,13 +136,13 @@ class LyftUNetHead(BaseDecodeHead):
         in_channels: Channels of the maps, finest first; at least two.
         num_classes: Number of classes, background included.
         out_channels: Logit channels; 1 with ``num_classes=2`` for a sigmoid output.
-        threshold: Probability from which a single logit counts as class 1; 0.5 if not given.
+        threshold: Probability above which a single logit counts as class 1; 0.5 if not given.
         channels: Channels of the finest decoder level; ``decoder_channels[0]`` by default.
         decoder_channels: Channels of each decoder level, finest first; those of the skip maps by
             default, as in the reference. Wide backbones want fewer.
         in_index: Which of the backbone's maps to take, finest first; all by default.
-        dropout: Dropout ratio behind each concatenation, one number or one a decoder level, finest first.
-        norm_cfg: Normalisation behind each convolution of a level; the reference has none.
+        dropout: Dropout ratio after each concatenation, one number or one per level, finest first.
+        norm_cfg: Normalisation after each convolution of a level; the reference has none.
         act_cfg: Activation; ReLU by default.
         loss_decode: Loss or losses; by default cross-entropy over the valid pixels.
         with_cp: Trade time for memory by computing activations twice.
@@ -84,7 +171,17 @@ class LyftUNetHead(BaseDecodeHead):
         **kwargs,
     ) -> None:
         in_channels = tuple(in_channels)
-        widths = decoder_widths(in_channels, decoder_channels, channels)
+        widths = tuple(in_channels[:-1] if decoder_channels is None else decoder_channels)
+        if len(in_channels) < 2 or len(widths) != len(in_channels) - 1:
+            raise InputError(
+                f'LyftUNetHead: in_channels={in_channels} and decoder_channels={widths}; '
+                'a head over n maps (2 or more) has n - 1 decoder levels'
+            )
+        if channels not in (None, widths[0]):
+            raise InputError(
+                f'LyftUNetHead: channels={channels}, but the finest decoder level has {widths[0]}; leave '
+                'channels out, or set decoder_channels'
+            )
         if (out_channels or num_classes) == 1 and threshold is None:
             threshold = 0.5
         super().__init__(
@@ -121,8 +218,8 @@ class LyftUNetHead(BaseDecodeHead):
         """Logits at the finest map's size.
 
         Args:
-            inputs: Maps of the backbone, float (N, C_i, H_i, W_i), finest first. A list of them is emptied,
-                so that each can go once it is joined.
+            inputs: Maps of the backbone, float (N, C_i, H_i, W_i), finest first. A list is emptied, so
+                that each map is freed once it is joined.
 
         Returns:
             Logits, float (N, out_channels, H_0, W_0).
@@ -132,7 +229,7 @@ class LyftUNetHead(BaseDecodeHead):
             inputs.clear()
         current = maps.pop()
         for index in reversed(range(len(maps))):
-            # No name but `current` holds a map once the next one is made of it.
+            # Only `current` refers to the map below, so its memory is freed as soon as it is upsampled.
             current = upsample_and_join(self.upsamplings[index], current, maps.pop())
             current = self.concat_dropouts[index](current)
             if self.with_cp:
@@ -143,32 +240,32 @@ class LyftUNetHead(BaseDecodeHead):
         return self.cls_seg(current)
 
     def loss(self, inputs: Sequence[Tensor], batch_data_samples: list, train_cfg: dict) -> dict[str, Tensor]:
-        """Losses by name and the pixel accuracy, percent, of maps and their samples."""
-        # Called, not its `forward`, as mmseg does: only a call runs what `compile()` made, and hooks.
+        """Losses by name and the pixel accuracy in percent, from maps and their samples."""
+        # `self(...)`, not mmseg's `self.forward(...)`, which skips hooks and what `compile()` made.
         return self.loss_by_feat(self(inputs), batch_data_samples)
 
     def predict(self, inputs: Sequence[Tensor], batch_img_metas: list[dict], test_cfg: dict) -> Tensor:
-        """Logits of the network's input size, float (N, out_channels, H, W), from maps."""
+        """Logits at the size of the network's input, float (N, out_channels, H, W), from maps."""
         return self.predict_by_feat(self(inputs), batch_img_metas)
 
     def predict_by_feat(self, seg_logits: Tensor, batch_img_metas: list[dict]) -> Tensor:
-        """Logits at the input's size; as they are where they have it."""
+        """Logits resized to the input's size, unless they have it."""
         meta = batch_img_metas[0]
         size = meta['img_shape']
-        # mmseg's rule: windows come with a torch.Size, frames may be padded.
+        # mmseg's rule: a window's size is a torch.Size; frames may be padded.
         if not isinstance(size, torch.Size):
             size = meta.get('pad_shape', size)
-        return self._at_size(seg_logits, tuple(size[:2]))
+        return at_size(seg_logits, size[:2], self.align_corners)
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
-        """Losses by name and the pixel accuracy, percent.
+        """Losses by name and the pixel accuracy ``acc_seg``, percent.
 
-        As mmseg's, at less cost: nothing is resized to the size it has, and the hits come from ``max``, where
-        mmseg sorts. For a single channel, whose argmax would be the background's share, they follow the
-        threshold.
+        Cheaper than mmseg's: nothing is resized to its own size, and the accuracy takes ``max`` where mmseg
+        sorts. For a single channel it applies the threshold; an argmax over one channel would always give
+        the background.
         """
         label = self._stack_batch_gt(batch_data_samples)
-        logits = self._at_size(seg_logits, tuple(label.shape[2:]))
+        logits = at_size(seg_logits, label.shape[2:], self.align_corners)
         weight = None if self.sampler is None else self.sampler.sample(logits, label)
         label = label.squeeze(1)
         losses: dict[str, Tensor] = {}
@@ -177,17 +274,7 @@ class LyftUNetHead(BaseDecodeHead):
             value = part(logits, label, weight=weight, ignore_index=self.ignore_index)
             losses[part.loss_name] = losses.get(part.loss_name, 0) + value
         with torch.no_grad():
-            losses['acc_seg'] = self._accuracy(logits, label)
+            valid = label != self.ignore_index
+            right = (to_labels(logits, self.threshold) == label) & valid
+            losses['acc_seg'] = 100 * right.sum() / valid.sum().clamp(min=1)
         return losses
-
-    def _at_size(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits at a (height, width)."""
-        if tuple(logits.shape[2:]) == size:
-            return logits
-        return resize(logits, size=size, mode='bilinear', align_corners=self.align_corners)
-
-    def _accuracy(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Percent of the valid pixels whose class is right, of logits (N, C, H, W) and labels (N, H, W)."""
-        found = logits[:, 0].sigmoid() > self.threshold if logits.shape[1] == 1 else logits.max(1).indices
-        valid = label != self.ignore_index
-        return 100 * ((found == label) & valid).sum() / valid.sum().clamp(min=1)

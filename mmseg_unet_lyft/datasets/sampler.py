@@ -1,4 +1,4 @@
-"""The training stream: which frame stands at which position, and the random numbers that belong there."""
+"""The training sampler: the frame at each position of the stream, and that sample's random numbers."""
 
 from __future__ import annotations
 
@@ -14,23 +14,18 @@ from torch.utils.data import Sampler, default_collate
 
 from ..errors import InputError
 
-# (seed, position): what all random numbers of a sample follow from.
+# (seed, position): it determines all random numbers of a sample.
 RandomKey = tuple[int, int]
-# Above every position: the shuffling of an epoch has random numbers of its own.
+# Above every position, so that shuffling shares no random numbers with a sample.
 _ORDER = 1 << 63
 _WORD = (1 << 64) - 1
 _MANTISSA_BITS = 53
 
 
 def uniforms(key: RandomKey, count: int, part: int = 0) -> np.ndarray:
-    """Random numbers in [0, 1) that follow from a key alone, float64 (count,).
+    """Random numbers in [0, 1), float64 (count,), determined by a key and a part of its sample alone.
 
-    Philox's raw words are fixed by its definition, so no version of NumPy changes them.
-
-    Args:
-        key: Seed and position, taken modulo 2^64.
-        count: How many.
-        part: Another part of one sample has others.
+    Philox's raw words are fixed by its definition, so they are the same in every NumPy version.
     """
     seed, position = key
     bits = np.random.Philox(key=(seed & _WORD) | (position & _WORD) << 64, counter=part << 128)
@@ -43,16 +38,12 @@ def frame_order(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 class StreamIndex(int):
-    """A frame's index that knows where in the training stream it stands.
-
-    Attributes:
-        random_key: Seed and position.
-    """
+    """A frame's index that also carries its place in the training stream: seed and position."""
 
     random_key: RandomKey
 
     def __new__(cls, index: int, random_key: RandomKey) -> StreamIndex:
-        """The index with its key."""
+        """An index with its key."""
         self = super().__new__(cls, index)
         self.random_key = random_key
         return self
@@ -63,17 +54,17 @@ class StreamIndex(int):
 
 @DATA_SAMPLERS.register_module()
 class LyftStreamSampler(Sampler):
-    """An endless stream of frames; the sample at a position follows from the seed and the position alone.
+    """An endless stream of frames; seed and position alone determine the sample at a position.
 
-    Every epoch passes through all frames once, in its own order. Rank r of n takes positions r, r + n, ...,
-    so that n processes see together what one sees with an n times larger batch. Iterating starts at
-    ``start``, in constant time.
+    Every epoch visits all frames once, in its own order. Rank r of n takes positions r, r + n, ..., so n
+    processes together see the same samples as one with an n times larger batch. Starting at any ``start``
+    takes constant time.
 
     Args:
-        dataset: What has a length.
+        dataset: Anything with a length.
         shuffle: Whether the frames' order is random.
-        seed: Of order and augmentation, the same on all ranks; by default one that they agree on.
-        start: How many samples of this rank to pass over.
+        seed: Seed of order and augmentation, the same on all ranks; by default the ranks agree on one.
+        start: How many samples of this rank to skip.
     """
 
     def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None, start: int = 0) -> None:
@@ -87,13 +78,7 @@ class LyftStreamSampler(Sampler):
         self.skip(start)
 
     def skip(self, num_samples: int) -> None:
-        """Let the next iteration start behind this rank's first samples, as mmengine asks for on resuming.
-
-        Raises:
-            InputError: If the number is negative.
-        """
-        if num_samples < 0:
-            raise InputError(f'LyftStreamSampler: cannot pass over {num_samples} samples')
+        """Start the next iteration after this rank's first samples, as mmengine asks for on resuming."""
         self.start = num_samples
 
     def __iter__(self) -> Iterator[StreamIndex]:
@@ -111,22 +96,22 @@ class LyftStreamSampler(Sampler):
         return self.size
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing: the position says which epoch it is."""
+        """Does nothing: the position determines the epoch."""
 
 
 @FUNCTIONS.register_module()
 def lyft_collate(samples: Sequence[dict]) -> dict[str, Any]:
-    """A batch of what `PackLyftInputs` packed, stacked where it was loaded.
+    """A batch of samples from `PackLyftInputs`, stacked in the worker that loaded them.
 
-    Samples of other packers are collated as mmengine does by default.
+    Samples of other packers are collated by mmengine's default.
 
     Returns:
-        ``pixels`` uint8 (N, 4 H W): of each sample the image (H, W, 3), BGR, then the label (H, W);
+        ``pixels`` uint8 (N, 4 H W): for each sample the image (H, W, 3), BGR, then the label (H, W);
         ``crop_size`` (H, W); and ``metas``, a list of dicts.
     """
     if 'pixels' not in samples[0]:
         return pseudo_collate(samples)
-    # In a worker, torch stacks into shared memory: nothing is copied again on the way to the trainer.
+    # In a worker, torch stacks into shared memory, which the trainer reads without another copy.
     return dict(
         pixels=default_collate([sample['pixels'] for sample in samples]),
         crop_size=samples[0]['crop_size'],

@@ -1,0 +1,308 @@
+"""Tables of the CARLA data: classes, simulator releases, label schemes, the ego hood, drives, splits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import InputError
+
+IGNORE_INDEX = 255
+# The 13 classes: semantic tags of CARLA 0.8 to 0.9.9, as in the red channel of a label PNG.
+# Source: https://carla.readthedocs.io/en/0.8.4/cameras_and_sensors/
+CARLA_CLASSES = tuple(
+    'None Buildings Fences Other Pedestrians Poles RoadLines Roads Sidewalks Vegetation Vehicles Walls '
+    'TrafficSigns'.split()
+)
+ROAD_LINES, ROADS, VEHICLES = 6, 7, 10
+
+# RGB. CARLA's own CityScapesPalette; None is black there, as in the simulator.
+CARLA_PALETTE = (
+    (0, 0, 0),
+    (70, 70, 70),
+    (190, 153, 153),
+    (72, 0, 90),
+    (220, 20, 60),
+    (153, 153, 153),
+    (157, 234, 50),
+    (128, 64, 128),
+    (244, 35, 232),
+    (107, 142, 35),
+    (0, 0, 255),
+    (102, 102, 156),
+    (220, 220, 0),
+)
+
+# The class of a newer tag that is not one of the 13: the one the same object had in 0.8, and None if it had
+# no tag (0.8's Tagger.cpp gives None to the sky, the ground next to the road, bridges, tracks and water).
+# 0.8's folder Props, now Static and Dynamic, is Other; its traffic lights have the tag of signs.
+_BECOMES = {
+    **dict.fromkeys(('Sky', 'Ground', 'Bridge', 'RailTrack', 'Water'), 'None'),
+    'GuardRail': 'Fences',
+    'TrafficLight': 'TrafficSigns',
+    **dict.fromkeys(('Static', 'Dynamic'), 'Other'),
+    'Terrain': 'Vegetation',
+    'Rider': 'Pedestrians',
+    **dict.fromkeys(('Car', 'Truck', 'Bus', 'Train', 'Motorcycle', 'Bicycle'), 'Vehicles'),
+}
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """The tags of a range of CARLA releases, and the first release with them."""
+
+    first: str
+    tags: tuple[str, ...]  # Names; the position is the value in the label PNG's red channel.
+
+    @property
+    def to_carla13(self) -> tuple[int, ...]:
+        """Class (0 to 12) of each tag."""
+        return tuple(CARLA_CLASSES.index(_BECOMES.get(name, name)) for name in self.tags)
+
+    @property
+    def scheme_name(self) -> str:
+        """The label scheme that turns these tags into the 13 classes."""
+        return 'carla13' if self.tags == CARLA_CLASSES else f'carla13_from_{self.first}'
+
+
+# 0.9.10 to 0.9.13. Source: https://carla.readthedocs.io/en/0.9.13/ref_sensors/ (semantic segmentation) and
+# the change itself, https://github.com/carla-simulator/carla/pull/3251
+_TAGS_0_9_10 = 'Sky Ground Bridge RailTrack GuardRail TrafficLight Static Dynamic Water Terrain'
+# 0.9.14 and newer: Cityscapes' train ids plus one, then CARLA's own. The documentation kept the older table
+# for two releases (carla#6902). Source: LibCarla/source/carla/rpc/ObjectLabel.h,
+# https://carla.org/Doxygen/html/d0/dea/ObjectLabel_8h_source.html
+_TAGS_0_9_14 = (
+    'None Roads Sidewalks Buildings Walls Fences Poles TrafficLight TrafficSigns Vegetation Terrain Sky '
+    'Pedestrians Rider Car Truck Bus Train Motorcycle Bicycle Static Dynamic Other Water RoadLines Ground '
+    'Bridge RailTrack GuardRail'
+)
+SIMULATORS = {
+    '0.8': Simulator('0.8', CARLA_CLASSES),
+    '0.9.10': Simulator('0.9.10', (*CARLA_CLASSES, *_TAGS_0_9_10.split())),
+    '0.9.14': Simulator('0.9.14', tuple(_TAGS_0_9_14.split())),
+}
+
+# Mean share of pixels in the training split of the Kaggle set, percent, per CARLA tag (components of
+# 50 pixels or fewer left out). Source: dataset-ninja/self-driving-cars, stats/classes_per_image.json.
+KAGGLE_TRAIN_PERCENT = (30.9, 8.54, 0.915, 1.02, 0.006, 0.467, 0.738, 19.1, 7.91, 12.2, 16.8, 0.659, 0.068)
+
+# The ego car's hood at 600x800: class 10 in every one of the 439 frames of the reference stream.
+# row: spans of columns (first, one past the last); rows 521 to 599 are hood from edge to edge.
+RAW_HEIGHT, RAW_WIDTH = 600, 800
+HOOD_PIXELS = 73_231
+HOOD_FULL_ROWS = (521, 600)
+HOOD_SPANS = {
+    498: ((383, 417),),
+    499: ((349, 352), (359, 441)),
+    500: ((334, 466),),
+    501: ((310, 490),),
+    502: ((285, 515),),
+    503: ((261, 539),),
+    504: ((236, 564),),
+    505: ((211, 589),),
+    506: ((187, 613),),
+    507: ((170, 630),),
+    508: ((160, 640),),
+    509: ((145, 655),),
+    510: ((135, 665),),
+    511: ((133, 667),),
+    512: ((130, 670),),
+    513: ((127, 673),),
+    514: ((125, 675),),
+    515: ((123, 677),),
+    516: ((121, 679),),
+    517: ((119, 681),),
+    518: ((0, 47), (117, 683), (753, 800)),
+    519: ((0, 71), (115, 685), (729, 800)),
+    520: ((0, 95), (113, 687), (705, 800)),
+}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How CARLA tags become train ids, and the names and colours of the ids."""
+
+    name: str  # The word used in configs.
+    classes: tuple[str, ...]  # The position is the train id.
+    palette: tuple[tuple[int, int, int], ...]  # RGB.
+    tag_to_id: tuple[int, ...]
+    keep_hood: bool  # False turns vehicle pixels of the ego hood into id 0.
+    simulator: str = '0.8'  # The CARLA release whose tags it takes, a key of `SIMULATORS`.
+    # The measured hood of the ego car, bool (H, W); None takes the Kaggle set's.
+    hood: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def metainfo(self) -> dict:
+        """mmseg's ``METAINFO``: classes and palette as lists."""
+        return dict(classes=list(self.classes), palette=[list(colour) for colour in self.palette])
+
+    @property
+    def train_percent(self) -> np.ndarray:
+        """Published pixel shares of the Kaggle training split by train id, percent, float64 (C,).
+
+        The hood's share moves from vehicle to id 0 in schemes without it.
+        """
+        # Shares are published for 0.8's tags only: the classes to which newer tags are mapped.
+        ids = self.tag_to_id if self.simulator == '0.8' else range(len(CARLA_CLASSES))
+        percent = np.bincount(ids, weights=KAGGLE_TRAIN_PERCENT, minlength=len(self.classes))
+        if not self.keep_hood:
+            hood_percent = 100 * HOOD_PIXELS / (RAW_HEIGHT * RAW_WIDTH)
+            percent[self.tag_to_id[VEHICLES]] -= hood_percent
+            percent[0] += hood_percent
+        return percent
+
+
+SCHEMES = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme('carla13', CARLA_CLASSES, CARLA_PALETTE, tuple(range(13)), keep_hood=True),
+        # Source: Lyft Perception Challenge: lane lines count as road, the hood is not a vehicle.
+        Scheme(
+            'challenge3',
+            ('Background', 'Road', 'Vehicle'),
+            ((0, 0, 0), (128, 64, 128), (0, 0, 255)),
+            (0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 2, 0, 0),
+            keep_hood=False,
+        ),
+        # Without a vehicle class the hood is background anyway.
+        Scheme(
+            'road',
+            ('Background', 'Road'),
+            ((0, 0, 0), (128, 64, 128)),
+            (0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0),
+            keep_hood=True,
+        ),
+        # The same 13 classes from the tags of newer releases.
+        *(
+            Scheme(one.scheme_name, CARLA_CLASSES, CARLA_PALETTE, one.to_carla13, True, one.first)
+            for one in SIMULATORS.values()
+            if one.first != '0.8'
+        ),
+    )
+}
+
+
+def get_scheme(name: str) -> Scheme:
+    """The label scheme of that name; an InputError lists the known ones."""
+    if name not in SCHEMES:
+        raise InputError(f'label scheme {name!r} is not known; choose one of: {", ".join(SCHEMES)}')
+    return SCHEMES[name]
+
+
+def id_table(scheme: Scheme) -> np.ndarray:
+    """Train id of every byte, uint8 (256,); `IGNORE_INDEX` for bytes that are not tags."""
+    table = np.full(256, IGNORE_INDEX, dtype=np.uint8)
+    table[: len(scheme.tag_to_id)] = scheme.tag_to_id
+    return table
+
+
+def hood_mask(
+    height: int = RAW_HEIGHT, width: int = RAW_WIDTH, measured: np.ndarray | None = None
+) -> np.ndarray:
+    """The ego car's hood, bool (height, width): the Kaggle set's, or a data root's ``measured`` (H, W).
+
+    Exact at its own size, 600x800 or that of ``measured``. Any other size takes the nearest raw pixel, for
+    synthetic or rescaled frames with the same camera.
+    """
+    mask = hood_of_spans(HOOD_SPANS, (RAW_HEIGHT, RAW_WIDTH)) if measured is None else measured.copy()
+    if measured is None:
+        mask[slice(*HOOD_FULL_ROWS)] = True
+    if mask.shape == (height, width):
+        return mask
+    rows = (np.arange(height) * mask.shape[0]) // height
+    columns = (np.arange(width) * mask.shape[1]) // width
+    return mask[rows[:, None], columns[None, :]]
+
+
+def hood_spans(hood: np.ndarray | None) -> dict[str, list[list[int]]]:
+    """Spans of hood columns by row, ``{'498': [[383, 417]]}``: first and one past the last."""
+    if hood is None:
+        return {}
+    edges = np.diff(np.pad(hood, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    rows = np.flatnonzero(hood.any(axis=1))
+    return {str(row): np.flatnonzero(edges[row]).reshape(-1, 2).tolist() for row in rows}
+
+
+def hood_of_spans(spans: Mapping, size: Sequence[int]) -> np.ndarray:
+    """The hood, bool (H, W), from its spans of columns by row."""
+    mask = np.zeros(tuple(size), dtype=bool)
+    for row, columns in spans.items():
+        for first, end in columns:
+            mask[int(row), first:end] = True
+    return mask
+
+
+def tags_to_ids(raw_label: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """Train ids of CARLA tags at full camera size, uint8 (H, W), a new array; applies the hood mask.
+
+    Raises:
+        InputError: If the scheme lacks a tag; names the first one and its place.
+    """
+    if int(raw_label.max(initial=0)) >= len(scheme.tag_to_id):
+        row, column = np.argwhere(raw_label >= len(scheme.tag_to_id))[0]
+        raise InputError(
+            f'class id {raw_label[row, column]} at (row {row}, col {column}); ids go from 0 to '
+            f'{len(scheme.tag_to_id) - 1}. Was it saved as JPEG, or by a newer CARLA '
+            '(scheme carla13_from_0.9.10 or carla13_from_0.9.14)?'
+        )
+    label = id_table(scheme)[raw_label]
+    if not scheme.keep_hood:
+        label[hood_mask(*raw_label.shape, scheme.hood) & (raw_label == VEHICLES)] = 0
+    return label
+
+
+def median_frequency_weights(percent: np.ndarray, largest: float = 5.0) -> np.ndarray:
+    """Class weights ``sqrt(median / share)``, at most ``largest``, float64 (C,), from pixel shares > 0.
+
+    Without the square root a class of 0.006 % outweighs the road a thousand times, and the network
+    predicts little else.
+
+    Source: Eigen and Fergus 2015, section 6 (median frequency balancing).
+    """
+    percent = np.asarray(percent, dtype=np.float64)
+    return np.minimum(np.sqrt(np.median(percent) / percent), largest)
+
+
+# Two kinds of names in the Kaggle set: 02_00_017.png (drive 02_00, frame 17) and F61-17.png (drive F61).
+_NAME = re.compile(r'^(?:(\d{2}_\d{2})_(\d+)|(F\d+)-(\d+))$')
+
+# Frames 1-2 apart lie in different folders, so only complete drives may be held out. Chosen so that each
+# part has about the class shares of all frames, and pedestrians are in all three.
+SPLITS = {
+    'train': tuple(
+        '02_00 02_01 02_02 03_00 03_01 04_00 05_00 06_00 08_00 09_00 10_00 '
+        'F1 F10 F5 F6 F62 F65 F68 F70'.split()
+    ),
+    'val': tuple('07_00 F3 F61 F63 F64 F8'.split()),
+    'test': tuple('F2 F4 F66 F67 F69 F7 F9'.split()),
+}
+
+
+def parse_name(stem: str) -> tuple[str, int]:
+    """Drive and frame number of a file name without suffix: ``02_00_017`` is ``('02_00', 17)``."""
+    match = _NAME.match(stem)
+    if match is None:
+        raise InputError(
+            f'{stem!r} fits no drive; frames are named WW_EE_FFF (02_00_017) or F<drive>-<frame> (F61-17)'
+        )
+    drive, number = (group for group in match.groups() if group)
+    return drive, int(number)
+
+
+def drives_of_split(split: str | Iterable[str]) -> tuple[str, ...]:
+    """Drives of ``'train'``, ``'val'`` or ``'test'`` of the benchmark split, or the given drives as they are.
+
+    Raises:
+        InputError: If a name is not a split (``split='F3'`` should be ``['F3']``).
+    """
+    if not isinstance(split, str):
+        return tuple(split)
+    if split not in SPLITS:
+        raise InputError(
+            f'split {split!r} is not known; choose one of: {", ".join(SPLITS)}, or give a list of drives '
+            "such as ['F1', '02_00']"
+        )
+    return SPLITS[split]

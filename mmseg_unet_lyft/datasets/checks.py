@@ -1,0 +1,394 @@
+"""Inspects a data root: reads and decodes each frame's files once, checks and measures them."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..errors import InputError, shorten_list
+from ..processes import cores, map_in_order
+from . import image_io
+from .atomic_io import sha256_of_file
+from .carla import SIMULATORS, VEHICLES
+from .dataset_stats import Stats, gather
+from .layout import (
+    FrameFiles,
+    Listing,
+    ManifestEntry,
+    Problem,
+    compare_manifests,
+    divided_drives,
+    list_frames,
+)
+
+# What each kind of problem is called in tables, in the order they are shown.
+KINDS = {
+    'missing_label': 'image without label',
+    'missing_image': 'label without image',
+    'extra_file': 'extra file',
+    'unknown_name': 'name fits no drive',
+    'same_name': 'one name in two folders',
+    'duplicate_folder': 'folder twice in upper and lower case',
+    'unreadable': 'cannot be read',
+    'empty': 'zero bytes',
+    'not_png': 'not a PNG',
+    'damaged': 'damaged or cut short',
+    'jpeg': 'JPEG',
+    'wrong_size': 'size differs from most',
+    'size_mismatch': 'image and label differ in size',
+    'bad_id': 'class id out of range',
+    'depth16': '16 bits a channel',
+    'palette': 'palette',
+    'greyscale': 'greyscale',
+    'green_blue': 'green or blue not 0',
+    'duplicate_image': 'same image twice',
+    'split_drive': 'drive split over parts',
+    'swapped': 'files swapped since the manifest',
+    'renamed': 'renamed since the manifest',
+    'replaced': 'replaced since the manifest',
+    'gone': 'gone since the manifest',
+    'new': 'new since the manifest',
+}
+# Kinds that leave a frame readable, so that a caller may accept them.
+ACCEPTABLE = tuple(
+    'extra_file duplicate_folder wrong_size palette greyscale green_blue duplicate_image split_drive '
+    'replaced renamed swapped gone new'.split()
+)
+
+THUMBNAIL_WH = (40, 30)
+# The leak report compares every fourth label pixel in each direction.
+LABEL_STEP = 4
+# Frames a worker reads before it reports.
+CHUNK_FRAMES = 16
+_MAX_TAGS = 256
+
+Show = Callable[[Iterable, int], Iterable]
+
+
+@dataclass
+class Judged:
+    """Result of reading one frame; fields that cannot be decoded stay None."""
+
+    files: FrameFiles
+    problems: list[Problem] = field(default_factory=list)
+    entries: list[ManifestEntry] = field(default_factory=list)  # One per readable file.
+    size: tuple[int, int] | None = None  # (height, width) of the image.
+    tag_pixels: np.ndarray | None = None  # Pixels of each tag, int64 (256,).
+    channel_sums: np.ndarray | None = None  # Sum and sum of squares of R, G, B, int64 (2, 3).
+    thumbnail: np.ndarray | None = None  # BGR, uint8 (30, 40, 3).
+    small_label: bytes = b''  # Every fourth tag in each direction, compressed, of `small_size`.
+    small_size: tuple[int, int] = (0, 0)
+
+    @property
+    def fingerprint(self) -> bytes | None:
+        """Hash of the pixels, independent of their compression; None if not decoded."""
+        if self.size is None:
+            return None
+        described = self.channel_sums.tobytes() + self.thumbnail.tobytes() + bytes(str(self.size), 'ascii')
+        return hashlib.sha256(described).digest()
+
+    def read_small_label(self) -> np.ndarray:
+        """Every fourth tag in each direction, uint8 (H, W)."""
+        return np.frombuffer(zlib.decompress(self.small_label), np.uint8).reshape(self.small_size)
+
+    def note(self, kind: str, path: str, message: str) -> None:
+        """Add a problem."""
+        self.problems.append(Problem(kind, path, message, self.files.name))
+
+
+@dataclass
+class Inspection:
+    """What an inspection found."""
+
+    root: Path
+    simulator: str
+    judged: list[Judged]  # Every frame with both files, in order of drive and number.
+    problems: list[Problem]  # In order of kind and path.
+    accepted: list[Problem]  # Problems that the caller accepts; their frames stay valid.
+    size: tuple[int, int]  # (height, width) of most frames, (0, 0) if none could be decoded.
+    stats: Stats
+    files: list[ManifestEntry]  # Every PNG that could be read.
+
+    @property
+    def valid(self) -> list[Judged]:
+        """Frames that were decoded and have no problem."""
+        bad = {problem.frame for problem in self.problems if problem.frame}
+        return [one for one in self.judged if one.small_label and one.files.name not in bad]
+
+    @property
+    def of_one_size(self) -> list[Judged]:
+        """Valid frames of the common size."""
+        return [one for one in self.valid if one.size == self.size]
+
+
+def inspect(
+    root: Path,
+    simulator: str = '0.8',
+    accept: Sequence[str] = (),
+    split: dict[str, list[str]] | None = None,
+    baseline: list[ManifestEntry] | None = None,
+    workers: int | None = None,
+    show: Show = lambda chunks, total: chunks,
+) -> Inspection:
+    """Read every frame below a root and gather all problems.
+
+    Memory holds only 8 kB per frame: counts, a thumbnail and a small label.
+
+    Args:
+        root: Folder in the Kaggle layout.
+        simulator: CARLA release of the tags, a key of `SIMULATORS`.
+        accept: Kinds of problems to accept, from `ACCEPTABLE`.
+        split: Frame or drive names by part; drives in two parts are problems, as they are between folders.
+        baseline: An earlier manifest of the same root, to compare with.
+        workers: Processes; one per core by default.
+        show: Wraps the frames while they are read; takes them and their number.
+
+    Raises:
+        InputError: If the root is missing, an option is unknown, or the split names what is not there.
+    """
+    check_options(simulator, accept)
+    root = Path(root)
+    listing = list_frames(root)
+    divided = _divided_by(split, root, listing) if split else ()
+    judged, hoods = _judge_all(root, listing.frames, simulator, accept, workers, show)
+    files = sorted([entry for one in judged for entry in one.entries] + list(_entries(root, listing.alone)))
+    counts = Counter(one.size for one in judged if one.size)
+    # If two sizes are equally common, the larger.
+    size = max(counts, key=lambda size: (counts[size], size)) if counts else (0, 0)
+    found = [
+        *listing.problems,
+        *(problem for one in judged for problem in one.problems),
+        *_wrong_sizes(judged, size),
+        *_duplicates(root, judged),
+        *divided,
+        *(compare_manifests(baseline, files) if baseline is not None else ()),
+    ]
+    order = list(KINDS)
+    found.sort(key=lambda problem: (order.index(problem.kind), problem.path))
+    accepted = [problem for problem in found if problem.kind in accept]
+    problems = [problem for problem in found if problem.kind not in accept]
+    inspection = Inspection(root, simulator, judged, problems, accepted, size, Stats(), files)
+    inspection.stats = gather(inspection.of_one_size, simulator, size, hoods.get(size))
+    return inspection
+
+
+def check_options(simulator: str, accept: Sequence[str]) -> None:
+    """Raise an InputError for an unknown release or kind of problem."""
+    if simulator not in SIMULATORS:
+        raise InputError(
+            f'--simulator {simulator}: choose the newest not newer than yours of: {", ".join(SIMULATORS)}'
+        )
+    unknown = [kind for kind in accept if kind not in ACCEPTABLE]
+    if unknown:
+        raise InputError(f'--accept {unknown[0]}: choose from: {", ".join(ACCEPTABLE)}')
+
+
+def _judge_all(
+    root: Path,
+    frames: list[FrameFiles],
+    simulator: str,
+    accept: Sequence[str],
+    workers: int | None,
+    show: Show,
+) -> tuple[list[Judged], dict[tuple[int, int], np.ndarray]]:
+    """Judge all frames; also, by size, the pixels that are vehicle in every valid one, bool (H, W)."""
+    chunks = [frames[first : first + CHUNK_FRAMES] for first in range(0, len(frames), CHUNK_FRAMES)]
+    hoods: dict[tuple[int, int], np.ndarray] = {}
+
+    def results() -> Iterator[Judged]:
+        tasks = ((root, chunk, simulator, tuple(accept)) for chunk in chunks)
+        for part, masks in map_in_order(_judge_chunk, tasks, min(workers or cores(), len(chunks))):
+            for size, mask in masks.items():
+                hoods[size] = hoods[size] & mask if size in hoods else mask
+            yield from part
+
+    judged = list(show(results(), len(frames)))
+    return judged, {
+        size: np.unpackbits(mask, count=size[0] * size[1]).reshape(size).astype(bool)
+        for size, mask in hoods.items()
+    }
+
+
+def _judge_chunk(task: tuple[Path, list[FrameFiles], str, Sequence[str]]) -> tuple[list[Judged], dict]:
+    """Judge some frames; also, by size, the pixels that are vehicle in all valid ones, packed to bits."""
+    root, frames, simulator, accept = task
+    judged, hoods = [], {}
+    for files in frames:
+        one, vehicles = _judge_frame(root, files, simulator, accept)
+        judged.append(one)
+        if vehicles is not None:
+            size = vehicles.shape
+            hoods[size] = vehicles if size not in hoods else cv2.bitwise_and(hoods[size], vehicles)
+    return judged, {size: np.packbits(hood) for size, hood in hoods.items()}
+
+
+def _judge_frame(
+    root: Path, files: FrameFiles, simulator: str, accept: Sequence[str]
+) -> tuple[Judged, np.ndarray | None]:
+    """A judged frame and its vehicle pixels, uint8 {0, 1} (H, W); None for these if it is not valid."""
+    judged = Judged(files)
+    image, label = _read_pixels(judged, root, files.image), _read_pixels(judged, root, files.label)
+    raw_label = None if label is None else image_io.red_channel(label)
+    if image is not None:
+        judged.size = image.shape[:2]
+        judged.channel_sums = channel_sums(image)
+        judged.thumbnail = cv2.resize(image, THUMBNAIL_WH, interpolation=cv2.INTER_AREA)
+    if raw_label is not None:
+        judged.tag_pixels = count_tags(raw_label)
+        _check_ids(judged, raw_label, simulator)
+    if image is not None and raw_label is not None:
+        message = image_io.size_mismatch('label', raw_label.shape, files.image, judged.size)
+        if message:
+            judged.note('size_mismatch', files.label, message)
+    spoilt = any(problem.kind not in accept for problem in judged.problems)
+    if spoilt or image is None or raw_label is None:
+        return judged, None
+    small = np.ascontiguousarray(raw_label[LABEL_STEP // 2 :: LABEL_STEP, LABEL_STEP // 2 :: LABEL_STEP])
+    judged.small_label, judged.small_size = zlib.compress(small, 1), small.shape
+    is_vehicle = np.zeros(_MAX_TAGS, np.uint8)
+    is_vehicle[: len(SIMULATORS[simulator].tags)] = np.equal(SIMULATORS[simulator].to_carla13, VEHICLES)
+    return judged, cv2.LUT(raw_label, is_vehicle)
+
+
+def _read_pixels(judged: Judged, root: Path, path: str) -> np.ndarray | None:
+    """Pixels of a frame's image or label; None if they cannot be decoded. Notes all problems of the file."""
+    is_label = path == judged.files.label
+    content = b''
+    try:
+        content = image_io.read_bytes(root / path)
+        judged.entries.append(ManifestEntry(path, len(content), hashlib.sha256(content).hexdigest()))
+        pixels = image_io.pixels_of_png(content, is_label)
+    except image_io.FileFaultError as fault:
+        judged.note(fault.kind, path, str(fault))
+        # A JPEG label is decoded all the same: its smeared ids are counted for the report.
+        return image_io.decode(content) if is_label and fault.kind == 'jpeg' else None
+    header = image_io.header_of(content)
+    kinds = {
+        image_io.PALETTE: 'palette',
+        image_io.GREYSCALE: 'greyscale',
+        image_io.GREYSCALE_ALPHA: 'greyscale',
+    }
+    kind = kinds.get(header.colour_type)
+    wanted = '8-bit RGB with the tag in red' if is_label else '8-bit RGB'
+    if header.bit_depth == 16:
+        judged.note('depth16', path, f'16 bits a channel; expected {wanted}')
+    if kind:
+        judged.note(kind, path, f'a {kind} PNG; expected {wanted}')
+    elif is_label:
+        _check_green_blue(judged, pixels)
+    return pixels
+
+
+def _check_green_blue(judged: Judged, pixels: np.ndarray) -> None:
+    """Note pixels of a label whose green or blue is not 0."""
+    height, width, channels = pixels.shape
+    red = cv2.countNonZero(image_io.red_channel(pixels))
+    # A fast exit for the usual label.
+    if channels == 3 and cv2.countNonZero(pixels.reshape(height, -1)) == red:
+        return
+    rest = cv2.bitwise_or(cv2.extractChannel(pixels, 0), cv2.extractChannel(pixels, 1))
+    count = cv2.countNonZero(rest)
+    if count:
+        row, column = divmod(int(np.flatnonzero(rest)[0]), width)
+        message = (
+            f'green or blue is not 0 in {count} pixels, first at (row {row}, col {column}); the tag is in '
+            'red alone. Colours in place of tags?'
+        )
+        judged.note('green_blue', judged.files.label, message)
+
+
+def _check_ids(judged: Judged, raw_label: np.ndarray, simulator: str) -> None:
+    """Note tags that the simulator does not have."""
+    num_tags = len(SIMULATORS[simulator].tags)
+    wrong = judged.tag_pixels[num_tags:]
+    if wrong.any():
+        row, column = divmod(int(np.argmax(raw_label >= num_tags)), raw_label.shape[1])
+        message = (
+            f'{wrong.sum()} pixels with class ids outside 0 to {num_tags - 1} '
+            f'({shorten_list(np.flatnonzero(wrong) + num_tags, 8)}), first {raw_label[row, column]} at '
+            f'(row {row}, col {column}); saved as JPEG, or by a newer CARLA (--simulator)?'
+        )
+        judged.note('bad_id', judged.files.label, message)
+
+
+def count_tags(raw_label: np.ndarray) -> np.ndarray:
+    """Pixels of each tag, int64 (256,)."""
+    flat = raw_label.ravel()
+    if flat.size % 2:
+        return np.bincount(flat, minlength=_MAX_TAGS)
+    # Counting pairs of pixels takes half as long as counting pixels.
+    pairs = np.bincount(flat.view(np.uint16), minlength=_MAX_TAGS**2).reshape(_MAX_TAGS, _MAX_TAGS)
+    return pairs.sum(axis=0) + pairs.sum(axis=1)
+
+
+def channel_sums(image: np.ndarray) -> np.ndarray:
+    """Exact sums of R, G, B and of their squares over a BGR uint8 image, int64 (2, 3)."""
+    pixels = image.shape[0] * image.shape[1]
+    mean, deviation = (values.ravel()[::-1] for values in cv2.meanStdDev(image))
+    # Both sums are integers below 2^53 / 255, so rounding recovers them exactly.
+    return np.rint([mean * pixels, (deviation**2 + mean**2) * pixels]).astype(np.int64)
+
+
+def _entries(root: Path, paths: Iterable[str]) -> Iterator[ManifestEntry]:
+    """Manifest entries of those files that can be read."""
+    for path in paths:
+        try:
+            yield ManifestEntry(path, (root / path).stat().st_size, sha256_of_file(root / path))
+        except OSError:
+            continue
+
+
+def _wrong_sizes(judged: list[Judged], size: tuple[int, int]) -> Iterator[Problem]:
+    for one in judged:
+        if one.size not in (None, size):
+            found, common = (f'{height}x{width}' for height, width in (one.size, size))
+            message = f'{found} (height x width), but most frames are {common}; sizes must not be mixed'
+            yield Problem('wrong_size', one.files.image, message, one.files.name)
+
+
+def _duplicates(root: Path, judged: list[Judged]) -> Iterator[Problem]:
+    """A problem for each image whose pixels equal those of an earlier frame."""
+    first: dict[bytes, Judged] = {}
+    for one in judged:
+        if one.fingerprint is None:
+            continue
+        other = first.setdefault(one.fingerprint, one)
+        paths = (root / other.files.image, root / one.files.image)
+        # Equal fingerprints make it almost certain; the pixels decide.
+        if other is one or not np.array_equal(*(image_io.decode(path.read_bytes()) for path in paths)):
+            continue
+        tags = (other.tag_pixels, one.tag_pixels)
+        unlike = all(tag is not None for tag in tags) and not np.array_equal(*tags)
+        message = f'same pixels as {other.files.image}' + (
+            ', with another label; one of the two is wrong' if unlike else '; remove one of the two frames'
+        )
+        yield Problem('duplicate_image', one.files.image, message, one.files.name)
+
+
+def _divided_by(split: dict[str, list[str]], root: Path, listing: Listing) -> list[Problem]:
+    """Drives that a split puts into several parts; an InputError if it names what is not below the root."""
+    parts: dict[str, set[str]] = {}
+    for part, names in split.items():
+        for name in names:
+            parts.setdefault(name, set()).add(part)
+    # A split may name frames with problems.
+    names = {one.name for one in listing.frames} | {one.frame for one in listing.problems}
+    unknown = [name for name in parts if name not in names | listing.drives]
+    if unknown:
+        raise InputError(
+            f'{root}: the split names {shorten_list(unknown)}, which is not a drive or frame there; the '
+            f'drives are: {", ".join(sorted(listing.drives))}'
+        )
+    counts: dict[str, Counter] = {}
+    for frame in listing.frames:
+        # A frame counts in every part that names it or its drive.
+        named_by = parts.get(frame.name, set()) | parts.get(frame.drive, set())
+        counts.setdefault(frame.drive, Counter()).update(named_by)
+    return list(divided_drives(counts))

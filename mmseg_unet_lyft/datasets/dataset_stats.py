@@ -1,0 +1,210 @@
+"""`stats.json`: class shares and weights, mean and standard deviation, and the hood of a data root."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import InputError
+from .atomic_io import write_json
+from .carla import (
+    SIMULATORS,
+    SPLITS,
+    VEHICLES,
+    Scheme,
+    drives_of_split,
+    get_scheme,
+    hood_of_spans,
+    hood_spans,
+    median_frequency_weights,
+)
+from .packed import index_hash
+
+if TYPE_CHECKING:
+    from .checks import Judged
+
+STATS_NAME = 'stats.json'
+VERSION = 1
+_KEYS = {'version', 'simulator', 'size', 'tags', 'drives', 'hood', 'derived', 'sha256'}
+# Source: Paszke et al. 2016 (ENet), section 5.2: the weights stay between 1 and 50.
+LOG_OFFSET = 1.02
+
+
+@dataclass
+class DriveStats:
+    """Sums over the valid frames of a drive; T is the number of the simulator's tags."""
+
+    frames: int
+    pixels: int
+    tag_pixels: np.ndarray  # Pixels of each tag, int64 (T,).
+    tag_frames: np.ndarray  # Frames with at least one pixel of the tag, int64 (T,).
+    channel_sums: np.ndarray  # Sums of R, G, B and of their squares, int64 (2, 3).
+    hood_pixels: int = 0  # Vehicle pixels that are the ego car's hood.
+
+
+@dataclass
+class Stats:
+    """Measured values of a data root: CARLA release, (height, width), sums by drive, and hood."""
+
+    simulator: str = '0.8'
+    size: tuple[int, int] = (0, 0)
+    drives: dict[str, DriveStats] = field(default_factory=dict)
+    hood: np.ndarray | None = None  # Pixels that are vehicle in every frame, bool (H, W).
+
+    def _chosen(self, drives: str | Iterable[str] | None) -> list[DriveStats]:
+        """Sums of the given drives that were measured; of all by default."""
+        wanted = self.drives if drives is None else drives_of_split(drives)
+        chosen = [self.drives[drive] for drive in wanted if drive in self.drives]
+        if not chosen:
+            there = ', '.join(self.drives) or 'none'
+            raise InputError(f'no measured frames of {drives!r}; measured drives: {there}')
+        return chosen
+
+    def check_scheme(self, scheme: Scheme) -> None:
+        """Raise an InputError unless a scheme is for the CARLA release of these data."""
+        if scheme.simulator != self.simulator:
+            raise InputError(
+                f'scheme {scheme.name} takes the tags of CARLA {scheme.simulator}, but the data were '
+                f'recorded with {self.simulator}; use scheme {SIMULATORS[self.simulator].scheme_name}'
+            )
+
+    def percent(self, scheme: Scheme, drives: str | Iterable[str] | None = None) -> np.ndarray:
+        """Pixel share of each train id over some drives, percent, float64 (C,)."""
+        self.check_scheme(scheme)
+        chosen = self._chosen(drives)
+        tag_pixels = sum(one.tag_pixels for one in chosen)
+        pixels = np.bincount(scheme.tag_to_id, weights=tag_pixels, minlength=len(scheme.classes))
+        if not scheme.keep_hood:
+            hood_pixels = sum(one.hood_pixels for one in chosen)
+            pixels[scheme.tag_to_id[VEHICLES]] -= hood_pixels
+            pixels[0] += hood_pixels
+        return 100 * pixels / pixels.sum()
+
+    def mean_std(self, drives: str | Iterable[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of R, G, B over all pixels of some drives, 0 to 255, float64 (3,)."""
+        chosen = self._chosen(drives)
+        pixels = sum(one.pixels for one in chosen)
+        mean, square = sum(one.channel_sums for one in chosen) / pixels
+        return mean, np.sqrt(np.maximum(square - mean**2, 0))
+
+
+def gather(frames: Sequence[Judged], simulator: str, size: tuple[int, int], hood: np.ndarray | None) -> Stats:
+    """Sums of valid frames of one size; ``hood``, bool (H, W), is where every frame has a vehicle."""
+    num_tags = len(SIMULATORS[simulator].tags)
+    stats = Stats(simulator, size, {}, hood if hood is not None and hood.any() else None)
+    hood_pixels = 0 if stats.hood is None else int(stats.hood.sum())
+    for one in frames:
+        zeros = (np.zeros(shape, np.int64) for shape in (num_tags, num_tags, (2, 3)))
+        drive = stats.drives.setdefault(one.files.drive, DriveStats(0, 0, *zeros))
+        drive.frames += 1
+        drive.pixels += size[0] * size[1]
+        drive.tag_pixels += one.tag_pixels[:num_tags]
+        drive.tag_frames += one.tag_pixels[:num_tags] > 0
+        drive.channel_sums += one.channel_sums
+        drive.hood_pixels += hood_pixels
+    return stats
+
+
+@lru_cache(maxsize=16)
+def scheme_of_root(name: str, stats_root: str | None) -> Scheme:
+    """A label scheme, with the measured hood of a data root that has a ``stats.json``.
+
+    Raises:
+        InputError: If the scheme is not known, or is for another CARLA release than the data root's.
+    """
+    scheme = get_scheme(name)
+    stats = None if stats_root is None else load_stats(stats_root)
+    if stats is None:
+        return scheme
+    stats.check_scheme(scheme)
+    return replace(scheme, hood=np.zeros(stats.size, bool) if stats.hood is None else stats.hood)
+
+
+def class_weights(percent: np.ndarray) -> dict[str, np.ndarray]:
+    """Weights by median frequency and by 1/log, from pixel shares in percent; 1 for an absent class.
+
+    Source: `carla.median_frequency_weights`; Paszke et al. 2016 (ENet), ``1 / ln(1.02 + share)``.
+    """
+    present = percent > 0
+    weights = {name: np.ones(len(percent)) for name in ('median_frequency', 'inverse_log')}
+    weights['median_frequency'][present] = median_frequency_weights(percent[present])
+    weights['inverse_log'][present] = 1 / np.log(LOG_OFFSET + percent[present] / 100)
+    return weights
+
+
+def write_stats(path: Path, stats: Stats) -> None:
+    """Write ``stats.json``, complete or not at all; only the sums and the hood are read back."""
+    content = to_json(stats)
+    # Without the hash, a damaged digit of the hood would change labels and go unnoticed.
+    write_json(path, dict(content, sha256=index_hash(content)))
+
+
+def to_json(stats: Stats) -> dict:
+    """Content of ``stats.json``, without its hash."""
+    return dict(
+        version=VERSION,
+        simulator=stats.simulator,
+        size=list(stats.size),
+        tags=list(SIMULATORS[stats.simulator].tags),
+        drives={
+            name: {key: np.asarray(value).tolist() for key, value in vars(sums).items()}
+            for name, sums in sorted(stats.drives.items())
+        },
+        hood=None if stats.hood is None else hood_spans(stats.hood),
+        derived={
+            name: _derived(stats, drives)
+            for name, drives in {'all': tuple(sorted(stats.drives)), **SPLITS}.items()
+            if any(drive in stats.drives for drive in drives)
+        },
+    )
+
+
+def _derived(stats: Stats, drives: tuple[str, ...]) -> dict:
+    """Shares, weights, mean and standard deviation of some drives, rounded."""
+    scheme = get_scheme(SIMULATORS[stats.simulator].scheme_name)
+    percent = stats.percent(scheme, drives)
+    mean, std = stats.mean_std(drives)
+    return dict(
+        frames=sum(one.frames for one in stats._chosen(drives)),
+        percent=np.round(percent, 4).tolist(),
+        class_weights={name: np.round(one, 3).tolist() for name, one in class_weights(percent).items()},
+        mean_rgb=np.round(mean, 3).tolist(),
+        std_rgb=np.round(std, 3).tolist(),
+    )
+
+
+def load_stats(root: str | Path) -> Stats | None:
+    """Measured values of a data root; None without ``stats.json``, an InputError if it is damaged."""
+    path = Path(root) / STATS_NAME
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+        if content['version'] != VERSION:
+            raise ValueError(f'version {content["version"]}, expected {VERSION}')
+        # Old files have no hash; an unknown key may be the damaged name of the hash.
+        if content.keys() - _KEYS or content.get('sha256') not in (None, index_hash(content)):
+            raise ValueError('its hash does not match')
+        height, width = content['size']
+        num_tags = len(SIMULATORS[content['simulator']].tags)
+        shapes = dict(tag_pixels=(num_tags,), tag_frames=(num_tags,), channel_sums=(2, 3))
+        drives: dict[str, DriveStats] = {}
+        for name, drive in content['drives'].items():
+            arrays = {key: np.array(drive.pop(key), np.int64).reshape(shapes[key]) for key in shapes}
+            drives[name] = DriveStats(**drive, **arrays)
+        hood = None if content['hood'] is None else hood_of_spans(content['hood'], (height, width))
+        return Stats(content['simulator'], (height, width), drives, hood)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from None
+    # ArithmeticError: an integer that NumPy cannot hold; LookupError: a missing key, a row beyond the hood.
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise InputError(
+            f'{path}: damaged, or of another version ({type(error).__name__}: {error}); make it again with '
+            'tools/prepare_data.py'
+        ) from None

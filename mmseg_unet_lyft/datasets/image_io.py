@@ -1,0 +1,215 @@
+"""Reads images and labels from PNG files or packed frames, and finds what is wrong with a file."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import InputError
+from .carla import tags_to_ids
+from .dataset_stats import scheme_of_root
+from .packed import is_address, read_packed
+
+SIGNATURE = b'\x89PNG\r\n\x1a\n'
+JPEG_SIGNATURE = b'\xff\xd8\xff'
+# The first chunk's fields. Source: PNG specification, section 11.2.2 (IHDR).
+_HEADER, _HEADER_AT = struct.Struct('>IIBB'), 16
+HEADER_BYTES = _HEADER_AT + _HEADER.size
+# More pixels than a driving camera records; decoding a larger file could fill the memory.
+LARGEST_PIXELS = 2**26
+GREYSCALE, PALETTE, GREYSCALE_ALPHA = 0, 3, 4  # Colour types.
+_RESTORE = 'restore it from the archive'
+
+
+class FileFaultError(InputError):
+    """What is wrong with a file, without its path; ``kind`` is a key of `checks.KINDS`."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Header:
+    """A PNG's (height, width), bits a channel and colour type (2 RGB, 6 RGBA, others above)."""
+
+    size: tuple[int, int]
+    bit_depth: int
+    colour_type: int
+
+
+def header_of(content: bytes) -> Header | None:
+    """The header of a PNG, from its first `HEADER_BYTES` or more; None if too few or not a PNG's."""
+    if not content.startswith(SIGNATURE) or len(content) < HEADER_BYTES:
+        return None
+    width, height, bit_depth, colour_type = _HEADER.unpack_from(content, _HEADER_AT)
+    return Header((height, width), bit_depth, colour_type)
+
+
+def damage(content: bytes) -> str | None:
+    """What is wrong with a PNG's chunks and their checksums; None if nothing is."""
+    try:
+        Image.open(io.BytesIO(content)).verify()
+    except UnidentifiedImageError:
+        # Pillow's message holds a memory address, which differs from run to run.
+        return 'no image can be recognised'
+    # Pillow reports damage as SyntaxError ("broken PNG file"), OSError, ValueError, or, without any image
+    # data, as IndexError; and a header that declares a gigantic image as DecompressionBombError.
+    except (SyntaxError, OSError, ValueError, IndexError, Image.DecompressionBombError) as error:
+        return str(error)
+    return None
+
+
+def check_png(content: bytes) -> Header:
+    """The header of a PNG whose size and chunk checksums are valid; else a `FileFaultError`."""
+    header = header_of(content)
+    if not content:
+        raise FileFaultError('empty', f'is empty; {_RESTORE}')
+    if content.startswith(JPEG_SIGNATURE):
+        raise FileFaultError('jpeg', f'is a JPEG and not a PNG, which smears class ids; {_RESTORE}')
+    if not content.startswith(SIGNATURE):
+        raise FileFaultError('not_png', f'is not a PNG file; {_RESTORE}')
+    if header is None:
+        raise FileFaultError('damaged', f'cut short; {_RESTORE}')
+    height, width = header.size
+    if height * width > LARGEST_PIXELS:
+        message = f'declares {height}x{width} (height x width) pixels, more than {LARGEST_PIXELS}; {_RESTORE}'
+        raise FileFaultError('wrong_size', message)
+    fault = damage(content)
+    if fault is not None:
+        raise FileFaultError('damaged', f'damaged or cut short ({fault}); {_RESTORE}')
+    return header
+
+
+def decode(content: bytes, flag: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
+    """Pixels of an image file's bytes as OpenCV gives them (BGR); None if they cannot be decoded."""
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+    except cv2.error:
+        return None
+
+
+def decode_label(content: bytes) -> np.ndarray | None:
+    """Pixels of a label PNG: grey or palette indices (H, W), else BGR or BGRA; None if damaged."""
+    header = header_of(content)
+    if header is None or header.colour_type != PALETTE:
+        return decode(content, cv2.IMREAD_UNCHANGED)
+    # OpenCV would turn the indices into their colours.
+    try:
+        return np.asarray(Image.open(io.BytesIO(content)))
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def red_channel(pixels: np.ndarray) -> np.ndarray:
+    """CARLA's tags: the red channel of BGR or BGRA, or the only channel; uint8 (H, W)."""
+    return pixels if pixels.ndim == 2 else cv2.extractChannel(pixels, 2)
+
+
+def pixels_of_png(content: bytes, is_label: bool = False) -> np.ndarray:
+    """Pixels of an image, BGR, or of a label, as from `decode_label`; else a `FileFaultError`."""
+    header = check_png(content)
+    if is_label and header.bit_depth == 16:
+        raise FileFaultError('depth16', '16 bits a channel; labels have 8. Save it again as an 8-bit RGB PNG')
+    pixels = decode_label(content) if is_label else decode(content)
+    if pixels is None:
+        raise FileFaultError('damaged', f'damaged image data; {_RESTORE}')
+    return pixels
+
+
+def read_bytes(path: str | Path, size: int = -1) -> bytes:
+    """A file's bytes, or its first ``size``; a `FileFaultError` if it cannot be read."""
+    try:
+        with Path(path).open('rb') as file:
+            return file.read(size)
+    except FileNotFoundError:
+        raise FileFaultError('unreadable', f'no such file; {_RESTORE}') from None
+    except OSError as error:
+        message = f'cannot be read ({error.strerror}); check its permissions'
+        raise FileFaultError('unreadable', message) from None
+
+
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """Put the path before a fault's message."""
+    try:
+        yield
+    except FileFaultError as fault:
+        raise InputError(f'{path}: {fault}') from None
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of a PNG, without reading the rest; an InputError names a file that is not a PNG."""
+    with _named(path):
+        content = read_bytes(path, HEADER_BYTES)
+        return header_of(content) or check_png(content)
+
+
+def read_png(path: str | Path) -> bytes:
+    """The bytes of an intact PNG; an InputError names a file that is missing, too large or damaged."""
+    with _named(path):
+        content = read_bytes(path)
+        check_png(content)
+    return content
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """An image, BGR, uint8 (H, W, 3), read-only where packed; an InputError names a damaged file."""
+    if is_address(path):
+        return read_packed(str(path))
+    with _named(path):
+        return pixels_of_png(read_bytes(path))
+
+
+def read_raw_label(path: str | Path) -> np.ndarray:
+    """CARLA tags of a label as stored, uint8 (H, W), read-only where packed; not yet checked.
+
+    A PNG gives the red channel of RGB or RGBA, the value of L, the index of P.
+
+    Raises:
+        InputError: If the file is not an intact 8-bit PNG, or the packed frame is damaged.
+    """
+    if is_address(path):
+        return read_packed(str(path))
+    with _named(path):
+        return red_channel(pixels_of_png(read_bytes(path), is_label=True))
+
+
+def read_label(path: str | Path, scheme_name: str, stats_root: str | None = None) -> np.ndarray:
+    """Train ids of a label, uint8 (H, W), without the hood of the prepared root ``stats_root``.
+
+    Raises:
+        InputError: As `read_raw_label`, or if it holds a tag that the scheme lacks.
+    """
+    raw_label = read_raw_label(path)
+    try:
+        return tags_to_ids(raw_label, scheme_of_root(scheme_name, stats_root))
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from None
+
+
+def require_same_size(
+    kind: str, path: str | Path, shape: Sequence[int], image_path: str | Path, image_shape: Sequence[int]
+) -> None:
+    """Raise an InputError if a file of that kind, such as a label, differs in size from its image."""
+    fault = size_mismatch(kind, shape, image_path, image_shape)
+    if fault:
+        raise InputError(f'{path}: {fault}')
+
+
+def size_mismatch(
+    kind: str, shape: Sequence[int], image_path: str | Path, image_shape: Sequence[int]
+) -> str | None:
+    """A message if a file of that kind differs in size from its image, else None."""
+    size, image_size = (f'{one[0]}x{one[1]}' for one in (shape, image_shape))
+    if size == image_size:
+        return None
+    return f'{kind} of {size} (height x width), but its image {image_path} is {image_size}; not one frame'

@@ -1,0 +1,409 @@
+"""Prepares a data root: unpacks an archive safely, inspects, measures, splits and packs its frames."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import stat
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ..errors import InputError
+from ..processes import cores
+from . import image_io, packed
+from .atomic_io import UNFINISHED, free_bytes, sync, taken_bytes, whole_file, write_json, write_whole
+from .carla import SPLITS
+from .checks import Inspection, Judged, inspect
+from .dataset_stats import STATS_NAME, load_stats, write_stats
+from .layout import IMAGE_FOLDER, KAGGLE_NAME, KAGGLE_URL, MARKER_NAME, REPORT_FOLDER
+
+# Inside a prepared root. Unpacked files stay: the reports and the manifest refer to them.
+RAW_FOLDER, SPLIT_NAME, LEFT_OUT_NAME = 'raw', 'split.json', 'left_out.json'
+# The Kaggle archive expands 1.0 times: PNGs are compressed already.
+_LARGEST_EXPANSION = 40
+# macOS puts a second, hidden copy of every name into this folder of an archive.
+_JUNK_FOLDER = '__MACOSX'
+# Frames decoded at once, by up to as many threads: 15 MB of pixels at 600x800.
+_CHUNK = 8
+# Upper bounds of an index entry and of a .npy header.
+_ENTRY_BYTES, _HEADER_BYTES = 128, 256
+
+Show = Callable[[Iterable, int], Iterable]
+
+
+def _unshown(items: Iterable, *about: object) -> Iterable:
+    return items
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Result of a preparation: its inspection, the packed frames, and the names of those left out."""
+
+    inspection: Inspection
+    pairs: list[dict]
+    left_out: list[str]
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    simulator: str = '0.8',
+    accept: Sequence[str] = (),
+    skip_bad: bool = False,
+    workers: int | None = None,
+    show: Callable[[Iterable, int, str], Iterable] = _unshown,
+    report: Callable[[Path, Inspection], None] = lambda folder, inspection: None,
+) -> Prepared:
+    """Prepare a data root for training; after a killed run, the next one gives the same bytes.
+
+    Args:
+        source: Zip archive, or folder in the Kaggle layout; neither is changed.
+        out: The prepared root.
+        simulator: CARLA release of the tags.
+        accept: Kinds of problems to accept, from `checks.ACCEPTABLE`.
+        skip_bad: Leave frames with problems out instead of stopping.
+        workers: Processes; one per core by default.
+        show: Wraps the items of long work; takes them, their number and the name of the work.
+        report: Writes the inspection's reports into a folder.
+
+    Raises:
+        InputError: If the source cannot be used, the data have problems and ``skip_bad`` is not given, the
+            disk is too small, or the root was packed from other files; no prepared data are written.
+    """
+    source, out = Path(source), Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f'{out}: is a file; name a folder to prepare')
+    raw = source
+    if source.is_dir():
+        if source.resolve() in (out.resolve(), *out.resolve().parents):
+            raise InputError(f'{out}: lies inside {source}; name a folder outside the raw data')
+    elif source.is_file():
+        raw = out / RAW_FOLDER
+        unzip(source, raw, lambda members, total: show(members, total, 'unpacking'), room_for_packing=True)
+    else:
+        raise InputError(
+            f'{source}: no such archive or folder; download it from {KAGGLE_URL}, or use --download'
+        )
+    inspection = inspect(
+        raw, simulator, accept, workers=workers, show=lambda frames, total: show(frames, total, 'reading')
+    )
+    _refuse_problems(raw, inspection, skip_bad)
+    frames = inspection.of_one_size
+    if not frames:
+        raise InputError(f'{raw}: no valid frame is left to prepare; see tools/inspect_data.py {raw}')
+    pairs = [one.files.pair(raw) for one in frames]
+    hashes = {one.files.name: [entry.sha256 for entry in one.entries] for one in frames}
+    packing = Packing(pairs, out, hashes)
+    packing.check()
+    problems = [one for one in inspection.problems if one.frame not in packing.hashes]
+    report(out / REPORT_FOLDER, inspection)
+    left_out = [dict(frame=one.frame, kind=one.kind, path=one.path, message=one.message) for one in problems]
+    write_json(out / LEFT_OUT_NAME, left_out)
+    write_json(out / SPLIT_NAME, _split(frames))
+    write_stats(out / STATS_NAME, inspection.stats)
+    if (raw / MARKER_NAME).is_file():
+        # Scores on these frames must still say that they are synthetic.
+        write_whole(out / MARKER_NAME, (raw / MARKER_NAME).read_bytes())
+    packing.write(lambda frames, total: show(frames, total, 'packing'))
+    return Prepared(inspection, pairs, sorted({one.frame for one in problems if one.frame}))
+
+
+def _refuse_problems(raw: Path, inspection: Inspection, skip_bad: bool) -> None:
+    """Raise an InputError for problems that ``skip_bad`` does not leave out."""
+    if inspection.problems and not skip_bad:
+        first = inspection.problems[0]
+        raise InputError(
+            f'{raw}: {len(inspection.problems)} problems, the first: {first.path}: {first.message}. See all '
+            f'with tools/inspect_data.py {raw}; leave the frames out with --skip-bad, or take a kind as it '
+            'is with --accept. Nothing was prepared'
+        )
+    for problem in inspection.problems:
+        if problem.kind == 'split_drive':
+            raise InputError(
+                f'{raw}: {problem.message}. --skip-bad cannot leave a frame out for it; with --accept '
+                'split_drive the folders are ignored, and the split is by drive'
+            )
+
+
+def _split(frames: Sequence[Judged]) -> dict[str, dict[str, int]]:
+    """Number of frames by part and drive; drives outside the benchmark are in ``other``."""
+    counts = Counter(one.files.drive for one in frames)
+    part_of = {drive: part for part, drives in SPLITS.items() for drive in drives}
+    parts: dict[str, dict[str, int]] = {part: {} for part in (*SPLITS, 'other')}
+    for drive in sorted(counts):
+        parts[part_of.get(drive, 'other')][drive] = counts[drive]
+    return parts
+
+
+def download(name: str = KAGGLE_NAME) -> Path:
+    """The Kaggle set's folder, fetched by ``kagglehub``; an InputError if that is missing or fails."""
+    by_hand = f'or download the archive from {KAGGLE_URL} and name it in place of --download'
+    try:
+        import kagglehub
+    except ImportError:
+        raise InputError(f'--download needs kagglehub: pip install kagglehub, {by_hand}') from None
+    try:
+        return Path(kagglehub.dataset_download(name))
+    # kagglehub's own errors and those of requests are OSErrors.
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f'--download: kagglehub failed ({error}). Put a token from https://www.kaggle.com/settings into '
+            f'~/.kaggle/kaggle.json or set KAGGLE_USERNAME and KAGGLE_KEY, {by_hand}'
+        ) from error
+
+
+def unzip(archive: Path, out: Path, show: Show = _unshown, room_for_packing: bool = False) -> None:
+    """Unpack a zip archive from an untrusted source; intact files from an earlier run are kept.
+
+    Args:
+        archive: The zip file.
+        out: Folder to unpack into: new, or left by an earlier run with this archive.
+        show: Wraps the members while they are unpacked; takes them and their number.
+        room_for_packing: Whether the disk must also hold the packed frames.
+
+    Raises:
+        InputError: If the archive is damaged, would write outside the folder, holds links or encrypted
+            files, expands too far or beyond the free disk space, or the folder holds other files. Nothing
+            is written, except members unpacked before one with damaged content.
+    """
+    archive, out = Path(archive), Path(out)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = _checked_members(archive, opened)
+            _check_folder(archive, out, members)
+            missing = [member for member in members if not _is_there(out / member.filename, member)]
+            needed, free = sum(member.file_size for member in missing), free_bytes(out)
+            if room_for_packing:
+                needed += max(_packed_bytes(opened, members) - taken_bytes(out.parent.glob('*.npy*')), 0)
+            if needed > free:
+                raise InputError(
+                    f'{archive}: needs {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free at {out}; '
+                    'make room or name another folder, nothing was unpacked'
+                )
+            for member in show(missing, len(missing)):
+                # Syncing each file takes longer than all else; `_is_there` finds what a crash lost.
+                whole = whole_file(out / member.filename, durable=False)
+                with opened.open(member) as content, whole as part, part.open('wb') as target:
+                    shutil.copyfileobj(content, target, 1 << 20)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
+        raise InputError(f'{archive}: not an intact zip archive ({error}); download it again') from None
+    except OSError as error:
+        place = error.filename or archive
+        raise InputError(f'{place}: {error.strerror or error}; check the disk and permissions') from error
+
+
+def _checked_members(archive: Path, opened: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The files of an archive; an InputError if one must not be unpacked."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    for member in opened.infolist():
+        reason = 'is in it twice' if member.filename in members else _refusal(member)
+        if reason:
+            raise InputError(f'{archive}: {member.filename!r} {reason}; nothing was unpacked')
+        if not member.is_dir() and PurePosixPath(member.filename).parts[0] != _JUNK_FOLDER:
+            members[member.filename] = member
+    expanded, size = sum(member.file_size for member in members.values()), archive.stat().st_size
+    if expanded > _LARGEST_EXPANSION * size:
+        raise InputError(
+            f'{archive}: would expand {expanded / size:.0f} times, to {expanded / 1e9:.2f} GB; more than '
+            f'{_LARGEST_EXPANSION} times is refused, nothing was unpacked'
+        )
+    return list(members.values())
+
+
+def _refusal(member: zipfile.ZipInfo) -> str | None:
+    """Why a member must not be unpacked; None if it may."""
+    # The name in the archive: in `filename`, zipfile may have replaced this system's separators.
+    name = member.orig_filename
+    parts = re.split(r'[/\\]', name)
+    if name.startswith(('/', '\\')) or '..' in parts or re.match('[A-Za-z]:', name) or '\0' in name:
+        return 'lies outside the folder'
+    if '\\' in name:
+        return 'has a backslash in its name'
+    if not member.is_dir() and (parts[-1] in ('', '.') or name.endswith(UNFINISHED)):
+        return 'is not a usable file name'
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return 'is a link' if kind == stat.S_IFLNK else 'is not a plain file'
+    return 'is encrypted' if member.flag_bits & 0x1 else None
+
+
+def _check_folder(archive: Path, out: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Raise an InputError if the folder holds anything that is not from this archive."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f'{out}: is a file; name another folder')
+    names = {member.filename + suffix for member in members for suffix in ('', UNFINISHED)}
+    for path in out.rglob('*'):
+        if path.is_symlink() or not (path.is_dir() or path.relative_to(out).as_posix() in names):
+            raise InputError(f'{path}: is not from {archive}; move it away, or name another folder')
+
+
+def _is_there(path: Path, member: zipfile.ZipInfo) -> bool:
+    """Whether a file has the size and checksum of its archive member."""
+    if not path.is_file() or path.stat().st_size != member.file_size:
+        return False
+    return zlib.crc32(path.read_bytes()) == member.CRC
+
+
+def _packed_bytes(opened: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> int:
+    """Bytes that an archive's frames take once packed, from the sizes in the image headers."""
+    pixels = 0
+    for member in members:
+        if f'/{IMAGE_FOLDER}/' in f'/{member.filename}':
+            with opened.open(member) as file:
+                header = image_io.header_of(file.read(image_io.HEADER_BYTES))
+            pixels += min(header.size[0] * header.size[1], image_io.LARGEST_PIXELS) if header else 0
+    return packed.BYTES_PER_PIXEL * pixels
+
+
+def pack(
+    pairs: Sequence[dict], out: Path, show: Show = _unshown, hashes: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Pack frames into a folder, with separate arrays for each frame size.
+
+    Labels are stored as raw CARLA tags, so every label scheme can read them. The index is written last: a
+    folder is packed completely or not at all, and after a killed run the next one starts again.
+
+    Args:
+        pairs: Frames as from `layout.find_pairs`; their order is kept.
+        out: Folder to write into; made if missing; other files in it stay.
+        show: Wraps the frames while they are packed; takes them and their number.
+        hashes: SHA-256 of image and label by frame; without them, changes that keep a file's size are missed.
+
+    Raises:
+        InputError: If a frame is damaged, the folder holds other packed frames, or the disk is too small.
+    """
+    packing = Packing(pairs, Path(out), hashes)
+    packing.check()
+    packing.write(show)
+
+
+def required_bytes(pairs: Sequence[dict]) -> int:
+    """Upper bound of the bytes that the packed pairs take on disk."""
+    sizes = [image_io.read_header(pair['img_path']).size for pair in pairs]
+    pixels = sum(height * width for height, width in sizes)
+    return packed.BYTES_PER_PIXEL * pixels + _ENTRY_BYTES * len(pairs) + 2 * _HEADER_BYTES * len(set(sizes))
+
+
+class Packing:
+    """Writes packed frames; arguments as in `pack`. The same pairs give the same bytes."""
+
+    def __init__(
+        self, pairs: Sequence[dict], out: Path, hashes: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        self.pairs = {Path(pair['img_path']).stem: pair for pair in pairs}
+        self.out, self.hashes = out, hashes or {}
+        if not pairs or len(self.pairs) != len(pairs):
+            raise InputError(f'{len(pairs)} frames with {len(self.pairs)} names to pack; each needs its own')
+        self.sizes = {name: image_io.read_header(pair['img_path']).size for name, pair in self.pairs.items()}
+        self.shapes = {
+            packed.array_name(kind, size): (count, *size, *channels)
+            for size, count in sorted(Counter(self.sizes.values()).items())
+            for kind, channels in packed.CHANNELS.items()
+        }
+
+    def sources(self) -> str:
+        """SHA-256 of names, order, sizes, file sizes and hashes; it identifies the set of PNGs."""
+        described = []
+        for name, pair in self.pairs.items():
+            bytes_of = [Path(pair[key]).stat().st_size for key in ('img_path', 'seg_map_path')]
+            described.append([name, *self.sizes[name], *bytes_of, *self.hashes.get(name, ())])
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Raise an InputError if the folder holds other packed frames or has no room; nothing is written."""
+        if packed.is_packed(self.out):
+            if packed.PackedFrames(self.out).sources == self.sources():
+                return
+            raise InputError(f'{self.out}: holds other packed frames; name another folder, or delete them')
+        needed = required_bytes(list(self.pairs.values())) - taken_bytes(self._leftovers())
+        free = free_bytes(self.out)
+        if needed > free:
+            raise InputError(
+                f'{self.out}: packing {len(self.pairs)} frames takes {needed / 1e9:.2f} GB more, and '
+                f'{free / 1e9:.2f} GB are free; make room or name another folder'
+            )
+
+    def _leftovers(self) -> list[Path]:
+        """Arrays of a run that was killed before it wrote the index."""
+        return [path for kind in packed.CHANNELS for path in self.out.glob(f'{kind}_*x*.npy*')]
+
+    def write(self, show: Show) -> None:
+        """Write arrays and index, unless the folder is packed."""
+        if packed.is_packed(self.out):
+            return
+        with ExitStack() as stack:
+            parts = {file: stack.enter_context(whole_file(self.out / file)) for file in self.shapes}
+            for path in self._leftovers():
+                path.unlink()
+            frames = self._write_arrays(parts, show)
+        files = {file: (self.out / file).stat().st_size for file in self.shapes}
+        index = dict(format=packed.FORMAT, version=packed.VERSION, sources=self.sources())
+        index |= dict(files=files, frames=frames)
+        index['sha256'] = packed.index_hash(index)
+        write_whole(self.out / packed.INDEX_NAME, (json.dumps(index) + '\n').encode())
+        sync(self.out)
+
+    def _write_arrays(self, parts: dict[str, Path], show: Show) -> dict[str, list[int]]:
+        """Write all pixels; returns each frame's entry in the index: size, row, checksums."""
+        rows: Counter[tuple[int, int]] = Counter()
+        entries = {}
+        with ExitStack() as stack:
+            files = {file: stack.enter_context(part.open('wb')) for file, part in parts.items()}
+            for file, shape in self.shapes.items():
+                header = dict(descr='|u1', fortran_order=False, shape=shape)
+                np.lib.format.write_array_header_1_0(files[file], header)
+            for name, pixels in show(self._decoded(), len(self.pairs)):
+                size = self.sizes[name]
+                for kind, array in pixels.items():
+                    files[packed.array_name(kind, size)].write(array.data)
+                entries[name] = [*size, rows[size], *(zlib.crc32(array) for array in pixels.values())]
+                rows[size] += 1
+        return entries
+
+    def _decoded(self) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        """Image and label of each frame, in order, decoded by several threads."""
+
+        def decode(name: str) -> tuple[str, dict[str, np.ndarray]]:
+            image_path, label_path = (self.pairs[name][key] for key in ('img_path', 'seg_map_path'))
+            image, label = image_io.read_image(image_path), image_io.read_raw_label(label_path)
+            image_io.require_same_size('label', label_path, label.shape, image_path, image.shape)
+            return name, {packed.IMAGE: image, packed.LABEL: label}
+
+        names = list(self.pairs)
+        # OpenCV releases the GIL while it decodes.
+        with ThreadPoolExecutor(min(_CHUNK, cores())) as pool:
+            for first in range(0, len(names), _CHUNK):
+                yield from pool.map(decode, names[first : first + _CHUNK])
+
+
+def verify(root: Path, show: Show = _unshown) -> int:
+    """Verify the checksums of a packed folder; returns its number of frames.
+
+    Raises:
+        InputError: If a frame is damaged; lists every damaged image and label.
+    """
+    opened = packed.PackedFrames(root)
+    load_stats(root)
+    bad = []
+    for name in show(opened.frames, len(opened.frames)):
+        for kind in packed.CHANNELS:
+            try:
+                opened.read(kind, name)
+            except InputError:
+                bad.append(f'{kind} of {name}')
+    if bad:
+        raise InputError(
+            f'{root}: {len(bad)} of {2 * len(opened.frames)} arrays are damaged: {", ".join(bad)}; '
+            f'{packed.remedy(root)}'
+        )
+    return len(opened.frames)

@@ -1,0 +1,183 @@
+"""Scores from counts: confusion matrix, IoU, F-beta, calibration, AUROC of the entropy. NumPy only."""
+
+from __future__ import annotations
+
+import numpy as np
+
+CONFIDENCE_BINS = 15
+# On real frames, the AUROC from this many bins is within 2e-6 of that from exact ranks.
+ENTROPY_BINS = 2000
+
+
+def confusion_matrix(
+    label: np.ndarray, pred: np.ndarray, num_classes: int, ignore_index: int = 255
+) -> np.ndarray:
+    """Pixel counts by true and predicted class.
+
+    Args:
+        label: Train ids, integer (H, W).
+        pred: Predicted ids, integer (H, W), below ``num_classes``.
+        num_classes: C.
+        ignore_index: Pixels with this label do not count.
+
+    Returns:
+        int64 (C, C); rows are the truth, columns the prediction.
+    """
+    valid = label != ignore_index
+    index = label[valid].astype(np.int64) * num_classes + pred[valid]
+    return np.bincount(index, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, ``nan`` where whole is 0."""
+    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=np.asarray(whole) > 0)
+
+
+def class_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores of each class from a confusion matrix.
+
+    A class without a true pixel has IoU, recall and F ``nan`` (shown as n/a, left out of means); pixels
+    predicted as that class still count as misses of their true classes.
+
+    Args:
+        confusion: int64 (C, C), rows the truth.
+
+    Returns:
+        ``iou``, ``precision``, ``recall``, ``f1`` in [0, 1], float64 (C,); ``label_pixels`` and
+        ``pred_pixels``, int64 (C,).
+    """
+    tp_pixels = np.diag(confusion)
+    label_pixels, pred_pixels = confusion.sum(axis=1), confusion.sum(axis=0)
+    union_pixels = np.where(label_pixels > 0, label_pixels + pred_pixels - tp_pixels, 0)
+    return dict(
+        iou=_ratio(tp_pixels, union_pixels),
+        precision=_ratio(tp_pixels, pred_pixels),
+        recall=_ratio(tp_pixels, label_pixels),
+        f1=f_beta(tp_pixels, pred_pixels - tp_pixels, label_pixels - tp_pixels, 1.0),
+        label_pixels=label_pixels,
+        pred_pixels=pred_pixels,
+    )
+
+
+def mean_iou(confusion: np.ndarray, absent_as_zero: bool = False) -> float:
+    """Mean IoU over the classes that occur in the truth, in [0, 1].
+
+    Args:
+        confusion: int64 (C, C), rows the truth.
+        absent_as_zero: Count a class that is predicted but not in the truth as IoU 0, like mmseg's
+            ``IoUMetric``.
+
+    Returns:
+        A float in [0, 1]; ``nan`` if no class occurs.
+    """
+    scores = class_scores(confusion)
+    iou = scores['iou']
+    if absent_as_zero:
+        iou = np.where((scores['label_pixels'] == 0) & (scores['pred_pixels'] > 0), 0.0, iou)
+    return float(np.nanmean(iou)) if np.isfinite(iou).any() else float('nan')
+
+
+def pixel_accuracy(confusion: np.ndarray) -> float:
+    """Share of correctly predicted valid pixels, in [0, 1]; ``nan`` without pixels."""
+    total = confusion.sum()
+    return float(np.trace(confusion) / total) if total else float('nan')
+
+
+def f_beta(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, beta: float) -> np.ndarray:
+    """F-beta of pixel counts, in the official scorer's order of operations.
+
+    ``F = (1 + b^2) * (P R / (b^2 P + R))`` with ``P = tp / (tp + fp)`` and ``R = tp / (tp + fn)``
+
+    Args:
+        tp: True-positive pixels summed over the data set, int64 (C,).
+        fp: False-positive pixels, int64 (C,).
+        fn: False-negative pixels, int64 (C,).
+        beta: Weight of recall against precision, > 0.
+
+    Returns:
+        F in [0, 1], float64 (C,): 0 where all true pixels are missed, ``nan`` where there are none.
+
+    Raises:
+        ValueError: If beta is not positive.
+
+    Source: Lyft Perception Challenge, Example/score
+    """
+    if beta <= 0:
+        raise ValueError(f'beta is {beta}; it must be positive')
+    tp = np.asarray(tp)
+    precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)
+    f = (1 + beta**2) * _ratio(precision * recall, beta**2 * precision + recall)
+    return np.where(tp > 0, f, np.where(tp + fn > 0, 0.0, np.nan))
+
+
+def reliability_counts(
+    confidence: np.ndarray, is_right: np.ndarray, num_bins: int = CONFIDENCE_BINS
+) -> np.ndarray:
+    """Counts of pixels, confidence and hits in equally wide bins of confidence.
+
+    Args:
+        confidence: Probability of the predicted class, float (P,), 0 to 1.
+        is_right: Whether the prediction is the true class, bool (P,).
+        num_bins: B; bin b is ``(b / B, (b + 1) / B]``, the first one also holds 0.
+
+    Returns:
+        Number of pixels, sum of confidence, number of hits, float64 (3, B); sum them over all frames.
+    """
+    # In float64: the float32 nearest to 1/3 is above it and would miss its bin.
+    index = np.ceil(confidence.astype(np.float64) * num_bins).astype(np.int64) - 1
+    index = index.clip(0, num_bins - 1)
+    weights = (None, confidence, is_right)
+    return np.stack([np.bincount(index, weight, num_bins).astype(np.float64) for weight in weights])
+
+
+def expected_calibration_error(counts: np.ndarray) -> float:
+    """Mean distance between accuracy and confidence over the bins, weighted by their pixels.
+
+    Args:
+        counts: As from `reliability_counts`.
+
+    Returns:
+        ECE in [0, 1]; ``nan`` without pixels.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, 2017, equation 3
+    """
+    pixels, confidence, hits = counts
+    # Each bin adds |hits / n - confidence / n| n / N.
+    return float(np.abs(hits - confidence).sum() / pixels.sum()) if pixels.sum() else float('nan')
+
+
+def entropy_counts(
+    entropy: np.ndarray, is_right: np.ndarray, num_classes: int, num_bins: int = ENTROPY_BINS
+) -> np.ndarray:
+    """Counts of wrong and right pixels in equally wide bins of entropy over [0, ln C].
+
+    Args:
+        entropy: Nats, float (P,).
+        is_right: Whether the prediction is the true class, bool (P,).
+        num_classes: C.
+        num_bins: B.
+
+    Returns:
+        int64 (2, B), the wrong pixels first; sum them over all frames.
+    """
+    index = (entropy.astype(np.float64) * (num_bins / np.log(num_classes))).astype(np.int64)
+    index = index.clip(0, num_bins - 1) + num_bins * is_right.astype(np.int64)
+    return np.bincount(index, minlength=2 * num_bins).reshape(2, num_bins)
+
+
+def entropy_auroc(counts: np.ndarray) -> float:
+    """Probability that a wrong pixel has more entropy than a right one; ties (in one bin) count half.
+
+    Args:
+        counts: As from `entropy_counts`.
+
+    Returns:
+        Area under the ROC curve in [0, 1]: 0.5 if entropy is no better than chance; ``nan`` if no pixel
+        is wrong, or none is right.
+    """
+    wrong, right = counts.astype(np.float64)
+    pairs = wrong.sum() * right.sum()
+    if not pairs:
+        return float('nan')
+    right_below = np.cumsum(right) - right
+    return float((wrong * (right_below + 0.5 * right)).sum() / pairs)

@@ -1,0 +1,202 @@
+"""Synthetic driving scenes with labels, in the layout of the Kaggle set.
+
+A recipe gives the same bytes in every process and for any number of workers, with the same versions of
+NumPy and OpenCV.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..datasets.atomic_io import UNFINISHED, write_json, write_whole
+from ..datasets.carla import RAW_HEIGHT, RAW_WIDTH, SPLITS
+from ..datasets.layout import IMAGE_FOLDER, LABEL_FOLDER, MARKER_NAME
+from ..errors import InputError
+from ..processes import cores, map_in_order
+from .painting import PAINTERS, Canvas, finish, paint_ground, paint_shadows, paint_sky
+from .world import build_world, visible_things
+
+# Increased whenever the same recipe gives other pixels.
+GENERATOR_VERSION = 2
+ALL_DRIVES = tuple(drive for drives in SPLITS.values() for drive in drives)
+SMALLEST = 64
+CHUNK_FRAMES = 8  # Frames a worker draws before it reports.
+
+Frame = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class SceneRecipe:
+    """Everything a set of scenes depends on; an InputError names a value out of range."""
+
+    drives: tuple[str, ...] = ALL_DRIVES  # Drives of the benchmark; each has its own town.
+    frames_per_drive: int = 12  # 10 reach all five folders.
+    seed: int = 0  # Another seed gives other towns.
+    height: int = RAW_HEIGHT  # Every size shows the same picture, stretched.
+    width: int = RAW_WIDTH
+
+    def __post_init__(self) -> None:
+        unknown = [drive for drive in self.drives if drive not in ALL_DRIVES]
+        if unknown or not self.drives:
+            what = f'drive {unknown[0]!r} is not known' if unknown else 'no drives to draw'
+            raise InputError(f'{what}; choose from: {", ".join(ALL_DRIVES)}')
+        if len(set(self.drives)) != len(self.drives):
+            raise InputError(f'drives {" ".join(self.drives)} hold one twice; name each once')
+        if self.frames_per_drive < 1 or self.seed < 0 or min(self.height, self.width) < SMALLEST:
+            raise InputError(
+                f'{self.frames_per_drive} frames per drive of {self.height}x{self.width} (height x width), '
+                f'seed {self.seed}; draw 1 or more of at least {SMALLEST}x{SMALLEST}, with a seed from 0'
+            )
+
+    @property
+    def frames(self) -> Iterator[Frame]:
+        """Drive and number of every frame, drive by drive."""
+        return ((drive, frame) for drive in self.drives for frame in range(self.frames_per_drive))
+
+    def marker(self, complete: bool) -> dict:
+        """Content of the marker file in a folder of these scenes."""
+        fields = asdict(self) | {'drives': list(self.drives)}
+        return fields | {'generator_version': GENERATOR_VERSION, 'complete': complete}
+
+
+def draw_frame(
+    drive: str, frame: int, seed: int = 0, height: int = RAW_HEIGHT, width: int = RAW_WIDTH
+) -> tuple[np.ndarray, np.ndarray]:
+    """A synthetic frame and its label.
+
+    Drive and seed determine the town and the weather. At this frame the car has driven
+    ``frame * STEP_METRES``.
+
+    Returns:
+        Image RGB, uint8 (H, W, 3), and CARLA tags, uint8 (H, W). The ego hood is exactly
+        ``carla.hood_mask(height, width)``, and the gaps of a fence count as fence.
+
+    Raises:
+        InputError: If the drive is not known, a number is negative or a side is below 64.
+    """
+    SceneRecipe((drive,), 1, seed, height, width)
+    if frame < 0:
+        raise InputError(f'frame {frame} of drive {drive}; frames count from 0')
+    canvas = Canvas(build_world(seed, drive), frame, height, width)
+    things = visible_things(canvas.world, frame)
+    paint_sky(canvas)
+    paint_ground(canvas, paint_shadows(canvas, things))
+    for thing in things:
+        PAINTERS[thing.kind](canvas, thing)
+    finish(canvas)
+    return canvas.image, canvas.label
+
+
+def frame_paths(root: Path, drive: str, frame: int) -> tuple[Path, Path]:
+    """Where the image and the label of a frame are under a root."""
+    # The Kaggle set's folder follows from the frame number modulo 10: 0, 1 in A to 8, 9 in E.
+    folder = f'data{"ABCDE"[frame % 10 // 2]}'
+    name = f'{drive}-{frame}.png' if drive.startswith('F') else f'{drive}_{frame:03d}.png'
+    inner = root / folder / folder
+    return inner / IMAGE_FOLDER / name, inner / LABEL_FOLDER / name
+
+
+def read_marker(root: Path) -> dict | None:
+    """The marker of a folder of scenes: recipe, ``generator_version``, ``complete``; None without one."""
+    path = Path(root) / MARKER_NAME
+    try:
+        marker = json.loads(path.read_text(encoding='utf-8'))
+        recipe_of(marker), marker['generator_version'], marker['complete']
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f'{path}: not a readable marker of synthetic scenes ({error}); draw into another folder'
+        ) from error
+    return marker
+
+
+def recipe_of(marker: dict) -> SceneRecipe:
+    """The recipe a marker holds."""
+    fields = SceneRecipe.__dataclass_fields__
+    return SceneRecipe(**{name: marker[name] for name in fields} | {'drives': tuple(marker['drives'])})
+
+
+def write_scenes(
+    out: Path,
+    recipe: SceneRecipe,
+    overwrite: bool = False,
+    workers: int | None = None,
+    show: Callable[[Iterable, int], Iterable] = lambda frames, total: frames,
+) -> int:
+    """Draw a set of scenes into a folder; existing frames are kept, so a killed run can be completed.
+
+    Args:
+        out: Root of the scenes: new, empty, or of an earlier run.
+        recipe: What to draw.
+        overwrite: Whether to delete earlier scenes of another recipe first.
+        workers: Processes that draw; one per core by default. The scenes do not depend on it.
+        show: Wraps the finished frames; takes them and their total number.
+
+    Returns:
+        Number of frames that were drawn; 0 if all were there.
+
+    Raises:
+        InputError: If the folder cannot be written or holds anything else.
+    """
+    out = Path(out)
+    missing = [one for one in recipe.frames if not all(path.is_file() for path in frame_paths(out, *one))]
+    if not missing and read_marker(out) == recipe.marker(complete=True):
+        return 0
+    if _make_room(out, recipe, overwrite):
+        missing = list(recipe.frames)
+    write_json(out / MARKER_NAME, recipe.marker(complete=False))
+    starts = range(0, len(missing), CHUNK_FRAMES)
+    tasks = [(out, recipe, missing[start : start + CHUNK_FRAMES]) for start in starts]
+    done = map_in_order(_draw_chunk, tasks, min(workers or cores(), len(tasks)))
+    for _ in show((frame for chunk in done for frame in chunk), len(missing)):
+        pass
+    write_json(out / MARKER_NAME, recipe.marker(complete=True))
+    return len(missing)
+
+
+def _draw_chunk(task: tuple[Path, SceneRecipe, list[Frame]]) -> list[Frame]:
+    """Draw and write some frames."""
+    out, recipe, frames = task
+    for drive, frame in frames:
+        image, raw_label = draw_frame(drive, frame, recipe.seed, recipe.height, recipe.width)
+        red = np.dstack([raw_label, 0 * raw_label, 0 * raw_label])
+        for path, picture in zip(frame_paths(out, drive, frame), (image, red), strict=True):
+            content = cv2.imencode('.png', cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+            write_whole(path, content, durable=False)
+    return frames
+
+
+def _make_room(out: Path, recipe: SceneRecipe, overwrite: bool) -> bool:
+    """Delete scenes of another recipe; returns whether there were any. Raises at files of other origin."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f'{out}: is a file; name a folder for the scenes')
+    marker = read_marker(out)
+    ours = {out / MARKER_NAME}
+    if marker is not None:
+        ours |= {path for frame in recipe_of(marker).frames for path in frame_paths(out, *frame)}
+    unfinished = {path.with_name(path.name + UNFINISHED) for path in ours}
+    files = {path for path in out.rglob('*') if not path.is_dir()} if out.exists() else set()
+    foreign = sorted(files - ours - unfinished)
+    if foreign:
+        raise InputError(f'{out}: holds {foreign[0].relative_to(out)}, not of earlier scenes; move it away')
+    wanted = recipe.marker(complete=False)
+    other = [name for name in wanted if name != 'complete' and marker and marker[name] != wanted[name]]
+    if other and not overwrite:
+        differ = ', '.join(f'{name} {_short(marker[name])} (asked: {_short(wanted[name])})' for name in other)
+        raise InputError(f'{out}: holds scenes with {differ}; name another folder, or use --overwrite')
+    # The marker is deleted last: without it, later runs would refuse a folder that is half deleted.
+    for path in sorted(files, key=lambda path: path.name == MARKER_NAME):
+        if other or path in unfinished:
+            path.unlink()
+    return bool(other)
+
+
+def _short(value: object) -> str:
+    return f'{value[0]} .. {value[-1]}' if isinstance(value, list) else str(value)
