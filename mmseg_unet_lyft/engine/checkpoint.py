@@ -1,107 +1,95 @@
-"""Checkpoint files: which one, and into which model."""
+"""Checkpoint files: checksums, safe reading (``.pth``, ``.safetensors``), resuming, loading into a model."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import re
+import struct
+import zlib
+from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
+from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from ..datasets.atomic_io import checksum_file, is_intact, sync, write_whole
 from ..errors import InputError
-from .checkpoint_file import read_checkpoint
-from .saving import WRAPPER, saved_checkpoints
-from .weights_format import SUFFIX
+from ..processes import code_allowed, force_plain_loading, plain_types_only
+from .model_spec import KEY
 
+WRAPPER = 'optim_wrapper'  # In the message hub: the type of the optimizer's wrapper, and so the precision.
 TRAINED_WITH = 'Name the config it was trained with: its work dir holds it, the --cfg-options included'
-_SHOWN = 10  # names of weights in an error
-_WRAPPED = 'module.'  # before each name, from a model wrapped for several processes
+_SHOWN = 10  # Names of weights in an error.
+_BLOCK = 1 << 20
+
+SAFETENSORS = '.safetensors'
+SAFETENSORS_FORMAT = 1
+# Keys of a checkpoint's ``meta`` that a ``.safetensors`` file keeps, besides the model's description.
+KEPT = ('dataset_meta', 'iter', 'validation', 'seed', 'experiment_name', 'time', 'mmengine_version')
+# One key holds everything: safetensors writes several keys in an order that varies.
+_METADATA_KEY = 'mmseg_unet_lyft'
+# Marks a tuple, which JSON lacks and mmcv's Resize needs as its scale. Descriptions have no such key.
+_TUPLE = '__tuple__'
+# Over the weights and all other fields: the format itself has no checksum.
+_CHECKSUM = 'sha256'
+_REWRITE = 'write it again from its checkpoint with tools/export.py --format safetensors'
+
+# What zipfile raises for a damaged archive, and what torch, NumPy and the unpickler raise for other bytes.
+_DAMAGED = (BadZipFile, zlib.error, struct.error, EOFError, LookupError, OSError, RuntimeError, ValueError)
+_OTHER_BYTES = (ArithmeticError, AssertionError, AttributeError, MemoryError, TypeError, UnpicklingError)
+# Parts of torch's message about a pickle: the type or function that is not plain, or else the reason.
+_FOREIGN = re.compile(r'GLOBAL (.+?)(?: was not | whose |\.?$)', re.MULTILINE)
+_REASON = re.compile(r'WeightsUnpickler error:\s*(.+)')
+RUN_CARD_SUFFIX = '.run_card.json'  # Appended to a checkpoint's file name.
 
 
-def use_resume(config: Config, resume: str | None, trust: bool = False) -> list[str]:
-    """Set what to resume from, and the seed that run had.
+def card_file(checkpoint: Path) -> Path:
+    """Path of a checkpoint's run card."""
+    return checkpoint.with_name(checkpoint.name + RUN_CARD_SUFFIX)
 
-    Args:
-        config: Changed in place.
-        resume: A checkpoint path, ``auto`` for the newest sound one in the work dir, ``if-any`` for that one
-            or a new run if nothing is saved yet, or None.
-        trust: As in `read_checkpoint`.
 
-    Returns:
-        Lines on newer checkpoints that were passed over, since they are damaged.
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model without the wrapper that distributed training puts around it."""
+    return model.module if is_model_wrapper(model) else model
 
-    Raises:
-        InputError: If there is nothing to resume from, or weights alone, or another seed is asked for.
+
+def write_with_checksum(path: Path, content: bytes) -> None:
+    """Write a complete file, with its checksum next to it; an InputError where it cannot be written.
+
+    Even after a kill midway, the file under this name, old or new, has its checksum among those listed.
     """
-    # A config from the work dir of a resumed run says what that one went on from.
-    config.pop('resumed', None)
-    if resume == 'if-any':
-        resume = 'auto' if saved_checkpoints(Path(config.work_dir)) else None
-    source = resume or (config.get('load_from') if config.get('resume') else None)
-    if source and str(source).endswith(SUFFIX):
-        raise InputError(
-            f'{source}: holds weights alone, no optimizer and no step to resume from; name the checkpoint '
-            'they are from, or start anew from them with --load-from'
-        )
-    if resume is None:
-        return []
-    passed_over: list[str] = []
-    content = None
-    if resume == 'auto':
-        content = newest_sound(Path(config.work_dir), passed_over, trust)
-    path = resume if content is None else content.pop('path')
-    if content is None:
-        content = read_checkpoint(path, trust=trust)
-    _require_run(content, path)
-    config.load_from, config.resume = path, True
-    info = content['message_hub'].get('runtime_info')
-    config.resumed = dict(path=path, wrapper=info.get(WRAPPER) if isinstance(info, dict) else None)
-    meta = content.get('meta')
-    seed = meta.get('seed') if isinstance(meta, dict) else None
-    wanted = (config.get('randomness') or {}).get('seed')
-    if isinstance(seed, int):
-        if wanted not in (None, seed):
-            raise InputError(f'--seed {wanted}: the run that is resumed has seed {seed}; leave --seed out')
-        config.randomness = dict(config.get('randomness') or {}, seed=seed)
-    return passed_over
+    checksum = checksum_file(path)
+    line = f'{hashlib.sha256(content).hexdigest()}  {path.name}\n'.encode()
+    # The old lines may be damaged: not text, or cut within a line.
+    before = checksum.read_bytes().splitlines() if checksum.is_file() and path.is_file() else []
+    write_whole(checksum, b''.join([*(old + b'\n' for old in before), line]))
+    write_whole(path, content)
+    sync(path.parent)
+    if before:
+        write_whole(checksum, line)
 
 
-def _require_run(content: dict[str, Any], path: str) -> None:
-    """Raise an InputError for a checkpoint that holds weights, but no run to go on with."""
-    meta = content.get('meta')
-    kinds = dict(optimizer=dict, param_schedulers=(list, dict), message_hub=dict)
-    missing = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
-    counts = [meta.get(key) for key in ('epoch', 'iter')] if isinstance(meta, dict) else []
-    if missing or not counts or not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise InputError(
-            f'{path}: holds weights alone, no {" and ".join(missing) or "step"} to go on from; name an '
-            'iter_N.pth, or start anew from the weights with --load-from'
-        )
-
-
-def newest_sound(work_dir: Path, passed_over: list[str], trust: bool = False) -> dict[str, Any]:
-    """The content of a work dir's newest checkpoint that is what was saved, with its ``path``.
-
-    Raises:
-        InputError: If there is none.
-    """
-    for path in _newest_first(work_dir):
-        try:
-            content = read_checkpoint(str(path), trust=trust)
-            _require_run(content, str(path))
-            return dict(content, path=str(path))
-        except InputError as error:
-            passed_over.append(f'{error}; going on from the one before')
-    damaged = ''.join(f'\n  {line}' for line in passed_over)
-    raise InputError(f'{work_dir}: holds no sound checkpoint; start without --resume{damaged}')
+def saved_checkpoints(folder: Path, template: str = 'iter_{}.pth') -> dict[int, Path]:
+    """Paths of a folder's checkpoints by step, in ascending order, without files still being written."""
+    pattern = re.compile(re.escape(template).replace(re.escape('{}'), r'(\d+)'))
+    found = {path: pattern.fullmatch(path.name) for path in folder.iterdir()} if folder.is_dir() else {}
+    return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
 
 
 def _newest_first(work_dir: Path) -> list[Path]:
-    """A work dir's checkpoints to resume from: the one that was noted as the last, then those before it.
+    """A work dir's checkpoints to resume from: the one noted as the last, then the earlier ones.
 
-    By number alone, an older run's end would be taken for this one's.
+    By number alone, the end of an older run could be taken for this run's.
     """
     saved, note = list(saved_checkpoints(work_dir).values()), work_dir / 'last_checkpoint'
     # The path is absolute, and a work dir may have been moved.
@@ -110,16 +98,291 @@ def _newest_first(work_dir: Path) -> list[Path]:
     return saved[: saved.index(noted) + 1 if noted in saved else None][::-1]
 
 
+def best_checkpoint(work_dir: str) -> Path | None:
+    """The best checkpoint of a work dir, else its last, else None."""
+    best = sorted(Path(work_dir).glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
+    return next(iter([*reversed(best), *_newest_first(Path(work_dir))]), None)
+
+
+def describe_best(work_dir: str) -> str:
+    """One line that names the best checkpoint, or says that there is only a last one."""
+    best = best_checkpoint(work_dir)
+    kind = 'best' if best and best.name.startswith('best_') else 'last'
+    return f'{kind} checkpoint: {best}' if best else 'no checkpoint was written'
+
+
+def load_safely(trusted: str | None = None) -> None:
+    """Make mmengine load files with `read_checkpoint` from now on; only the trusted one is loaded unsafely.
+
+    OneDL's mmengine falls back to an unsafe load; OpenMMLab's cannot load a training checkpoint safely.
+    """
+    force_plain_loading()
+
+    # mmengine logs this function's name without its first ten letters.
+    def load_from_local(filename: str, map_location: str | torch.device = 'cpu') -> dict[str, Any]:
+        return read_checkpoint(filename, map_location, trust=filename == trusted)
+
+    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+
+
+def read_checkpoint(
+    path: str, map_location: str | torch.device = 'cpu', trust: bool = False
+) -> dict[str, Any]:
+    """Read a checkpoint file: plain data and tensors, never code; the stored config text is dropped.
+
+    A ``.safetensors`` file gives ``state_dict`` and ``meta``. With ``trust``, a file that holds more
+    than plain data is unpickled completely, which can run any code in it; a warning says so.
+
+    Raises:
+        InputError: If the file is missing, damaged, not a checkpoint, or not plain data and not trusted.
+    """
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        there = sorted(file.name for kind in ('.pth', SAFETENSORS) for file in folder.glob(f'*{kind}'))
+        raise InputError(f'{path}: no such checkpoint; {folder} holds {", ".join(there) or "no .pth file"}')
+    try:
+        intact = is_intact(Path(path))
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from error
+    if intact is False:
+        raise InputError(
+            f'{path}: is not what was saved, its checksum differs; take another one, or if you changed it '
+            f'yourself, remove {checksum_file(Path(path)).name}'
+        )
+    if str(path).endswith(SAFETENSORS):
+        return _read_safetensors(str(path), map_location)
+    check_archive(path, compare=intact is None)
+    checkpoint = _load(path, map_location, trust)
+    if not isinstance(checkpoint, dict):
+        raise InputError(f'{path}: holds a {type(checkpoint).__name__} and not the weights of a model')
+    forget_config(checkpoint)
+    return checkpoint
+
+
+def check_archive(path: str, compare: bool = True) -> None:
+    """Raise an InputError for a zip archive that is damaged, or would expand in memory; other files pass.
+
+    Torch never compresses a checkpoint, and does not verify the checksums in the archive.
+    """
+    size, expanded = Path(path).stat().st_size, 0
+    try:
+        if is_zipfile(path):
+            with ZipFile(path) as archive:
+                expanded = sum(member.file_size for member in archive.infolist())
+                for member in archive.infolist() if compare and expanded <= size else ():
+                    if member.CRC:  # Some have none: torch.serialization.set_crc32_options.
+                        with archive.open(member) as file:
+                            # zipfile compares at the end.
+                            while file.read(_BLOCK):
+                                pass
+    except _DAMAGED as error:
+        raise InputError(f'{path}: cannot be read, it is damaged ({error}); take another copy') from error
+    if expanded > size:
+        raise InputError(
+            f'{path}: refused, it would expand from {size} to {expanded} bytes; save it again with torch.save'
+        )
+
+
+def _load(path: str, map_location: str | torch.device, trust: bool) -> Any:
+    """The content of a pickle as torch writes it; errors as in `read_checkpoint`."""
+    try:
+        with plain_types_only():
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except (*_DAMAGED, *_OTHER_BYTES) as error:
+        # For some pickles, such as those of another protocol, all that is known is that this load fails.
+        is_pickle = isinstance(error, UnpicklingError)
+        foreign = _FOREIGN.search(str(error)) if is_pickle else None
+        if foreign and not trust:
+            raise InputError(
+                f'{path}: refused, it holds {foreign[1]}, and loading that could run code; only tensors, '
+                'numbers, text and containers of them are loaded. If you know where it comes from, give '
+                '--trust (trust=True in Python): reading it can then run whatever it holds'
+            ) from error
+        if not (is_pickle and trust):
+            # torch's own advice, which comes before the reason, is to load it unsafely.
+            reason = _REASON.search(str(error)) if is_pickle else None
+            raise _unreadable(path, error, reason[1] if reason else str(error)) from error
+    _warn_of_trust(str(path), foreign[1] if foreign else 'more than plain data')
+    try:
+        with code_allowed():
+            return torch.load(path, map_location=map_location, weights_only=False)
+    except (*_DAMAGED, *_OTHER_BYTES, ImportError) as error:
+        raise _unreadable(path, error, str(error)) from error
+
+
+def _unreadable(path: str, error: Exception, reason: str) -> InputError:
+    reason = f'{type(error).__name__}: {reason.strip().partition(chr(10))[0]}'
+    return InputError(f'{path}: cannot be read as a checkpoint ({reason}); take another copy')
+
+
+@cache  # Warns once for each process and file.
+def _warn_of_trust(path: str, name: str) -> None:
+    said = '%s: holds %s and is trusted: reading it can run whatever it holds'
+    logging.getLogger(__name__).warning(said, path, name)
+
+
+def forget_config(checkpoint: dict[str, Any]) -> None:
+    """Drop the config text in a checkpoint: mmengine would run it as Python."""
+    meta, hub = checkpoint.get('meta'), checkpoint.get('message_hub')
+    info = hub.get('runtime_info') if isinstance(hub, dict) else None
+    for holder, names in ((meta, ('config', 'cfg')), (info, ('cfg',))):
+        for name in names if isinstance(holder, dict) else ():
+            holder.pop(name, None)
+
+
+def _read_safetensors(path: str, map_location: str | torch.device | None) -> dict[str, Any]:
+    """``dict(state_dict, meta)``; ``meta`` is empty where other software wrote the file."""
+    _require_safetensors(path)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework='pt', device='cpu') as file:
+            text = (file.metadata() or {}).get(_METADATA_KEY)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0].removeprefix('Error while deserializing header: ')
+        raise InputError(f'{path}: cannot be read as safetensors ({reason}); {_REWRITE}') from error
+    meta = {} if text is None else _read_metadata(path, text, weights)
+    # None is mmengine's default.
+    return dict(state_dict={name: one.to(map_location or 'cpu') for name, one in weights.items()}, meta=meta)
+
+
+def pack_weights(weights: dict[str, torch.Tensor], fields: Mapping[str, Any], path: str) -> bytes:
+    """A safetensors file's content; the same weights and fields give the same bytes.
+
+    ``weights`` are dense; ``fields``, the metadata, are plain data and tuples; ``path`` is for messages.
+
+    Raises:
+        InputError: If safetensors is not installed, or a field is not plain data.
+    """
+    _require_safetensors(path)
+    from safetensors.torch import save
+
+    # Copies: safetensors refuses tensors that share memory.
+    tensors = {name: weight.detach().cpu().contiguous().clone() for name, weight in weights.items()}
+    try:
+        tagged = _tag_tuples(fields)
+        text = json.dumps(tagged | {_CHECKSUM: _digest(tagged, tensors)})
+    except TypeError as error:
+        raise InputError(f'{path}: its meta cannot be written as JSON ({error})') from error
+    return save(tensors, metadata={_METADATA_KEY: text})
+
+
+def _require_safetensors(path: str) -> None:
+    if find_spec('safetensors') is None:
+        raise InputError(f'{path}: needs safetensors; install with: pip install safetensors')
+
+
+def _digest(fields: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of fields as JSON, and of weights with their names, types and shapes; hexadecimal."""
+    found = hashlib.sha256(json.dumps(fields).encode())
+    for name in sorted(weights):
+        weight = weights[name]
+        found.update(f'{name} {weight.dtype} {tuple(weight.shape)}'.encode())
+        found.update(weight.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _read_metadata(path: str, text: str, weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """A checkpoint's ``meta`` from a file's metadata, after its checksum is verified."""
+    try:
+        tagged, fields = json.loads(text), json.loads(text, object_hook=_untag_tuple)
+        checksum, version = tagged.pop(_CHECKSUM, None), fields['format']
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f'{path}: its {_METADATA_KEY} metadata are broken; {_REWRITE}') from error
+    if version != SAFETENSORS_FORMAT:
+        raise InputError(f'{path}: its {_METADATA_KEY} metadata are of a newer version; upgrade')
+    if checksum is not None and checksum != _digest(tagged, weights):
+        raise InputError(
+            f'{path}: is not what was written, its checksum differs; take another copy, or {_REWRITE}'
+        )
+    return {KEY: fields.get('model'), **{key: fields[key] for key in KEPT if key in fields}}
+
+
+def _tag_tuples(value: Any) -> Any:
+    """The value with every tuple as ``{'__tuple__': [...]}``."""
+    if isinstance(value, Mapping):
+        return {str(key): _tag_tuples(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_tag_tuples(item) for item in value]
+        return {_TUPLE: items} if isinstance(value, tuple) else items
+    return value
+
+
+def _untag_tuple(found: dict) -> Any:
+    """The tuple that `_tag_tuples` wrote as a dict, or the dict."""
+    return tuple(found[_TUPLE]) if found.keys() == {_TUPLE} else found
+
+
+def use_resume(config: Config, resume: str | None, trust: bool = False) -> list[str]:
+    """Make a config resume from a checkpoint with that run's seed; returns a line on each damaged newer one.
+
+    ``resume`` is a checkpoint's path, ``auto`` for the newest intact one in the work dir, ``if-any`` for that
+    one or a new run if nothing is saved yet; None follows the config's ``resume`` and ``load_from``. Raises
+    an InputError if there is nothing to resume from, the file holds only weights, or the seed differs.
+    """
+    # A config saved by a resumed run still names what that run resumed from.
+    config.pop('resumed', None)
+    if resume is None and config.get('resume'):
+        resume = config.get('load_from') or 'if-any'
+    if resume == 'if-any':
+        resume = 'auto' if saved_checkpoints(Path(config.work_dir)) else None
+    if resume is None:
+        return []
+    passed_over: list[str] = []
+    if resume == 'auto':
+        path, content = newest_intact(Path(config.work_dir), passed_over, trust)
+    else:
+        path, content = resume, _read_run(resume, trust)
+    config.load_from, config.resume = path, True
+    info = content['message_hub'].get('runtime_info') or {}
+    config.resumed = dict(path=path, wrapper=info.get(WRAPPER))
+    seed, randomness = content['meta'].get('seed'), dict(config.get('randomness') or {})
+    if seed is not None:
+        if randomness.get('seed') not in (None, seed):
+            raise InputError(
+                f'--seed {randomness["seed"]}: the run that is resumed has seed {seed}; leave --seed out'
+            )
+        config.randomness = dict(randomness, seed=seed)
+    return passed_over
+
+
+def newest_intact(work_dir: Path, passed_over: list[str], trust: bool = False) -> tuple[str, dict[str, Any]]:
+    """Path and content of a work dir's newest intact checkpoint, an InputError if there is none.
+
+    A line on each newer, damaged one is appended to ``passed_over``.
+    """
+    for path in map(str, _newest_first(work_dir)):
+        try:
+            return path, _read_run(path, trust)
+        except InputError as error:
+            passed_over.append(f'{error}; going on from the one before')
+    damaged = ''.join(f'\n  {line}' for line in passed_over)
+    raise InputError(f'{work_dir}: holds no intact checkpoint; start without --resume{damaged}')
+
+
+def _read_run(path: str, trust: bool) -> dict[str, Any]:
+    """A checkpoint's content; an InputError if it lacks the training state to resume from."""
+    content = read_checkpoint(path, trust=trust)
+    missing = [key for key in ('optimizer', 'param_schedulers', 'message_hub') if key not in content]
+    if missing or 'iter' not in (content.get('meta') or {}):
+        raise InputError(
+            f'{path}: holds weights alone, no {" and ".join(missing) or "step"} to go on from; name an '
+            'iter_N.pth, or start a new run from the weights with --load-from'
+        )
+    return content
+
+
 def read_weights(path: str, trust: bool = False) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint file by name, on the CPU; arguments and errors as in `read_checkpoint`."""
     return weights_of(read_checkpoint(path, trust=trust), path)
 
 
 def weights_of(content: dict[str, Any], path: str) -> dict[str, torch.Tensor]:
-    """The weights in a checkpoint's content by name, as of a model that is not wrapped.
+    """The weights in a checkpoint's content by name, without a distributed wrapper's prefix.
 
     Raises:
-        InputError: If it holds none, or one without a number in each place; the message names the path.
+        InputError: If it holds no weights, or one that has fewer numbers than its shape claims.
     """
     found = content.get('state_dict', content)
     weights = found.items() if isinstance(found, dict) else ()
@@ -127,43 +390,25 @@ def weights_of(content: dict[str, Any], path: str) -> dict[str, torch.Tensor]:
     if not weights:
         raise InputError(f'{path}: holds no weights of a model; name a checkpoint of a training run')
     for name, weight in weights.items():
-        if weight.is_meta or weight.layout != torch.strided:
-            sort = 'meta' if weight.is_meta else str(weight.layout).removeprefix('torch.')
+        # A tensor may be sparse, without data, or a view of a few numbers whose copy could fill all memory.
+        is_plain = weight.layout == torch.strided and not weight.is_meta
+        held = weight.untyped_storage().nbytes() // weight.element_size() if is_plain else 0
+        if weight.numel() > held:
             raise InputError(
-                f'{path}: its {name} is a {sort} tensor; only plain ones are loaded, with a '
-                'number in each place: save it as one, or take another checkpoint'
+                f'{path}: its {name} claims {weight.numel()} numbers and holds {held}; save a dense copy'
             )
-        # A view that repeats them; a copy of it could fill all memory.
-        if weight.numel() > (held := _numbers_held(weight)):
-            raise InputError(
-                f'{path}: its {name} claims {weight.numel()} numbers and holds {held}; save a copy of it '
-                '(clone()), or take another checkpoint'
-            )
-    return {name.removeprefix(_WRAPPED): weight for name, weight in weights.items()}
-
-
-def _numbers_held(weight: torch.Tensor) -> int:
-    """How many numbers the memory behind a weight has room for."""
-    return weight.untyped_storage().nbytes() // weight.element_size()
+    # A distributed wrapper prefixes every name.
+    return {name.removeprefix('module.'): weight for name, weight in weights.items()}
 
 
 def check_weights(
     model: nn.Module, weights: dict[str, torch.Tensor], path: str, remedy: str = TRAINED_WITH
 ) -> None:
-    """Raise an InputError unless weights are the model's, name by name and in shape.
+    """Raise an InputError that lists the first misfits unless the weights are exactly the model's.
 
-    mmengine loads what fits and only logs the rest. The message lists the first of those that do not.
-
-    Args:
-        model: The model, wrapped for several processes or not.
-        weights: As from `read_weights`.
-        path: Where they are from, for the message.
-        remedy: What to do about it, for the message.
+    mmengine loads what fits and only logs the rest.
     """
-    wanted = _bare(model).state_dict()
-    lines = _describe_misfits(
-        wanted, weights, ('another shape', 'not in the file', 'only in the file'), _SHOWN
-    )
+    lines = _misfits(unwrapped(model).state_dict(), weights, limit=_SHOWN)
     if lines:
         raise InputError('\n'.join([f'{path}: its weights are not of this config. {remedy}', *lines]))
 
@@ -171,13 +416,9 @@ def check_weights(
 def fitting_weights(
     wanted: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], path: str
 ) -> dict[str, torch.Tensor]:
-    """Those of the weights whose name and shape a model's state has.
-
-    Raises:
-        InputError: If there are none; the message names the path.
-    """
-    reshaped = _misfits(wanted, weights)['reshaped']
-    fitting = {name: weights[name] for name in (wanted.keys() & weights.keys()) - reshaped}
+    """The weights whose name and shape match a model's state; an InputError if none do."""
+    both = [name for name in wanted if name in weights]
+    fitting = {name: weights[name] for name in both if weights[name].shape == wanted[name].shape}
     if all(_is_statistic(name) for name in fitting):
         raise InputError(
             f'{path}: none of its {len(weights)} weights has a name and shape of this model; name a '
@@ -187,106 +428,50 @@ def fitting_weights(
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: str) -> str:
-    """Start a model from weights: all that fit by name and shape.
-
-    Args:
-        model: The model to load into, wrapped for several processes or not.
-        weights: As from `read_weights`; of a model with other classes or input channels, say.
-        path: Where they are from, for the message.
+    """Start a model from all the weights that fit by name and shape; an InputError if none does.
 
     Returns:
         What was loaded and, name by name with both shapes, what was left out.
-
-    Raises:
-        InputError: If nothing fits.
     """
-    bare = _bare(model)
+    bare = unwrapped(model)
     wanted = bare.state_dict()
     fitting = fitting_weights(wanted, weights, path)
     bare.load_state_dict(fitting, strict=False)
-    whats = (
-        'another shape, kept as initialised',
-        'not in the file, kept as initialised',
-        'only in the file, left out',
-    )
     said = f'{path}: loaded {len(fitting)} of the {len(wanted)} weights of this model'
-    return '\n'.join([said, *_describe_misfits(wanted, weights, whats)])
+    return '\n'.join([said, *_misfits(wanted, weights, ', kept as initialised')])
 
 
-def _describe_misfits(
+def _misfits(
     wanted: dict[str, torch.Tensor],
     weights: dict[str, torch.Tensor],
-    whats: tuple[str, str, str],
+    kept: str = '',
     limit: int | None = None,
 ) -> list[str]:
-    """Lines on weights of another shape, those only in the model, and those only in the file.
-
-    Args:
-        wanted: The model's.
-        weights: The file's.
-        whats: What to say of each of the three.
-        limit: How many names of each to list; all by default.
-    """
-    misfits = _misfits(wanted, weights)
-    shapes = {
-        name: f'{tuple(weights[name].shape)} in the file, {tuple(wanted[name].shape)} here'
-        for name in misfits['reshaped']
+    """Lines on weights of another shape, only in the model, and only in the file; ``limit`` names of each."""
+    reshaped = {
+        name: f' {tuple(weight.shape)} in the file, {tuple(wanted[name].shape)} here'
+        for name, weight in weights.items()
+        if name in wanted and weight.shape != wanted[name].shape
     }
-    notes = (shapes, dict.fromkeys(misfits['missing'], ''), dict.fromkeys(misfits['unexpected'], ''))
-    return [line for what, found in zip(whats, notes, strict=True) for line in _listed(what, found, limit)]
-
-
-def _listed(what: str, notes: dict[str, str], limit: int | None) -> list[str]:
-    """Lines for weights by name, each with its note."""
-    if not notes:
-        return []
-    names = sorted(notes)[:limit]
-    more = len(notes) - len(names)
-    return [
-        f'  {len(notes)} {what}:',
-        *(f'    {name} {notes[name]}'.rstrip() for name in names),
-        *([f'    and {more} more'] if more else []),
-    ]
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """The model without the wrapper of several processes."""
-    return model.module if is_model_wrapper(model) else model
-
-
-def _misfits(wanted: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> dict[str, set[str]]:
-    """Names that are only in the model, only in the file, or in both with another shape."""
-    return dict(
-        # Weights from elsewhere come without the mean and deviation, and keep the config's.
-        missing={name for name in wanted.keys() - weights.keys() if not _is_statistic(name)},
-        unexpected=weights.keys() - wanted.keys(),
-        reshaped={
-            name for name in weights.keys() & wanted.keys() if weights[name].shape != wanted[name].shape
-        },
-    )
+    # Weights from elsewhere lack the mean and deviation; the model keeps the config's.
+    missing = [name for name in wanted if name not in weights and not _is_statistic(name)]
+    unexpected = [name for name in weights if name not in wanted]
+    kinds = {
+        f'another shape{kept}': reshaped,
+        f'not in the file{kept}': dict.fromkeys(missing, ''),
+        'only in the file': dict.fromkeys(unexpected, ''),
+    }
+    lines = []
+    for what, notes in kinds.items():
+        names = sorted(notes)[:limit]
+        if names:
+            lines.append(f'  {len(notes)} {what}:')
+            lines.extend(f'    {name}{notes[name]}' for name in names)
+        if len(names) < len(notes):
+            lines.append(f'    and {len(notes) - len(names)} more')
+    return lines
 
 
 def _is_statistic(name: str) -> bool:
     """Whether a weight is the mean or deviation of the preprocessor."""
     return name.startswith('data_preprocessor.')
-
-
-def best_checkpoint(work_dir: str) -> Path | None:
-    """The best checkpoint of a work dir, else its last, else None."""
-    best = sorted(Path(work_dir).glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
-    if best:
-        return best[-1]
-    return _last_checkpoint(work_dir)
-
-
-def _last_checkpoint(work_dir: str) -> Path | None:
-    """The checkpoint of the last step saved in a work dir, None if there is none."""
-    return next(iter(_newest_first(Path(work_dir))), None)
-
-
-def describe_best(work_dir: str) -> str:
-    """One line that names the best checkpoint, or says that there is only a last one."""
-    best = best_checkpoint(work_dir)
-    if best is None:
-        return 'no checkpoint was written'
-    return f'{"best" if best.name.startswith("best_") else "last"} checkpoint: {best}'

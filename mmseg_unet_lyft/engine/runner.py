@@ -1,12 +1,14 @@
-"""From a config to mmengine's Runner, and what every run of ours has beyond the config."""
+"""Build mmengine's Runner from a config, with the hooks that every run gets."""
 
 from __future__ import annotations
 
-import copy
 import itertools
+import logging
+import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,57 +17,142 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from mmengine.runner import runner as runner_module
-from mmengine.structures import PixelData
 from mmseg.registry import RUNNERS
-from mmseg.structures import SegDataSample
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import register  # noqa: F401  (a config whose custom_imports name the bare package finds it imported)
+from ..compat import install_command, register_classes
 from ..errors import InputError
-from .checkpoint import check_weights, load_weights, read_weights
-from .checkpoint_file import forget_config, load_safely
-from .description import DescribeModelHook
-from .launch import join_group
+from .checkpoint import check_weights, forget_config, load_safely, load_weights, read_weights, unwrapped
+from .distributed import join_group
+from .model_spec import KEY, describe
 
-# Large enough for five levels, and quick.
-_TRIAL_SIZE = (64, 96)
-_PACKAGE, _MMENGINE = Path(__file__).resolve().parents[1], Path(runner_module.__file__).parents[1]
-# What a constructor raises that gets what it does not take.
+_MMENGINE = Path(runner_module.__file__).resolve().parents[1]
+# What a constructor raises for arguments that it does not take.
 _MISTAKES = (AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
+_TEST_LINES = 5  # Lines on the progress of a test.
+_runs = itertools.count()  # Numbers this process's runs.
 
 
-class DropStoredConfigHook(Hook):
-    """Forget the config text in a checkpoint: mmengine would run it as Python when it resumes."""
+def use_trackers(config: Config, names: Iterable[str]) -> list[str]:
+    """Log a run with ``tensorboard``, ``wandb`` or ``mlflow`` too, through mmengine's own backends.
+
+    The config is changed in place, and they write to its ``work_dir``. Returns a line on each: where it
+    writes, and how to look at it. Raises an InputError if one is not installed.
+    """
+    lines = []
+    for name in names:
+        if find_spec(name) is None:
+            install = install_command('trackers')
+            raise InputError(f'--{name}: {name} is not installed; install with: {install}')
+        backend, line = _backend(name, Path(config.work_dir).resolve(), str(config.filename or 'run'))
+        config.visualizer = config.get('visualizer') or dict(type='SegLocalVisualizer')
+        backends = config.visualizer.get('vis_backends') or []
+        if backend['type'] not in [one['type'] for one in backends]:
+            config.visualizer['vis_backends'] = [*backends, backend]
+        lines.append(line)
+    return lines
+
+
+def _backend(name: str, work_dir: Path, config: str) -> tuple[dict, str]:
+    """A tracker's entry among ``vis_backends``, and the line on it."""
+    if name == 'tensorboard':
+        return dict(type='TensorboardVisBackend'), f'tensorboard --logdir {work_dir}'
+    if name == 'wandb':
+        # Nothing leaves the machine unless somebody asked for it.
+        mode = os.environ.setdefault('WANDB_MODE', 'offline')
+        project = dict(project='mmseg_unet_lyft', name=Path(config).stem)
+        return dict(type='WandbVisBackend', init_kwargs=project), f'wandb: {mode}, in {work_dir}'
+    uri = f'sqlite:///{work_dir / "mlflow.db"}'
+    backend = dict(
+        type='MLflowVisBackend',
+        exp_name=Path(config).stem,
+        tracking_uri=uri,
+        artifact_location=(work_dir / 'mlflow_artifacts').as_uri(),
+        # Only the log: otherwise all of the work dir would be copied, MLflow's own files too.
+        artifact_suffix=('.log',),
+    )
+    return backend, f'mlflow ui --backend-store-uri {uri}'
+
+
+class _QuietRunner(Runner):
+    """mmengine's Runner; before the first step its environment, config and hooks go to the log file only."""
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        self.console = RunHook()
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(self.console)
+        return logger
+
+
+class RunHook(Hook):
+    """Every run's hook: log what is trained on, describe the model in checkpoints, run no stored config.
+
+    As a filter of the console it holds back mmengine's own lines until the first step; warnings pass, and so
+    do lines of this package and of the user's code.
+    """
+
+    priority = 'VERY_HIGH'
+    has_started = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line goes to the console."""
+        if self.has_started or _MMENGINE not in Path(record.pathname).resolve().parents:
+            return True
+        # mmengine warns that its own file client is deprecated.
+        return record.levelno >= logging.WARNING and 'deprecated' not in record.getMessage()
+
+    def before_train(self, runner: Runner) -> None:
+        """Log what the run trains on, what it trains and where it writes."""
+        model, loop = unwrapped(runner.model), runner.train_loop
+        data, number = loop.dataloader.dataset, sum(weight.numel() for weight in model.parameters())
+        tested = f', validation on {len(runner.val_loop.dataloader.dataset)}' if runner.val_loop else ''
+        log = Path(runner.log_dir) / f'{runner.timestamp}.log'
+        for line in (
+            f'training on {len(data)} frames of {getattr(data, "data_root", type(data).__name__)}{tested}',
+            f'{type(model).__name__} with {number:,} parameters, step {loop.iter + 1} to {loop.max_iters}',
+            f'writing to {runner.work_dir}, everything logged to {log}',
+        ):
+            runner.logger.info(line)
+
+    def before_train_iter(self, *args: Any, **kwargs: Any) -> None:
+        """Let mmengine's lines through: from now on they show the progress."""
+        self.has_started = True
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Write the model's description into the checkpoint."""
+        checkpoint['meta'][KEY] = describe(runner.cfg)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Called before the Runner reads anything from the checkpoint, which may be from the network."""
+        """Drop the config text, which mmengine would run; a checkpoint may come from an unknown source."""
         forget_config(checkpoint)
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
+        """Log a few lines on the progress of a test."""
+        done, total = batch_idx + 1, len(runner.test_dataloader)
+        if done * _TEST_LINES // total > batch_idx * _TEST_LINES // total:
+            runner.logger.info('tested %d of %d batches', done, total)
 
 
 class StartWeightsHook(Hook):
     """Start training from those weights of a checkpoint that fit the model, and log what did not.
 
-    A hook, since mmengine initialises the model when training starts.
-
-    Args:
-        path: The checkpoint.
-        strict: Refuse a checkpoint of which anything does not fit.
-        trust: As in `read_checkpoint`.
+    It is a hook because mmengine initialises the model when training starts. With ``strict`` all must fit;
+    ``trust`` is as in `read_checkpoint`.
     """
 
     # Before hooks that copy the weights, such as mmengine's moving average.
     priority = 'VERY_HIGH'
 
     def __init__(self, path: str, strict: bool, trust: bool = False) -> None:
-        self.path = path
-        self.strict = strict
-        self.trust = trust
+        self.path, self.strict, self.trust = path, strict, trust
 
     def before_train(self, runner: Runner) -> None:
-        """Load them."""
+        """Load the weights."""
         weights = read_weights(self.path, self.trust)
         if self.strict:
             check_weights(runner.model, weights, self.path, 'Without --strict, what fits is loaded')
@@ -75,23 +162,17 @@ class StartWeightsHook(Hook):
 class AverageBuffersHook(Hook):
     """Keep batch norm's running statistics equal on all ranks of a CPU run, where there is no SyncBN.
 
-    They are linear in what each batch adds, so averaging after every step is what averaging before each
-    validation and each save would give, and no save can come in between.
+    They are linear in what each batch adds, so averaging after every step gives the same as averaging
+    before each validation and save, and no save can come in between.
     """
 
     # Before the checkpoint hook.
     priority = 'NORMAL'
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Average all running statistics in one message."""
-        buffers = [
-            buffer
-            for layer in runner.model.modules()
-            if isinstance(layer, _BatchNorm)
-            for buffer in (layer.running_mean, layer.running_var)
-        ]
+        layers = [layer for layer in runner.model.modules() if isinstance(layer, _BatchNorm)]
+        buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
         if not buffers:
             return
         means = torch.cat([buffer.flatten() for buffer in buffers])
@@ -100,106 +181,44 @@ class AverageBuffersHook(Hook):
             buffer.copy_(mean.view_as(buffer))
 
 
-# Of this process.
-_runs = itertools.count()
-
-
-def _name_run(config: Config) -> None:
-    """Name a process's second run, and those behind it, apart from the first.
-
-    mmengine tells runs by name and second, and hands one that is named alike the loggers of the other.
-    """
-    number = next(_runs)
-    if number:
-        name = config.get('experiment_name') or Path(config.filename or 'run').stem
-        config.experiment_name = f'{name}_run{number}'
-
-
 @contextmanager
 def config_mistakes(config: Config) -> Iterator[None]:
-    """Meanwhile what mmengine and torch raise as they build something from a config is an InputError.
-
-    It names the config. What our own code raises stays a defect.
-    """
+    """Turn an error raised while mmengine builds something from a config into an InputError that names it."""
     try:
         yield
     except _MISTAKES as error:
-        if isinstance(error, InputError) or not _is_of_building(error):
+        files = [(Path(frame.filename), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+        # mmengine's `build_model`, `build_from_cfg`, `build_optim_wrapper` and so on.
+        is_built = any(_MMENGINE in path.parents and name.startswith('build_') for path, name in files)
+        if isinstance(error, InputError) or not (is_built or files[-1][0] == Path(runner_module.__file__)):
             raise
-        # mmengine goes on with advice on registries.
+        # mmengine appends advice on registries.
         text = str(error.args[0] if error.args else '').partition('. Please check')[0]
         raise InputError(
             f'{config.filename or "config"}: {type(error).__name__}: {text}; correct it, or the --cfg-options'
         ) from error
 
 
-def _is_of_building(error: BaseException) -> bool:
-    """Whether an error was raised by others' code that builds an object from a config."""
-    frames = traceback.extract_tb(error.__traceback__)
-    last = Path(frames[-1].filename)
-    # Our own constructors hand what they do not know to mmseg's.
-    is_misfit = isinstance(error, TypeError) and '__init__() ' in str(error)
-    if _PACKAGE in last.parents and not is_misfit:
-        return False
-    # mmengine's `build_model`, `build_from_cfg`, `build_optim_wrapper` and so on; or what it calls itself.
-    builders = (frame for frame in frames if frame.name.startswith('build_'))
-    return last == Path(runner_module.__file__) or any(
-        _MMENGINE in Path(frame.filename).parents for frame in builders
-    )
-
-
 def build_runner(config: Config, trust: bool = False) -> Runner:
-    """mmengine's Runner for the config, of the ``runner_type`` it names if any, on one process or as a rank.
+    """Build mmengine's Runner, or the config's ``runner_type``, for a single process or one of several ranks.
 
-    Args:
-        config: The whole config; ``launcher`` says what started this process. Changed where the device asks
-            for it: the model wrapper, batch norm.
-        trust: As in `read_checkpoint`, for the file that ``load_from`` names.
+    The config's ``launcher`` says what started this process; its model wrapper and batch norm are adapted to
+    the device. ``trust`` is as in `read_checkpoint`, for the file that ``load_from`` names.
 
     Raises:
-        InputError: If this process cannot be the rank it is to be.
+        InputError: If something cannot be built, or this process cannot join as its rank.
     """
+    register_classes()
     load_safely(config.get('load_from') if trust else None)
     join_group(config)
-    _name_run(config)
-    try:
-        with config_mistakes(config):
-            runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-    except InputError as error:
-        # Ours know what is wrong and not where it stands.
-        where = f'{config.filename}: ' if config.filename and config.filename not in str(error) else ''
-        raise InputError(f'{where}{error}') from None
-    runner.register_hook(DropStoredConfigHook())
-    runner.register_hook(DescribeModelHook())
+    number = next(_runs)
+    if number:
+        # mmengine tells runs apart by name and second: a later one of the same name would share its loggers.
+        name = config.get('experiment_name') or Path(config.filename or 'run').stem
+        config.experiment_name = f'{name}_run{number}'
+    with config_mistakes(config):
+        runner = RUNNERS.build(config) if 'runner_type' in config else _QuietRunner.from_cfg(config)
+    runner.register_hook(getattr(runner, 'console', RunHook()))
     if runner.distributed and get_device() == 'cpu':
         runner.register_hook(AverageBuffersHook())
     return runner
-
-
-def check_deterministic(runner: Runner) -> None:
-    """Try a training step in small where only deterministic algorithms are allowed, on a copy of the model.
-
-    Raises:
-        InputError: If an operation has no such algorithm on this device; the message names it.
-    """
-    if not torch.are_deterministic_algorithms_enabled():
-        return
-    bare = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    model = copy.deepcopy(bare)
-    device = next(model.parameters()).device
-    with torch.random.fork_rng():
-        label = torch.zeros(1, *_TRIAL_SIZE, dtype=torch.int64, device=device)
-        samples = [SegDataSample(gt_sem_seg=PixelData(data=label)) for _ in range(2)]
-        channels = (runner.cfg.model.get('backbone') or {}).get('in_channels', 3)
-        inputs = torch.rand(2, channels, *_TRIAL_SIZE, device=device)
-        try:
-            losses, _ = model.parse_losses(model.loss(inputs, samples))
-            losses.backward()
-        except RuntimeError as error:
-            if 'deterministic' not in str(error):
-                raise
-            operation = str(error).partition(' does not have')[0]
-            raise InputError(
-                f'--deterministic: {operation} has no deterministic algorithm on {device.type}; train '
-                'without --deterministic, or without the layer or loss that uses it'
-            ) from error

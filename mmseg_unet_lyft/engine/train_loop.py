@@ -3,58 +3,68 @@
 from __future__ import annotations
 
 import random
+import signal
+import threading
 from collections.abc import Iterator
+from functools import partial
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank
-from mmengine.runner import IterBasedTrainLoop
-from mmseg.registry import LOOPS
+from mmengine.device import get_device
+from mmengine.dist import all_reduce, barrier, get_rank, get_world_size
+from mmengine.hooks import EarlyStoppingHook, EMAHook, Hook
+from mmengine.runner import IterBasedTrainLoop, Runner
+from mmseg.registry import HOOKS, LOOPS
 from torch import nn
 
 from ..errors import InputError
-from .deaths import LOST, WorkerDeaths
-from .guards import Guard
-from .history import forget, steps_to_keep
-from .saving import VALIDATED
+from .checkpoint_hook import VALIDATED, LyftCheckpointHook, is_update, saver_of
+from .guard import LOST, Guard, WorkerDeaths, require_policy
+
+_PREFIXES = ('train/', 'val/time', 'val/data_time')  # Scalars of each step, of training and of validation.
+_STOPPING = 'early_stopping'  # Key in the message hub, which checkpoints hold.
+# What Slurm, schedulers of spot machines, and Ctrl-C send; not all of them are on Windows.
+SIGNALS = ('SIGTERM', 'SIGINT', 'SIGUSR1')
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again, here with --resume.
 
 
 def seed_step(seed: int, rank: int, step: int) -> None:
-    """Set torch's, NumPy's and Python's global random numbers to those of a rank's step.
-
-    Args:
-        seed: Of the run.
-        rank: Of this process.
-        step: From 0.
-    """
-    # Its mixing is part of its definition: no version of NumPy changes it.
+    """Seed the global random numbers of torch, NumPy and Python for a rank's step, counted from 0."""
+    # SeedSequence's mixing is part of its definition: no version of NumPy changes it.
     words = np.random.SeedSequence((seed, rank, step)).generate_state(3, np.uint64)
     torch.manual_seed(int(words[0] >> np.uint64(1)))
     np.random.seed(int(words[1] & np.uint64(0xFFFFFFFF)))  # noqa: NPY002  (what transforms of others draw from)
     random.seed(int(words[2]))
 
 
+def steps_to_keep(runner: Runner) -> int | None:
+    """How many values of a scalar the log's windows need; None where one needs all since the start."""
+    processor = runner.log_processor
+    windows = [processor.window_size, *(entry.get('window_size') for entry in processor.custom_cfg)]
+    if not all(isinstance(window, int) for window in windows):
+        return None
+    # A validation's own time is a mean over all its frames.
+    frames = len(runner.val_loop.dataloader) if runner.val_loop else 0
+    return max(*windows, frames, 1)
+
+
 @LOOPS.register_module()
 class LyftTrainLoop(IterBasedTrainLoop):
-    """mmengine's loop by steps, whose resumed run does what the run that was ended would have done.
+    """mmengine's loop by steps; a resumed run does what it would have done without the interruption.
 
     - Before each step all global random numbers are set to those of (seed, rank, step).
-    - The loader goes on at the sample it had come to, at once: the sampler is told, nothing is read twice.
-    - A validation that was due behind the step resumed at, and not finished, is done first.
-    - Of the scalars noted at each step, only what the log is made of is remembered: memory does not grow.
-    - A request to stop is heeded behind a step, before a validation that is due there.
-    - Steps are made by a `Guard`. Where a batch cannot be read, the run is saved as it stands.
+    - The loader goes on at its next sample at once: the sampler skips to it, nothing is read twice.
+    - A validation that was due at the step resumed from, but not finished, is done first.
+    - Only the scalars that the log is computed from are kept, so that memory does not grow.
+    - If a batch cannot be read, the run is saved before the error is raised.
 
     Its arguments are those of mmengine's ``IterBasedTrainLoop``.
-
-    Attributes:
-        is_stopping: Set to end training behind the present step; a validation due there is left for later.
-        guard: What makes the steps; `LyftGuardHook` sets another than the default.
     """
 
-    is_stopping = False
-    guard: Guard | None = None
+    is_stopping = False  # Set to end training after this step; a validation due there is left for later.
+    guard: Guard | None = None  # Makes the steps; `LyftGuardHook` sets one with its own options.
 
     def run(self) -> nn.Module:
         """Train to the end; returns the model."""
@@ -62,12 +72,9 @@ class LyftTrainLoop(IterBasedTrainLoop):
         runner.call_hook('before_train')
         runner.call_hook('before_train_epoch')
         self.guard = self.guard or Guard(runner)
-        if (
-            self._iter
-            and self._is_validation_due()
-            and runner.message_hub.get_info(VALIDATED, 0) != self._iter
-        ):
-            runner.logger.info('validating behind step %d, which was due when the run ended', self._iter)
+        was_validated = runner.message_hub.get_info(VALIDATED, 0) == self._iter
+        if self._iter and self._is_validation_due() and not was_validated:
+            runner.logger.info('validating after step %d, which was due when the run ended', self._iter)
             runner.val_loop.run()
         self._deaths = WorkerDeaths()
         try:
@@ -79,24 +86,27 @@ class LyftTrainLoop(IterBasedTrainLoop):
         return runner.model
 
     def _train(self) -> None:
-        """Make the steps that are left, and the validations behind them."""
+        """Make the steps that are left, and the validations after them."""
         runner, batches = self.runner, self._batches()
         keep = steps_to_keep(runner)
         while self._iter < self._max_iters and not self.stop_training and not self.is_stopping:
             runner.model.train()
-            # Twice: transforms of others draw where the batch is read, and a loader's start draws too.
+            # Twice: third-party transforms draw while the batch is read, and so does a loader that starts.
             seed_step(runner.seed, get_rank(), self._iter)
             batch = self._read(batches)
             seed_step(runner.seed, get_rank(), self._iter)
             self.run_iter(batch)
-            if keep is not None:
-                forget(runner, keep)
+            # mmengine keeps a million values of each scalar, copies them at each step, and saves them all.
+            for name, history in runner.message_hub.log_scalars.items() if keep is not None else ():
+                if name.startswith(_PREFIXES):
+                    # Applied where the next value is added.
+                    history.max_length = keep
             self._decide_current_val_interval()
             if self._is_validation_due() and not self.is_stopping:
                 runner.val_loop.run()
 
     def run_iter(self, data_batch: Any) -> None:
-        """Make a step, by the guard."""
+        """Let the guard make one step."""
         place = dict(batch_idx=self._iter, data_batch=data_batch)
         self.runner.call_hook('before_train_iter', **place)
         outputs = self.guard.step(data_batch)
@@ -104,11 +114,11 @@ class LyftTrainLoop(IterBasedTrainLoop):
         self._iter += 1
 
     def _read(self, batches: Iterator[Any]) -> Any:
-        """The next batch; the run is saved before an error goes on."""
+        """The next batch; the run is saved before an error is raised again."""
         try:
             self._deaths.check()
             batch = next(batches)
-            # Its workers are there now, and with them the handler.
+            # The loader's workers have started now, and torch has set its signal handler.
             self._deaths.put_off()
             return batch
         except (RuntimeError, ValueError, OSError, EOFError) as error:
@@ -119,22 +129,20 @@ class LyftTrainLoop(IterBasedTrainLoop):
             raise
 
     def _is_validation_due(self) -> bool:
-        """Whether behind the last step there is a validation."""
+        """Whether there is a validation after the last step."""
         is_turn = self._iter % self.val_interval == 0 or self._iter == self._max_iters
         return self.runner.val_loop is not None and self._iter >= self.val_begin and is_turn
 
     def _batches(self) -> Iterator[Any]:
-        """Batches from the one of the next step on, endlessly."""
-        loader = self.dataloader
-        sampler = loader.sampler
-        can_skip = hasattr(sampler, 'skip') and loader.batch_size
-        if can_skip:
+        """Endless batches, starting with that of the next step."""
+        loader, sampler = self.dataloader, self.dataloader.sampler
+        passed = self._iter
+        if hasattr(sampler, 'skip') and loader.batch_size:
             sampler.skip(self._iter * loader.batch_size)
-        elif self._iter:
-            self.runner.logger.info(
-                'reading %d batches again: %s cannot pass over samples', self._iter, type(sampler).__name__
-            )
-        passed = 0 if can_skip else self._iter
+            passed = 0
+        elif passed:
+            name = type(sampler).__name__
+            self.runner.logger.info('reading %d batches again: %s cannot pass over samples', passed, name)
         epoch = 0
         while True:
             is_empty = True
@@ -146,7 +154,204 @@ class LyftTrainLoop(IterBasedTrainLoop):
                     yield batch
             if is_empty:
                 raise InputError('train_dataloader gives no batch: it has fewer frames than batch_size')
-            # Of a sampler that ends: its next epoch.
+            # A sampler that ends goes on with its next epoch.
             if hasattr(sampler, 'set_epoch'):
                 epoch += 1
                 sampler.set_epoch(epoch)
+
+
+@HOOKS.register_module()
+class LyftGuardHook(Hook):
+    """Makes `LyftTrainLoop` use a `Guard` with this policy.
+
+    Args:
+        on_nonfinite: What to do at a loss or gradient that is not finite: one of `guard.POLICIES`.
+        patience: Number of such steps in a row after which a run that skips or rolls back ends.
+    """
+
+    # After the checkpoint hook, which learns its folder in `before_train`.
+    priority = 'LOWEST'
+
+    def __init__(self, on_nonfinite: str = 'stop', patience: int = 10) -> None:
+        # The old spelling.
+        on_nonfinite = {'roll back': 'rollback'}.get(on_nonfinite, on_nonfinite)
+        require_policy(on_nonfinite)
+        self.on_nonfinite, self.patience = on_nonfinite, patience
+
+    def before_train(self, runner: Runner) -> None:
+        """Give the loop its guard; warn where another loop has none."""
+        if isinstance(runner.train_loop, LyftTrainLoop):
+            runner.train_loop.guard = Guard(runner, self.on_nonfinite, self.patience)
+        else:
+            kind = type(runner.train_loop).__name__
+            runner.logger.warning('%s is not watched for losses that are not finite; LyftTrainLoop is', kind)
+
+
+@HOOKS.register_module()
+class LyftEarlyStoppingHook(EarlyStoppingHook):
+    """mmengine's EarlyStoppingHook; a resumed run goes on counting where it had stopped.
+
+    Args:
+        monitor: Name of the metric.
+        min_delta: What counts as an improvement, in the metric's unit (percent points for mIoU).
+        patience: Validations without an improvement before training stops; None never stops it.
+        **kwargs: As in mmengine's hook.
+    """
+
+    # Before the checkpoint hook, which saves the count.
+    priority = 'LOW'
+
+    def __init__(
+        self, monitor: str = 'mIoU', *, min_delta: float = 0.01, patience: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(monitor, min_delta=min_delta, patience=patience, **kwargs)
+
+    def before_run(self, runner: Runner) -> None:
+        """Do nothing: mmengine's hook would build the training loop, for a test too."""
+
+    def before_train(self, runner: Runner) -> None:
+        """Take up the count of the run that is resumed."""
+        found = runner.message_hub.get_info(_STOPPING, None)
+        if found is not None:
+            self.best_score, self.wait_count = found['best_score'], found['wait_count']
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        """Count this validation, and note the count."""
+        if self.patience is None:
+            return
+        super().after_val_epoch(runner, metrics)
+        count = dict(best_score=float(self.best_score), wait_count=self.wait_count)
+        runner.message_hub.update_info(_STOPPING, count)
+
+
+@HOOKS.register_module()
+class LyftEMAHook(EMAHook):
+    """mmengine's EMAHook: its average is validated and saved as the weights; off if momentum is None.
+
+    Args:
+        momentum: Share of each step in the moving average, say 0.001; None keeps no average.
+        **kwargs: As in mmengine's hook.
+    """
+
+    def __new__(cls, momentum: float | None = None, **_: Any) -> Hook:
+        """This hook, or one that does nothing."""
+        return super().__new__(Hook if momentum is None else cls)
+
+    def __init__(self, momentum: float | None = None, **kwargs: Any) -> None:
+        super().__init__(momentum=momentum, **kwargs)
+
+
+class StoppedError(Exception):
+    """A run was asked to stop while nothing was left to save."""
+
+
+class StopOnSignalHook(Hook):
+    """Preemption: save and end the run after the step in which a signal comes; all ranks at the same step.
+
+    During validation each rank ends by itself between two frames; the run was saved before, if the intervals
+    of saving and validation are equal. A second signal ends the process at once. Ctrl-C also reaches loader
+    workers, which ignore it.
+    """
+
+    # After the checkpoint hook, which may have saved this very step.
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self.signal: str | None = None  # Name of the one that came.
+        self.has_saved = False  # Whether the run can go on from where it was stopped.
+        self.saved_step: int | None = None  # After which step it was saved last.
+        self._before: dict[int, Any] = {}
+        self._is_agreed = False
+        self._is_validating = False
+
+    def __enter__(self) -> StopOnSignalHook:
+        """Take the signals over."""
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        for name in SIGNALS:
+            number = getattr(signal, name, None)
+            # A signal that is ignored, such as Ctrl-C in a background job, stays ignored.
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> bool:
+        """Give the signals back; a stop in a validation ends here."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+        # A rank that has done its share waits for the others' counts, and fails when they are gone.
+        is_left = self._is_validating and self.signal is not None and kind is not None
+        return kind is StoppedError or (is_left and issubclass(kind, RuntimeError))
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+
+    def before_train(self, runner: Runner) -> None:
+        """Have loader workers ignore Ctrl-C."""
+        for loop in filter(None, (runner.train_loop, runner.val_loop)):
+            loop.dataloader.worker_init_fn = partial(_start_worker, loop.dataloader.worker_init_fn)
+
+    def before_val(self, runner: Runner) -> None:
+        """Note whether what the run learnt is saved."""
+        self._is_validating = True
+        self._note_saved(saver_of(runner), runner.iter)
+
+    def after_val(self, runner: Runner) -> None:
+        """Note that training goes on."""
+        self._is_validating = False
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        """Save and end, if any rank was asked to and this step changed the weights."""
+        if not is_update(runner) or not self._is_asked():
+            return
+        self.signal = self.signal or 'a signal to another rank'
+        saver = saver_of(runner)
+        if saver is not None and saver.saved_step != runner.iter + 1:
+            saver.save_now(runner)
+        self._note_saved(saver, runner.iter + 1)
+        # A launcher ends all ranks as soon as one has ended: none may end before rank 0 has saved.
+        barrier()
+        self._is_agreed = True
+        if not isinstance(runner.train_loop, LyftTrainLoop):
+            raise StoppedError(self.signal)
+        runner.train_loop.is_stopping = True
+
+    def after_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        """End the run between two frames of a validation: the run was saved before it."""
+        if self.signal is not None:
+            raise StoppedError(self.signal)
+
+    def _note_saved(self, saver: LyftCheckpointHook | None, step: int) -> None:
+        self.saved_step = saver and saver.saved_step
+        self.has_saved = self.saved_step == step
+
+    def _is_asked(self) -> bool:
+        """Whether a signal came to any rank."""
+        if get_world_size() == 1:
+            return self.signal is not None
+        asked = torch.tensor(float(self.signal is not None), device=get_device())
+        all_reduce(asked, op='max')
+        return bool(asked)
+
+    def describe(self) -> str:
+        """Text for the user on what a stopped run has saved."""
+        if self.has_saved:
+            return 'all is saved, go on with --resume'
+        if self.saved_step:
+            return f'saved last after step {self.saved_step}, go on from there with --resume'
+        return 'nothing was saved for it'
+
+    def wait_for_ranks(self) -> None:
+        """Wait for the other ranks, if all stopped after one step: none ends while another still reports."""
+        if self._is_agreed:
+            barrier()
+
+
+def _start_worker(init: Any, worker: int) -> None:
+    """Start a loader worker: ignore Ctrl-C, then run its own ``init``, if any."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if init is not None:
+        init(worker)

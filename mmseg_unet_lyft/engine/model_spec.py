@@ -1,4 +1,4 @@
-"""A model told in plain data, so that a checkpoint serves without its config and no code is run for it."""
+"""A model described as plain data: a checkpoint works without its config, and no code is run for it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
 
 from ..errors import InputError
 
@@ -23,10 +21,10 @@ KNOWN_TYPES = frozenset(
     Resize
     """.split()
 )
-# Of training, of weights from elsewhere, or of a head that is not asked; the weights come with the file.
+# Keys for training, initial weights or a head that is not used; the file brings its own weights.
 _LEFT_OUT = frozenset({'pretrained', 'init_cfg', 'train_cfg', 'auxiliary_head', 'loss_decode', 'sampler'})
 # Steps of a test pipeline that read or pack; what is between them changes the image.
-READING, PACKING = ('LoadImageFromFile', 'LoadLyftLabel', 'LoadAnnotations'), ('PackSegInputs',)
+_READ_OR_PACK = ('LoadImageFromFile', 'LoadLyftLabel', 'LoadAnnotations', 'PackSegInputs')
 
 
 def inference_part(model: Mapping) -> dict:
@@ -39,24 +37,16 @@ def inference_part(model: Mapping) -> dict:
 
 
 def image_steps(config: Config) -> list[dict]:
-    """The steps of a config's ``test_pipeline`` between reading the frame and packing it.
-
-    Raises:
-        InputError: If the config has no test pipeline.
-    """
+    """The steps of a config's ``test_pipeline`` between reading and packing; an InputError without one."""
     if 'test_pipeline' not in config:
         raise InputError(f'{config.filename}: has no test_pipeline; name a config that mmseg.apis could use')
-    return [dict(step) for step in config.test_pipeline if step['type'] not in (*READING, *PACKING)]
+    return [dict(step) for step in config.test_pipeline if step['type'] not in _READ_OR_PACK]
 
 
 def describe(config: Config) -> dict | str:
-    """What `build_described` needs to know of a config's model, as plain data.
-
-    Returns:
-        ``dict(format, model, steps, scheme, data_sha256)``; where a part is of no known type, why not.
-    """
+    """A config's model as plain data for a checkpoint; for unknown types, the reason against it as text."""
     try:
-        described = dict(
+        return dict(
             format=FORMAT,
             model=_plain(inference_part(config.model)),
             steps=_plain(image_steps(config)),
@@ -65,53 +55,27 @@ def describe(config: Config) -> dict | str:
         )
     except InputError as error:
         return str(error)
-    return described
 
 
 def checked(description: Any, path: str) -> dict:
-    """The description that a checkpoint carries, if it is one.
-
-    Args:
-        description: What stands under `KEY` in its ``meta``, or None.
-        path: The checkpoint, for the message.
+    """The description that a checkpoint carries under `KEY` of its ``meta``.
 
     Raises:
         InputError: If there is none, or it holds anything but known types and plain values.
     """
     remedy = 'name the config it was trained with before it'
-    if description is None:
-        raise InputError(f'{path}: does not say what model its weights are of; {remedy}')
-    if isinstance(description, str):
-        raise InputError(f'{path}: does not describe its model, for {description}; {remedy}')
     if not isinstance(description, dict) or description.get('format') != FORMAT:
-        raise InputError(f'{path}: describes its model in a way this version does not know; {remedy}')
-    model, steps = description.get('model'), description.get('steps')
-    if (
-        not isinstance(model, dict)
-        or not isinstance(steps, (list, tuple))
-        or not all(isinstance(step, dict) for step in steps)
-    ):
-        raise InputError(f'{path}: its description of the model is broken; {remedy}')
+        why = f' ({description})' if isinstance(description, str) else ''
+        raise InputError(f'{path}: does not describe its model in a way this version knows{why}; {remedy}')
     try:
-        plain = dict(model=_plain(inference_part(model)), steps=_plain(steps))
-    except InputError as error:
-        raise InputError(f'{path}: refused, {error}; {remedy}') from None
-    except RecursionError:
-        raise InputError(f'{path}: refused, its description is nested too deeply; {remedy}') from None
-    return dict(plain, **{key: _text(description.get(key)) for key in ('scheme', 'data_sha256')})
-
-
-def _text(value: Any) -> str | None:
-    """Text as it is; anything else is none."""
-    return value if isinstance(value, str) else None
+        plain = dict(model=_plain(inference_part(description['model'])), steps=_plain(description['steps']))
+    except (InputError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise InputError(f'{path}: its description of the model is refused ({error}); {remedy}') from None
+    return plain | dict(scheme=description.get('scheme'), data_sha256=description.get('data_sha256'))
 
 
 def _plain(value: Any, place: str = 'the model') -> Any:
-    """A copy in dicts, lists, tuples, text and numbers; every ``type`` a known one.
-
-    Raises:
-        InputError: If it holds anything else.
-    """
+    """A copy in dicts, lists, tuples, text and numbers, with known types only; else an InputError."""
     if isinstance(value, Mapping):
         if 'type' in value and not (isinstance(value['type'], str) and value['type'] in KNOWN_TYPES):
             raise InputError(f'{place} has the type {value["type"]!r}, which is not among the known ones')
@@ -125,18 +89,10 @@ def _plain(value: Any, place: str = 'the model') -> Any:
         return (tuple if isinstance(value, tuple) else list)(_plain(item, place) for item in value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise InputError(f'{place} is a {type(value).__name__} and no plain value')
+    raise InputError(f'{place} is a {type(value).__name__} and not a plain value')
 
 
 def scheme_of(config: Config) -> str | None:
     """Name of the label scheme that a config tests with; None for data sets of other kinds."""
     dataset = (config.get('test_dataloader') or {}).get('dataset', {})
     return dataset.get('scheme', 'carla13') if dataset.get('type') == 'LyftCarlaDataset' else None
-
-
-class DescribeModelHook(Hook):
-    """Write the model's description into every checkpoint."""
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Called on the rank that saves."""
-        checkpoint['meta'][KEY] = describe(runner.cfg)

@@ -1,4 +1,4 @@
-"""One process or many: starting the ranks, signals and exit codes, joining the group, the batch they make."""
+"""Distributed runs: starting the ranks, signals and exit codes, joining the group, the total batch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,27 +16,21 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import get_dist_info, is_distributed
 
-from ..datasets.workers import cores
 from ..errors import InputError
-from .ranks import place_of
+from ..processes import cores, place_of
 
 _PARENT = Path(__file__).resolve().parents[2]
-# Set by `run_ranks` for its ranks: the process whose end is theirs too.
+# Set by `run_ranks` for its ranks: the process that they end with.
 _LAUNCHER_PID = 'MMSEG_UNET_LYFT_LAUNCHER_PID'
-# Signals that go on to the ranks; torchrun itself would not know the last, and answer the others with code 1.
+# Signals forwarded to the ranks; torchrun would not handle the last, and exit with code 1 for the others.
 _FORWARDED = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1')
-_PR_SET_PDEATHSIG = 1
 _PORT = '29500'  # torch's own default
-_SIGNAL_EXIT = 128
+# Process groups of the ranks, to which their loader workers belong.
+_groups: set[int] = set()
 
 
 def check_gpus(processes: int, on_cpu: bool) -> None:
-    """Raise an InputError if this machine has GPUs, but fewer than processes are to run on it.
-
-    Args:
-        processes: Processes on this machine.
-        on_cpu: Whether they were told to stay on the CPU.
-    """
+    """Raise an InputError if this machine has GPUs, but fewer than one for each process."""
     gpus = 0 if on_cpu else torch.cuda.device_count()
     if 0 < gpus < processes:
         raise InputError(
@@ -45,107 +40,74 @@ def check_gpus(processes: int, on_cpu: bool) -> None:
 
 
 def run_ranks(processes: int, tool: str, arguments: list[str]) -> int:
-    """Run a tool of this package in several processes, by torchrun, and wait for them.
+    """Run a command of this package as several ranks on this machine, with torchrun, and wait for them.
 
     Several nodes: start this on each of them with NNODES, NODE_RANK, MASTER_ADDR and PORT in the environment.
-    Otherwise a free port is taken. Signals go on to the ranks, which decide how to end; none outlives this.
-
-    Args:
-        processes: Ranks on this machine.
-        tool: Name of a module of ``cli``.
-        arguments: Its command line, without ``--launcher``.
-
-    Returns:
-        0, or the exit code of the rank that failed first; 128 + n for one that signal n ended.
+    Otherwise a free port is taken. Signals are forwarded to the ranks, which decide how to end. Returns 0,
+    or the exit code of the rank that best explains the failure; 128 + n if signal n ended it.
     """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ[_LAUNCHER_PID] = str(os.getpid())
-    # Half the point of several CPU processes would be lost to threads that fight over the cores.
+    # Otherwise the processes' threads would compete for the same cores.
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, cores() // processes)))
-    # A clone need not be installed.
+    # The ranks have to find the package in a clone that is not installed.
     os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(_PARENT), os.environ.get('PYTHONPATH')]))
     command = [sys.executable, '-u', '-m', 'mmseg_unet_lyft', tool, *arguments, '--launcher', 'pytorch']
-    options = run.parse_args(
-        [
-            *_rendezvous(),
-            '--nproc-per-node',
-            str(processes),
-            '--monitor-interval',
-            '0.1',
-            '--no-python',
-            *command,
-        ]
-    )
+    settings = ['--nproc-per-node', str(processes), '--monitor-interval', '0.1', '--no-python']
+    options = run.parse_args([*_rendezvous(), *settings, *command])
     for name in _FORWARDED:
         # Windows has not all of them.
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _forward)
-    # torchrun installs this one for four of them, which would end the ranks within 30 seconds and return 1.
+    # torchrun's own handler, for four of them, would end the ranks within 30 seconds and return 1.
     api._terminate_process_handler = _forward
     try:
         run.run(options)
     except ChildFailedError as error:
         _groups.update(failure.pid for failure in error.failures.values())
-        rank, failure = max(error.failures.items(), key=lambda item: _severity(item[1].exitcode))
-        return _exit_code(rank, failure.exitcode)
+        return _exit_code({rank: failure.exitcode for rank, failure in error.failures.items()})
     except RuntimeError as error:
-        # torch.distributed's own, from before any rank was started.
+        # torch.distributed raises it before any rank is started.
         where = f'{os.environ.get("MASTER_ADDR", "localhost")}:{os.environ.get("PORT", "a free port")}'
         raise InputError(
             f'the nodes did not meet at {where} ({str(error).splitlines()[0]}); MASTER_ADDR is an address of '
             'the node with NODE_RANK=0 that all can reach, PORT a free one there'
         ) from error
     finally:
-        _end_groups()
+        # End what the ranks left, such as loader workers: each rank leads a process group.
+        for pid in _groups:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
     return 0
 
 
-_groups: set[int] = set()
-
-
 def _forward(signum: int, frame: FrameType | None) -> None:
-    """Send a signal on to the ranks."""
-    for pid in _rank_pids():
+    """Forward a signal to the ranks, which are this process's children."""
+    tasks = Path('/proc/self/task')
+    if tasks.is_dir():
+        listed = ' '.join((task / 'children').read_text() for task in tasks.iterdir())
+    else:
+        command = ['pgrep', '-P', str(os.getpid())]
+        listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    for pid in map(int, listed.split()):
         _groups.add(pid)
         os.kill(pid, signum)
 
 
-def _rank_pids() -> list[int]:
-    """Processes that this one has started and that have not ended."""
-    tasks = Path('/proc/self/task')
-    if tasks.is_dir():
-        return [int(pid) for task in tasks.iterdir() for pid in (task / 'children').read_text().split()]
-    listed = subprocess.run(['pgrep', '-P', str(os.getpid())], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in listed.stdout.split()]
-
-
-def _end_groups() -> None:
-    """Kill what the ranks left behind, such as loader workers: each rank leads a process group."""
-    for pid in _groups:
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            continue
-
-
-def _severity(exitcode: int) -> int:
-    """How much an exit code tells: a signal that is not torchrun's own most, then a code of ours."""
-    if exitcode < 0:
-        return 0 if exitcode == -signal.SIGTERM else 3
-    return 1 if exitcode == 1 else 2
-
-
-def _exit_code(rank: int, exitcode: int) -> int:
-    """The shell's code for a rank's; says which rank it was, if a signal ended it."""
-    if exitcode >= 0:
-        return exitcode
-    name = signal.Signals(-exitcode).name
+def _exit_code(codes: dict[int, int]) -> int:
+    """The shell's exit code of the rank that best explains the failure; reports a signal that ended it."""
+    # First a signal other than torchrun's SIGTERM, then a code other than 1, which any Python error gives.
+    rank = max(codes, key=lambda one: (0 > codes[one] != -signal.SIGTERM, codes[one] > 1, codes[one]))
+    code = codes[rank]
+    if code >= 0:
+        return code
+    name = signal.Signals(-code).name
     memory = ' (the machine may be out of memory)' if name == 'SIGKILL' else ''
     sys.stderr.write(f'error: rank {rank} was ended by {name}{memory}\n')
-    return _SIGNAL_EXIT - exitcode
+    return 128 - code
 
 
 def _rendezvous() -> list[str]:
@@ -154,13 +116,6 @@ def _rendezvous() -> list[str]:
     if nodes == '1':
         return ['--standalone']
     missing = [name for name in ('NODE_RANK', 'MASTER_ADDR') if name not in os.environ]
-    wrong = [
-        f'{name}={os.environ[name]}'
-        for name in ('NNODES', 'NODE_RANK', 'PORT')
-        if not os.environ.get(name, '0').isdigit()
-    ]
-    if wrong:
-        raise InputError(f'{" and ".join(wrong)}: give whole numbers')
     if missing:
         raise InputError(
             f'NNODES={nodes} needs {" and ".join(missing)} too: NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 '
@@ -171,12 +126,10 @@ def _rendezvous() -> list[str]:
 
 
 def join_group(config: Config) -> None:
-    """Make this process one of the ranks that ``config.launcher`` says it is; mmengine does it on GPUs.
+    """Make this process join its group as ``config.launcher`` says; on GPUs mmengine itself does it.
 
-    On the CPU: a gloo group, and a wrapper without device ids; mmengine's own way asks for a GPU.
-
-    Raises:
-        InputError: If nothing started this process as a rank, or it has no GPU of its own.
+    On the CPU: a gloo group, and a wrapper without device ids, since mmengine's needs a GPU. Raises an
+    InputError if nothing started this process as a rank, or it has no GPU of its own.
     """
     launcher = config.get('launcher', 'none')
     if launcher == 'none':
@@ -189,33 +142,26 @@ def join_group(config: Config) -> None:
         processes = int(place['WORLD_SIZE'])
         check_gpus(int(place.pop('LOCAL_WORLD_SIZE')), on_cpu)
         if on_cpu:
-            os.environ.update(place, **_meeting_place(launcher))
+            # The first rank's address, under torch's names.
+            place['MASTER_ADDR'] = os.environ.get('MASTER_ADDR') or _first_host(launcher)
+            place['MASTER_PORT'] = os.environ.get('MASTER_PORT') or os.environ.get('PORT') or _PORT
+            os.environ.update(place)
             torch.distributed.init_process_group('gloo')
     if on_cpu:
         wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
         config.model_wrapper_cfg = wrapper | dict(config.get('model_wrapper_cfg') or {})
-        config.sync_bn = None
-        config.model = _without_sync_bn(config.model)
+        config.sync_bn, config.model = None, _without_sync_bn(config.model)
     elif processes > 1:
         config.setdefault('sync_bn', 'torch')
 
 
-def _without_sync_bn(model: Any) -> Any:
-    """A model's config with BN for SyncBN, which works on GPUs only."""
-    if isinstance(model, dict):
-        for key, value in model.items():
-            model[key] = 'BN' if key == 'type' and value == 'SyncBN' else _without_sync_bn(value)
-    elif isinstance(model, list):
-        model[:] = [_without_sync_bn(value) for value in model]
-    return model
-
-
-def _meeting_place(launcher: str) -> dict[str, str]:
-    """Address and port of the first rank, under torch's names."""
-    return dict(
-        MASTER_ADDR=os.environ.get('MASTER_ADDR') or _first_host(launcher),
-        MASTER_PORT=os.environ.get('MASTER_PORT') or os.environ.get('PORT') or _PORT,
-    )
+def _without_sync_bn(part: Any) -> Any:
+    """A part of a model's config with BN for SyncBN, which works on GPUs only."""
+    if isinstance(part, dict):
+        return type(part)({key: _without_sync_bn(value) for key, value in part.items()})
+    if isinstance(part, list):
+        return [_without_sync_bn(value) for value in part]
+    return 'BN' if part == 'SyncBN' else part
 
 
 def _first_host(launcher: str) -> str:
@@ -226,19 +172,18 @@ def _first_host(launcher: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
     except (FileNotFoundError, subprocess.CalledProcessError, IndexError):
-        raise InputError(
-            '--launcher slurm: scontrol does not name the first host; set MASTER_ADDR to it'
-        ) from None
+        message = '--launcher slurm: scontrol does not name the first host; set MASTER_ADDR to it'
+        raise InputError(message) from None
 
 
 def _die_with_launcher() -> None:
-    """Have the system end this process when `run_ranks` is gone, however it went; on Linux."""
+    """On Linux, have the system end this process when that of `run_ranks` ends, for whatever reason."""
     launcher = int(os.environ.get(_LAUNCHER_PID, 0))
     if not launcher or not sys.platform.startswith('linux'):
         return
     import ctypes
 
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != launcher:
         raise InputError('the process that started this rank is gone')
 
@@ -250,24 +195,16 @@ def leave_group() -> None:
 
 
 def scale_learning_rate(config: Config, enable: bool) -> None:
-    """Have mmengine scale the learning rate linearly with the frames of a step, if asked to.
-
-    Raises:
-        InputError: If the config does not say for how many frames its learning rate is.
-    """
+    """Make mmengine scale the learning rate linearly with the frames of a step, if asked to."""
     scaling = config.get('auto_scale_lr') or {}
     if not (enable or scaling.get('enable')):
         return
     if not scaling.get('base_batch_size'):
-        raise InputError(
-            '--auto-scale-lr: the config must say for how many frames a step its learning rate is: '
-            'auto_scale_lr = dict(base_batch_size=16)'
-        )
-    # mmengine leaves accumulated batches out of account.
-    accumulated = config.optim_wrapper.get('accumulative_counts', 1)
-    config.auto_scale_lr = dict(
-        scaling, enable=True, base_batch_size=scaling['base_batch_size'] / accumulated
-    )
+        example = 'auto_scale_lr = dict(base_batch_size=16)'
+        raise InputError(f'--auto-scale-lr: set for how many frames a step the learning rate is: {example}')
+    # mmengine does not count accumulated batches.
+    base = scaling['base_batch_size'] / config.optim_wrapper.get('accumulative_counts', 1)
+    config.auto_scale_lr = dict(scaling, enable=True, base_batch_size=base)
 
 
 def describe_batch(config: Config) -> str:

@@ -1,0 +1,212 @@
+"""Saving a run: complete checkpoints with checksum and run card; old ones go once new ones are safe."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
+from mmseg.registry import HOOKS
+
+from ..datasets.atomic_io import UNFINISHED, free_bytes, taken_bytes, write_json
+from ..errors import InputError
+from .checkpoint import WRAPPER, card_file, checksum_file, saved_checkpoints, write_with_checksum
+
+BACKEND = 'LyftWholeFiles'
+VALIDATED = 'validated_iter'  # Key in the message hub: the step of the last validation.
+
+
+class WholeFiles(LocalBackend):
+    """mmengine's local files, but complete or not there at all, each with its checksum next to it."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write bytes; errors as in `write_with_checksum`."""
+        write_with_checksum(Path(filepath), obj)
+
+    def remove(self, filepath: str | Path) -> None:
+        """Remove a file, then its checksum and run card."""
+        super().remove(filepath)
+        for companion in companions(Path(filepath)):
+            companion.unlink(missing_ok=True)
+
+
+register_backend(BACKEND, WholeFiles, force=True)
+
+
+def companions(path: Path) -> list[Path]:
+    """Files that are moved and removed with a checkpoint: its checksum and its run card."""
+    return [checksum_file(path), card_file(path)]
+
+
+def check_room(folder: Path, weights_bytes: int, max_kept: int, num_best: int) -> None:
+    """Raise an InputError unless a folder has room for all the checkpoints that will lie there at once.
+
+    ``max_kept`` is the hook's ``max_keep_ckpts``; each of ``num_best`` metrics keeps a best checkpoint.
+    """
+    # 4: weights, two moments and a moving average. 1: the one being written. 2: best ones have no moments.
+    needed = weights_bytes * (4 * ((max_kept if max_kept > 0 else 2) + 1) + 2 * num_best)
+    room = free_bytes(folder) + taken_bytes(path for path in folder.glob('*.pth') if path.is_file())
+    if room < needed:
+        raise InputError(
+            f'{folder}: checkpoints of this model take about {needed / 1e6:.0f} MB, and the disk has '
+            f'{room / 1e6:.0f} MB left; make room, or name another --work-dir'
+        )
+
+
+@HOOKS.register_module()
+class LyftCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook, safe to kill at any moment: what was saved before stays intact.
+
+    - Files are written completely or not at all, with a checksum and a run card next to each.
+    - Old checkpoints, and the previous best one, are removed once their successors are safe.
+    - After each validation the last checkpoint is saved again, so that it records the validation.
+    - A work dir may be moved: the best checkpoint is looked for in it.
+    - A new run moves the checkpoints of an earlier one into a folder ``earlier_N``.
+    - With accumulated gradients, which are not saved, saves wait for the step that uses them.
+
+    Its arguments are those of mmengine's hook.
+
+    Attributes:
+        saved_step: Step after which the run was last saved; None before the first save.
+        card: What `describe_run` says of the run; empty before training and on other ranks.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**dict(backend_args=dict(backend=BACKEND)) | kwargs)
+        self._is_owed = False
+        self._knows_validation = False
+        self.saved_step: int | None = None
+        self.card: dict[str, Any] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Look for the best checkpoint in the present work dir, and check that the disk has room."""
+        super().before_train(runner)
+        folder = Path(self.out_dir)
+        self.saved_step = runner.iter or None
+        runner.message_hub.update_info(WRAPPER, type(runner.optim_wrapper).__name__)
+        for key, path in self._best().items():
+            self._set_best(key, path and str(folder / Path(path).name))
+        if is_main_process():
+            # Partial files that a killed run left.
+            for path in folder.glob(f'*{UNFINISHED}'):
+                path.unlink()
+            if not runner.iter:
+                _set_aside(folder, runner)
+            # Imported late: registering the hook need not load what a run card needs.
+            from .run_card import describe_run
+
+            self.card = describe_run(runner)
+        weights = sum(weight.numel() * weight.element_size() for weight in runner.model.state_dict().values())
+        check_room(folder, weights, self.max_keep_ckpts, len(self._best()))
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
+        """Save if a save is due and this step updated the weights."""
+        is_time = self.every_n_train_iters(runner, self.interval, self.save_begin)
+        is_last = self.save_last and self.is_last_train_iter(runner)
+        self._is_owed |= is_time or is_last
+        if not self.by_epoch and self._is_owed and (is_update(runner) or is_last):
+            runner.logger.info('saving after step %d', runner.iter + 1)
+            self.save_now(runner)
+
+    def save_now(self, runner: Runner) -> None:
+        """Save the run as it is after the present step; call it in ``after_train_iter``."""
+        self._is_owed = False
+        self._save_checkpoint(runner)
+
+    def save_before_step(self, runner: Runner) -> None:
+        """Save the run as it was before the present step, which is not made."""
+        self._save_checkpoint_with_step(runner, runner.iter, dict(epoch=runner.epoch, iter=runner.iter))
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Note that validation was done, keep a new best, and save the run with both."""
+        runner.message_hub.update_info(VALIDATED, runner.iter)
+        self._knows_validation = False
+        super().after_val_epoch(runner, metrics)
+        # With a new best, mmengine has saved it again already.
+        is_last = self.last_ckpt and Path(self.last_ckpt).name == self.filename_tmpl.format(runner.iter)
+        if is_last and not self._knows_validation:
+            self.save_before_step(runner)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        if not is_update(runner):
+            # A new best between two updates: the save after the update records it.
+            self._is_owed = True
+            return
+        # mmengine would remove the old ones first.
+        keep, self.max_keep_ckpts = self.max_keep_ckpts, -1
+        self._write_card(runner, Path(self.out_dir) / self.filename_tmpl.format(step), step)
+        try:
+            super()._save_checkpoint_with_step(runner, step, meta)
+        finally:
+            self.max_keep_ckpts = keep
+        self._knows_validation = True
+        self.saved_step = step
+        if keep > 0 and is_main_process():
+            saved = saved_checkpoints(Path(self.out_dir), self.filename_tmpl)
+            for old in [path for at, path in saved.items() if at <= step][:-keep]:
+                self.file_backend.remove(str(old))
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
+        # mmengine would remove the old best first, if it knew of it.
+        before = self._best()
+        for key in before:
+            self._set_best(key, None)
+        super()._save_best_checkpoint(runner, metrics)
+        for key, path in before.items():
+            now = self._best()[key]
+            if now is None:
+                self._set_best(key, path)
+                continue
+            self._write_card(runner, Path(now), runner.iter)
+            if path and path != now and is_main_process() and Path(path).is_file():
+                self.file_backend.remove(path)
+
+    def _write_card(self, runner: Runner, checkpoint: Path, step: int) -> None:
+        if is_main_process():
+            from .run_card import scores_of
+
+            scores = dict(step=runner.message_hub.get_info(VALIDATED, None), **scores_of(runner))
+            card = dict(checkpoint=checkpoint.name, step=step, validation=scores, **self.card)
+            write_json(card_file(checkpoint), card)
+
+    def _best(self) -> dict[str | None, str | None]:
+        """Path of the best checkpoint of each metric, None where there is none yet."""
+        if not self.save_best:
+            return {}
+        is_one = len(self.key_indicators) == 1
+        return {None: self.best_ckpt_path} if is_one else dict(self.best_ckpt_path_dict)
+
+    def _set_best(self, key: str | None, path: str | None) -> None:
+        if key is None:
+            self.best_ckpt_path = path
+        else:
+            self.best_ckpt_path_dict[key] = path
+
+
+def saver_of(runner: Runner) -> LyftCheckpointHook | None:
+    """The hook that saves a run; None where that is mmengine's own, or there is none."""
+    return next((hook for hook in runner.hooks if isinstance(hook, LyftCheckpointHook)), None)
+
+
+def is_update(runner: Runner) -> bool:
+    """Whether the present step changed the weights, rather than only added to their gradients."""
+    return runner.optim_wrapper.should_update()
+
+
+def _set_aside(folder: Path, runner: Runner) -> None:
+    """Move an earlier run's checkpoints into a folder, so that none is taken for the new run's."""
+    found = [*saved_checkpoints(folder).values(), *sorted(folder.glob('best_*.pth'))]
+    if not found:
+        return
+    place = next(path for n in itertools.count(1) if not (path := folder / f'earlier_{n}').exists())
+    place.mkdir()
+    for path in found:
+        # The checkpoint last: after a kill in between, no companion is left here without it.
+        for one in [*(one for one in companions(path) if one.is_file()), path]:
+            one.rename(place / one.name)
+    said = '%d checkpoints of an earlier run moved to %s; --resume would have gone on with it'
+    runner.logger.info(said, len(found), place)

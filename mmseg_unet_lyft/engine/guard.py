@@ -1,0 +1,390 @@
+"""Protect a training run: check labels, losses and gradients, and explain the errors that end it."""
+
+from __future__ import annotations
+
+import gc
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
+from mmengine.runner import Runner, save_checkpoint
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..models.preprocessor import split_pixels
+from .checkpoint import newest_intact, unwrapped
+from .checkpoint_hook import BACKEND, saved_checkpoints, saver_of
+
+POLICIES = ('stop', 'skip', 'rollback')
+FOLDER = 'nonfinite'  # In the work dir: batches whose loss or gradient was not finite.
+# Raised by reading a dead worker's batch before the signal of its death arrives.
+LOST = (ConnectionError, EOFError, FileNotFoundError)
+# Below this loss scale, which starts at 2^16, no smaller one will make float16 gradients finite.
+_LEAST_SCALE = 2.0**-16
+# What libraries say when memory cannot be allocated; the last is oneDNN's.
+_REFUSED = re.compile(
+    'out of memory|allocate memory|not enough memory|bad_alloc|ALLOC_FAILED|could not create a primitive'
+)
+_WORKER = re.compile(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)')
+_PEER = re.compile(
+    r'closed by peer|reset by peer|pair closure|Broken pipe|Socket Timeout|Timed out waiting|gloo|NCCL',
+    re.IGNORECASE,
+)
+
+
+# --- what a batch holds, whichever pipeline packed it ------------------------------------------------------
+
+
+def _metas_of(batch: dict) -> list[dict]:
+    """Meta information of a batch's frames; an empty list if it carries none."""
+    if 'metas' in batch:
+        return list(batch['metas'])
+    return [getattr(sample, 'metainfo', {}) for sample in batch.get('data_samples') or []]
+
+
+def _labels_of(batch: dict) -> list[Tensor]:
+    """Label maps (H, W) of a batch's frames."""
+    if 'pixels' in batch:
+        return list(split_pixels(batch['pixels'], batch['crop_size'])[1])
+    samples = batch.get('data_samples') or []
+    return [sample.gt_sem_seg.data.squeeze(0) for sample in samples if 'gt_sem_seg' in sample]
+
+
+def check_labels(batch: dict, model: nn.Module) -> None:
+    """Raise an InputError for a label outside the head's classes, which would end the process on a GPU."""
+    head = getattr(model, 'decode_head', None)
+    if not hasattr(head, 'num_classes'):
+        return
+    num_classes, ignore_index = head.num_classes, head.ignore_index
+    for index, label in enumerate(_labels_of(batch)):
+        # Two quick passes; most labels end here.
+        if int(label.max()) < num_classes and int(label.min()) >= 0:
+            continue
+        wrong = ((label < 0) | (label >= num_classes)) & (label != ignore_index)
+        if not wrong.any():
+            continue
+        row, column = wrong.nonzero()[0].tolist()
+        meta = _metas_of(batch)[index]
+        name = meta.get('seg_map_path') or meta.get('img_path') or f'frame {index} of the batch'
+        raise InputError(
+            f'{name}: class id {int(label[row, column])} in its crop at row {row}, col {column}; the decode '
+            f'head has {num_classes} classes, ids from 0 to {num_classes - 1}, and {ignore_index} does not '
+            'count. Set decode_head.num_classes, or correct the label'
+        )
+
+
+def plain_batch(batch: Any) -> Any:
+    """A batch as tensors, numbers, text and containers of them, which a checkpoint file may hold."""
+    if isinstance(batch, BaseDataElement):
+        return plain_batch({**batch.metainfo, **dict(batch.all_items())})
+    if isinstance(batch, dict):
+        return {str(key): plain_batch(value) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return [plain_batch(value) for value in batch]
+    if isinstance(batch, Tensor):
+        return batch.detach().cpu()
+    if batch is None or type(batch) in (bool, int, float, str):
+        return batch
+    # NumPy's numbers and arrays.
+    return plain_batch(batch.tolist()) if hasattr(batch, 'tolist') else str(batch)
+
+
+# --- what ends a run, in a sentence ------------------------------------------------------------------------
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(_REFUSED.search(str(error)))
+
+
+def _describe_shortage(runner: Runner, batch: dict, reason: str) -> str:
+    """Error text: the step that ran out of memory, the peak so far, and what takes less."""
+    device = next(runner.model.parameters()).device
+    sizes = ['x'.join(map(str, label.shape)) for label in _labels_of(batch)] or ['unknown size']
+    peak = 0
+    if device.type == 'cuda':
+        peak = torch.cuda.max_memory_allocated(device)
+    elif find_spec('resource'):  # Windows has none.
+        import resource
+
+        # In kilobytes; on macOS in bytes.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+    taken = f', {peak / 1e9:.2f} GB at the peak' if peak else ''
+    first = reason.strip().partition('\n')[0][:200]
+    return (
+        f'out of memory on {device.type} in step {runner.iter + 1}: {len(sizes)} crops of {sizes[0]}{taken} '
+        f'({first}); lower batch_size or crop_size, set with_cp=True, or add --amp'
+    )
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn errors about a dead worker, a dead rank or exhausted memory into InputErrors; others pass."""
+    try:
+        yield
+    except RuntimeError as error:
+        worker = _WORKER.search(str(error))
+        if worker:
+            said = _describe_worker(f'{worker[1]} {worker[2].strip().rstrip(".")}')
+        elif torch.distributed.is_initialized() and _PEER.search(str(error)):
+            said = 'another rank is gone; its message is above. All ranks end: go on with --resume'
+        elif is_shortage(error):
+            first = str(error).splitlines()[0]
+            said = f'out of memory ({first}); in validation, lower val_batch_size or window_size'
+        else:
+            raise
+        raise InputError(said) from error
+    except LOST as error:
+        # A batch in shared memory is lost with the worker that made it.
+        frames = traceback.extract_tb(error.__traceback__)
+        if not any('multiprocessing' in frame.filename for frame in frames):
+            raise
+        raise InputError(_describe_worker(f'is gone ({type(error).__name__})')) from error
+
+
+def _describe_worker(what: str) -> str:
+    """Error text: what happened to a worker, and what to do."""
+    # Where torch's workers put batches.
+    shared = Path('/dev/shm')
+    left = f' ({shared} has {shutil.disk_usage(shared).free / 1e6:.0f} MB left)' if shared.is_dir() else ''
+    advice = 'Lower num_workers or batch_size, or set num_workers=0, and go on with --resume'
+    return f'loader worker {what}: most often memory ran out{left}. {advice}'
+
+
+class WorkerDeaths:
+    """Delays the error for a dead loader worker, which torch would raise anywhere, to the step's end."""
+
+    def __init__(self) -> None:
+        self._raise: Any = None
+        self._is_noted = False
+
+    def put_off(self) -> None:
+        """From now on, only note that a worker died, if torch has its handler."""
+        number = getattr(signal, 'SIGCHLD', None)
+        if self._raise or number is None or threading.current_thread() is not threading.main_thread():
+            return
+        handler = signal.getsignal(number)
+        if callable(handler):
+            self._raise = handler
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._is_noted = True
+
+    def check(self) -> None:
+        """Raise torch's RuntimeError if a worker died since."""
+        if self._is_noted:
+            self._is_noted = False
+            self._raise(signal.SIGCHLD, None)
+
+    def wait(self) -> None:
+        """As `check`, after up to 5 seconds for the signal of a worker that is known to be gone."""
+        end = time.monotonic() + 5
+        while not self._is_noted and time.monotonic() < end:
+            time.sleep(0.05)
+        self.check()
+
+    def give_back(self) -> None:
+        """Let torch's handler raise again."""
+        if self._raise:
+            signal.signal(signal.SIGCHLD, self._raise)
+            self._raise = None
+
+
+# --- steps that must not be made ---------------------------------------------------------------------------
+
+
+def require_policy(policy: str) -> None:
+    """Raise an InputError for a policy that is not one of `POLICIES`."""
+    if policy not in POLICIES:
+        raise InputError(f'on_nonfinite={policy!r}: choose one of {", ".join(map(repr, POLICIES))}')
+
+
+class NonFiniteError(Exception):
+    """The present step has a loss or gradient that is not finite; the weights are as before it."""
+
+
+class Guard:
+    """Makes a run's training steps, and lets no step with a loss that is not finite change the weights.
+
+    A step whose loss, or gradient over all ranks, is not finite is reported, its batch is saved, and the
+    policy decides: ``'stop'`` saves the run as it was before the step, and ends it; ``'skip'`` makes the next
+    step, with weights and running statistics as they were; ``'rollback'`` first takes weights, optimizer and
+    average back to the last checkpoint. With float16 on a GPU, the loss scaler itself skips gradients that
+    overflow, and only the loss counts.
+
+    Args:
+        runner: The run; its only optimizer and its hooks are built.
+        policy: One of `POLICIES`.
+        patience: Number of such steps in a row after which a run that skips or rolls back ends.
+    """
+
+    def __init__(self, runner: Runner, policy: str = 'stop', patience: int = 10) -> None:
+        self.runner, self.policy, self.patience = runner, policy, patience
+        self.in_a_row = 0
+        self._model = unwrapped(runner.model)
+        self._buffers = list(self._model.buffers())
+        self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
+        # Since the last update of the weights: more than one where gradients are accumulated.
+        self._batches: list[dict] = []
+        self._losses: list[Tensor] = []
+        self._is_scaled = hasattr(runner.optim_wrapper, 'loss_scaler')
+        if not self._is_scaled:
+            runner.optim_wrapper.optimizer.register_step_pre_hook(self._check_gradients)
+
+    def step(self, batch: dict) -> dict[str, Tensor] | None:
+        """Make a training step; returns what the model returns, or None for a step that was not made."""
+        runner, wrapper = self.runner, self.runner.optim_wrapper
+        check_labels(batch, self._model)
+        if not self._batches:
+            for kept, buffer in zip(self._kept, self._buffers, strict=True):
+                kept.copy_(buffer)
+        self._batches.append(batch)
+        outputs = nonfinite = shortage = None
+        try:
+            outputs = runner.model.train_step(batch, optim_wrapper=_Watched(wrapper, self._losses))
+            if self._is_scaled and wrapper.should_update():
+                self._check_scaled()
+        except NonFiniteError as error:
+            nonfinite = str(error)
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            shortage = str(error)
+        # Handled out here: the caught error would keep all that the step has computed in memory.
+        if shortage is not None:
+            # Feature maps and their graph refer to each other, so only the garbage collector frees them.
+            gc.collect()
+            self._restore()
+            self.save()
+            raise InputError(_describe_shortage(runner, batch, shortage))
+        if nonfinite is not None:
+            self._answer(nonfinite)
+            outputs = None
+        if nonfinite is not None or wrapper.should_update():
+            self.in_a_row = 0 if nonfinite is None else self.in_a_row
+            self._batches.clear()
+            self._losses.clear()
+        return outputs
+
+    def save(self) -> None:
+        """Save the run as it stands before the present step, if the weights changed in the last one."""
+        saver = saver_of(self.runner)
+        accumulated = self.runner.iter % getattr(self.runner.optim_wrapper, '_accumulative_counts', 1)
+        if saver is not None and self.runner.iter and not accumulated:
+            saver.save_before_step(self.runner)
+
+    def _restore(self) -> None:
+        """Undo what an unfinished step has done."""
+        self.runner.optim_wrapper.zero_grad()
+        for buffer, kept in zip(self._buffers, self._kept, strict=True):
+            buffer.copy_(kept)
+
+    def _check_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Raise a NonFiniteError before the weights change."""
+        weights = [weight for group in optimizer.param_groups for weight in group['params']]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients)).sum() if gradients else torch.zeros(())
+        self._require_finite(norms, 'gradient')
+
+    def _check_scaled(self) -> None:
+        """As `_check_gradients`, after a step with loss scaling, which leaves the weights unchanged then."""
+        scale = self.runner.optim_wrapper.loss_scaler.get_scale()
+        norm = torch.tensor(float('nan') if scale < _LEAST_SCALE else 0.0)
+        self._require_finite(norm, f'gradient (loss scale {scale:g})')
+
+    def _require_finite(self, gradient: Tensor, name: str) -> None:
+        """Raise a NonFiniteError, on all ranks, if a loss on any, or the gradient's norm, is not finite."""
+        losses = sum((~loss.isfinite() for loss in self._losses), torch.zeros(()))
+        found = torch.stack([(~gradient.isfinite()).float(), losses.to(gradient.device).float()])
+        if get_world_size() > 1:
+            all_reduce(found, op='max')
+        in_gradient, in_loss = found.tolist()
+        if in_loss or in_gradient:
+            raise NonFiniteError('loss' if in_loss else name)
+
+    def _answer(self, what: str) -> None:
+        """Report what was found and act on it."""
+        said = self._describe(what)
+        self._restore()
+        self.in_a_row += 1
+        if self.policy == 'stop':
+            self.save()
+            remedy = "bound the gradient with optim_wrapper.clip_grad={'max_norm':1}"
+            raise InputError(f'{said}. Lower learning_rate, {remedy}, or set on_nonfinite=skip or rollback')
+        if self.in_a_row >= self.patience:
+            self.save()
+            raise InputError(f'{said}. {self.in_a_row} such steps in a row; lower learning_rate')
+        done = f'rolled back to {_roll_back(self.runner)}' if self.policy == 'rollback' else 'skipped'
+        self.runner.logger.warning('%s; %s', said, done)
+
+    def _describe(self, what: str) -> str:
+        """Step, learning rate, files and where they were saved; each rank saves its own batches."""
+        runner = self.runner
+        bad = [not bool(loss.isfinite()) for loss in self._losses]
+        batches = [batch for batch, is_bad in zip(self._batches, bad, strict=True) if is_bad or not any(bad)]
+        mine = None
+        # If no rank's loss explains a gradient that is not finite, any batch may be the cause.
+        if any(bad) or what != 'loss':
+            path = str(Path(runner.work_dir) / FOLDER / f'step_{runner.iter + 1}_rank_{get_rank()}.pth')
+            content = dict(batches=plain_batch(batches), losses=[float(loss) for loss in self._losses])
+            save_checkpoint(content, path, backend_args=dict(backend=BACKEND))
+            metas = [meta for batch in batches for meta in _metas_of(batch)]
+            mine = path, [str(meta['img_path']) for meta in metas if meta.get('img_path')]
+        found = [one for one in all_gather_object(mine) if one]
+        names = ', '.join(name for _, names in found for name in names)
+        paths = ', '.join(path for path, _ in found)
+        rates = sorted({f'{rate:g}' for rates in runner.optim_wrapper.get_lr().values() for rate in rates})
+        return (
+            f'step {runner.iter + 1}: the {what} is not finite, at learning rate {", ".join(rates)}; '
+            f'batch of {names or "unnamed frames"}, saved as {paths}'
+        )
+
+
+class _Watched:
+    """An optimizer wrapper that notes each loss before it goes backward."""
+
+    def __init__(self, wrapper: Any, losses: list[Tensor]) -> None:
+        self._wrapper, self._losses = wrapper, losses
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapper, name)
+
+    def update_params(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        self._losses.append(loss.detach())
+        self._wrapper.update_params(loss, *args, **kwargs)
+
+
+def _roll_back(runner: Runner) -> str:
+    """Reset weights, optimizer and average, but not the learning rate, to the last intact checkpoint."""
+    folder = Path(runner.work_dir)
+    if not saved_checkpoints(folder):
+        raise InputError(f'on_nonfinite: {folder} holds no checkpoint to roll back to; lower learning_rate')
+    damaged: list[str] = []
+    path, content = newest_intact(folder, damaged)
+    for line in damaged:
+        runner.logger.warning('%s', line)
+    # With this flag EMAHook takes the checkpoint for a resumed run's, and swaps weights and average back.
+    is_resumed, runner._resume = runner._resume, True
+    runner.call_hook('after_load_checkpoint', checkpoint=content)
+    runner._resume = is_resumed
+    unwrapped(runner.model).load_state_dict(content['state_dict'])
+    groups = runner.optim_wrapper.optimizer.param_groups
+    rates = [{key: group[key] for key in ('lr', 'initial_lr') if key in group} for group in groups]
+    runner.optim_wrapper.load_state_dict(content['optimizer'])
+    for group, rate in zip(runner.optim_wrapper.optimizer.param_groups, rates, strict=True):
+        group.update(rate)
+    return path
