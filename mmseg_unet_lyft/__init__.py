@@ -3,9 +3,9 @@
 import os
 import sys
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
-# A process that stood in for mmcv's operators started this one, which is to import mmseg as well.
+# The parent process stood in for mmcv's operators; this one imports mmseg too, so it does the same.
 if 'MMSEG_UNET_LYFT_OPS_STAND_IN' in os.environ:
     from .compat import stand_in_for_ops
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
+import os
 import sys
 from pathlib import Path
 
 from . import __version__
-from .cli.defects import ask_for_tracebacks, tell_defects_in_one_line
-from .cli.parser import CommandParser, did_you_mean
-from .cli.shell import complete, find_tool, is_asking
+from .cli.console import (
+    COMPLETION,
+    CommandParser,
+    complete,
+    did_you_mean,
+    guarded,
+    report_defects_in_one_line,
+    say,
+    show_tracebacks,
+)
+from .errors import InputError
 
 _PACKAGE = Path(__file__).resolve().parent
 _CONSOLE_NAMES = ('mmseg-unet-lyft', 'mmseg_unet_lyft')
@@ -18,24 +28,50 @@ _EXIT_UNKNOWN_TOOL = 2
 _EXIT_CODES = """\
 exit codes:
   0      done
-  1      a defect of ours, or what was tried or looked at (torture, doctor) did not hold
-  2      a mistake in what was given: arguments, files, data, the installation
-  75     stopped by a signal, all saved; --resume goes on
+  1      a defect of this package, or doctor found a fault
+  2      a mistake in the input: arguments, files, data, the installation
+  75     stopped by a signal, all saved; --resume continues
   128+n  ended by signal n (130: Ctrl-C)"""
 
 
 def find_tools() -> dict[str, str]:
-    """First docstring line of each tool, a module of ``cli`` that assigns ``main``; none is imported."""
-    tools = {}
+    """First docstring line of each tool: a module of ``cli`` that assigns ``main``, or `_completion`."""
+    tools = dict(completion=_completion.__doc__.partition('\n')[0])
     for path in sorted((_PACKAGE / 'cli').glob('*.py')):
         tree = ast.parse(path.read_text(encoding='utf-8'))
         if any(isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'main' for node in tree.body):
             tools[path.stem] = (ast.get_docstring(tree) or '').partition('\n')[0]
-    return tools
+    return dict(sorted(tools.items()))
+
+
+def _completion(argv: list[str] | None) -> None:
+    """Print the code by which a shell completes this command: its tools, their options and choices, files.
+
+    eval "$(mmseg-unet-lyft completion bash)"    # in ~/.bashrc; zsh likewise; fish: completion fish | source
+    """
+    parser = CommandParser(description=inspect.cleandoc(_completion.__doc__))
+    parser.add_argument('shell', choices=['bash', 'zsh', 'fish'])
+    args = parser.parse_args(argv)
+    try:
+        from argcomplete import shellcode
+    except ModuleNotFoundError:
+        from .compat import install_command
+
+        raise InputError(
+            f'this command needs argcomplete; install with: {install_command("completion")}'
+        ) from None
+    say(shellcode(_CONSOLE_NAMES, shell=args.shell))
+
+
+def _run(tool: str, argv: list[str]) -> int:
+    """Run a tool by its name."""
+    if tool == 'completion':
+        return guarded(_completion)(argv)
+    return importlib.import_module(f'.cli.{tool}', __package__).main(argv)
 
 
 def _own_name() -> str:
-    """What the console command was called as."""
+    """The name by which the user called the console command."""
     stem = Path(sys.argv[0]).stem if sys.argv[0:] else ''
     return stem if stem in _CONSOLE_NAMES else _CONSOLE_NAMES[1]
 
@@ -45,15 +81,23 @@ def _overview(tools: dict[str, str]) -> str:
     width = max(len(name) for name in tools)
     lines = [f'  {name:{width}}  {line}' for name, line in tools.items()]
     usage = f'usage: {_own_name()} [-h] [--version] [--debug] TOOL ...'
-    more = f'"{_own_name()} TOOL --help" tells more; --debug, or LYFT_DEBUG=1, shows tracebacks of errors.'
+    more = f'"{_own_name()} TOOL --help" shows options; --debug, or LYFT_DEBUG=1, shows tracebacks of errors.'
     return '\n'.join([usage, '', 'tools:', *lines, '', _EXIT_CODES, '', more, ''])
 
 
 def _answer_shell(tools: dict[str, str]) -> None:
-    """Say how the line could go on at which a shell is asking; ends the process."""
-    name = find_tool(tools)
-    if name is not None:
-        importlib.import_module(f'.cli.{name}', __package__).main([])
+    """Complete the command line that a shell sent; ends the process."""
+    try:
+        from argcomplete.lexers import split_line
+    except ModuleNotFoundError:
+        sys.exit(1)
+    start = int(os.environ[COMPLETION])
+    words = split_line(os.environ['COMP_LINE'], int(os.environ['COMP_POINT']))[3][start:]
+    name = words[0].replace('-', '_') if words else None
+    if name in tools:
+        # The tool's own parser completes the words after its name.
+        os.environ[COMPLETION] = str(start + 1)
+        _run(name, [])
     parser = CommandParser(prog=_own_name())
     parts = parser.add_subparsers()
     for tool, line in tools.items():
@@ -62,7 +106,7 @@ def _answer_shell(tools: dict[str, str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the tool that the first argument names with the arguments behind it.
+    """Run the tool named by the first argument, with the arguments after it.
 
     Args:
         argv: Arguments, those of the process by default.
@@ -71,16 +115,16 @@ def main(argv: list[str] | None = None) -> int:
         The tool's exit code; 2 if it is missing or unknown.
     """
     if argv is None:
-        tell_defects_in_one_line()
+        report_defects_in_one_line()
     name, *rest = (sys.argv[1:] if argv is None else argv) or ['']
     if name == '--debug':
-        ask_for_tracebacks()
+        show_tracebacks()
         name, *rest = rest or ['']
     if name == '--version':
         sys.stdout.write(f'mmseg_unet_lyft {__version__}\n')
         return 0
     tools = find_tools()
-    if is_asking():
+    if COMPLETION in os.environ:
         _answer_shell(tools)
     if name in ('-h', '--help'):
         sys.stdout.write(_overview(tools))
@@ -95,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
         return _EXIT_UNKNOWN_TOOL
     # argparse takes the command's name from here.
     sys.argv[0] = f'{_own_name()} {module}'
-    return importlib.import_module(f'.cli.{module}', __package__).main(rest)
+    return _run(module, rest)
 
 
 if __name__ == '__main__':

@@ -1,14 +1,15 @@
-"""All that depends on which mm stack is installed: OneDL's or OpenMMLab's, under the same import names.
+"""Everything that depends on the installed mm stack: OneDL's or OpenMMLab's, which share import names.
 
-Nothing here imports torch or an mm package before a function is called that needs it.
+Importing this module imports neither torch nor an mm package; only functions that need them do.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib import metadata
 from importlib.machinery import ModuleSpec
@@ -27,7 +28,7 @@ _ONEDL = ('onedl-mmsegmentation', 'onedl-mmcv', 'onedl-mmengine')
 _OPENMMLAB = ('mmsegmentation', 'mmcv', 'mmcv-lite', 'mmengine')
 _NO_ONEDL = 'Could not import OneDL'
 _PARENT = Path(__file__).resolve().parents[1]
-# From this release on torch loads a training checkpoint without running code that the file brings.
+# The first release that loads a training checkpoint without running code from the file.
 _TORCH_MIN = '2.6'
 
 
@@ -39,56 +40,56 @@ def install_command(extra: str = 'onedl') -> str:
 
 
 def require_stack() -> None:
-    """Check that one whole mm stack is installed, and make `mmcv.ops` importable where nothing is compiled.
+    """Check that one complete mm stack is installed; make `mmcv.ops` importable where nothing is compiled.
 
     Imports neither torch nor an mm package.
 
     Raises:
-        InputError: If the stack is missing, doubled, or cannot work; the message says what was found and
-            the command that mends it.
+        InputError: If the stack is missing, doubled, or cannot work; with the command that fixes it.
     """
-    for check in _stack_checks():
-        check(installed_stack())
+    for fault in stack_faults():
+        raise InputError(fault)
     require_opencv()
     stand_in_for_ops()
 
 
+def register_classes() -> None:
+    """Put the package's classes into mmseg's registries, as `import mmseg_unet_lyft.register` does.
+
+    Imported by name, since the registered modules import this one.
+    """
+    importlib.import_module('mmseg_unet_lyft.register')
+
+
 def installed_stack() -> dict[str, str]:
-    """Version of each distribution of an mm stack that is installed, of either."""
+    """Version of each installed distribution of either mm stack, by name."""
     return {name: version for name in (*_ONEDL, *_OPENMMLAB) if (version := installed_version(name))}
 
 
 def stack_name(found: dict[str, str]) -> str | None:
-    """Which stack these distributions are of: ``'onedl'`` or ``'openmmlab'``; None of neither or both."""
+    """The stack they belong to: ``'onedl'`` or ``'openmmlab'``; None for neither or both."""
     names = {'onedl' if name in _ONEDL else 'openmmlab' for name in found}
     return names.pop() if len(names) == 1 else None
 
 
-def stack_faults() -> list[str]:
-    """All that is wrong with the mm stack, each with the command that mends it; empty if nothing is."""
-    faults = []
-    for check in _stack_checks():
-        try:
-            check(installed_stack())
-        except InputError as error:
-            faults.append(str(error))
-            # The others look into what is missing.
-            if check is _check_modules:
-                break
-    return faults
-
-
-def _stack_checks() -> tuple[Callable[[dict[str, str]], None], ...]:
-    """In the order in which their remedies help."""
-    return _check_one_stack, _check_modules, _check_versions, _check_openmmlab
+def stack_faults() -> Iterator[str]:
+    """Faults of the mm stack, each with the command that fixes it, in the order to fix them."""
+    found = installed_stack()
+    yield from _doubled(found)
+    missing = [name for name in _MODULES if find_spec(name) is None]
+    if missing:
+        extra = 'openmmlab' if any(name in _OPENMMLAB for name in found) else 'onedl'
+        others = f' (found: {_named(found)})' if found else ''
+        yield f'this command needs {", ".join(missing)}{others}; install with: {install_command(extra)}'
+        # The other checks read the missing packages.
+        return
+    yield from _wrong_versions(found)
+    if any(name in _OPENMMLAB for name in found):
+        yield from _undeclared(found)
 
 
 def require_opencv() -> None:
-    """Return if OpenCV, which drawing and reading images need, can be imported.
-
-    Raises:
-        InputError: If it is missing, or lacks a system library; the message names the remedy.
-    """
+    """Raise an InputError with the remedy if OpenCV is missing, or lacks a system library."""
     if find_spec('cv2') is None:
         raise InputError('this command needs cv2; install with: pip install opencv-python')
     try:
@@ -105,7 +106,7 @@ def require_opencv() -> None:
 
 
 def require_pages() -> None:
-    """Raise an InputError that names the remedy unless what writes and draws pages is installed."""
+    """Raise an InputError with the remedy unless Jinja2 and Matplotlib, which pages need, are installed."""
     missing = [name for name in ('jinja2', 'matplotlib') if find_spec(name) is None]
     if missing:
         names = ' '.join(missing)
@@ -113,7 +114,7 @@ def require_pages() -> None:
 
 
 def require_torch(path: str) -> None:
-    """Raise an InputError that names the remedy unless PyTorch, which runs a file, is installed."""
+    """Raise an InputError with the remedy unless PyTorch, which runs a file, is installed."""
     if find_spec('torch') is None:
         raise InputError(f'{path}: needs torch; install with: pip install torch')
 
@@ -134,18 +135,18 @@ def stand_in_for_ops() -> None:
 
 @contextmanager
 def quiet_import() -> Iterator[None]:
-    """Keep off standard output what OneDL's mmseg prints where its company's own package is not installed."""
-    said = StringIO()
+    """Keep the note that OneDL's mmseg prints about a missing package off standard output."""
+    printed = StringIO()
     try:
-        with redirect_stdout(said):
+        with redirect_stdout(printed):
             yield
     finally:
-        kept = [line for line in said.getvalue().splitlines(keepends=True) if _NO_ONEDL not in line]
+        kept = [line for line in printed.getvalue().splitlines(keepends=True) if _NO_ONEDL not in line]
         sys.stdout.write(''.join(kept))
 
 
 class _MissingOps(ModuleType):
-    """In place of mmcv's compiled operators: any name can be imported, none can be called."""
+    """Replaces mmcv's compiled operators: any name can be imported; calling it raises InputError."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -157,7 +158,7 @@ class _MissingOps(ModuleType):
 
         def missing(*args: Any, **kwargs: Any) -> None:
             raise InputError(
-                f'this model calls mmcv.ops.{name}, a compiled operator, and the mmcv here has none; '
+                f'this model calls mmcv.ops.{name}, a compiled operator, and the installed mmcv has none; '
                 'use a stack with it: pip uninstall -y mmcv-lite && pip install mmcv==2.1.0 (compiles)'
             )
 
@@ -177,46 +178,33 @@ def _named(found: dict[str, str]) -> str:
     return ' and '.join(f'{name} {version}' for name, version in found.items())
 
 
-def _check_one_stack(found: dict[str, str]) -> None:
-    """Raise an InputError if two distributions are installed over each other."""
+def _doubled(found: dict[str, str]) -> Iterator[str]:
+    """Distributions that are installed over each other."""
     onedl = {name: version for name, version in found.items() if name in _ONEDL}
     openmmlab = {name: version for name, version in found.items() if name in _OPENMMLAB}
     if onedl and openmmlab:
-        raise InputError(
-            f'both mm stacks are installed over each other: {_named(onedl)} beside {_named(openmmlab)} '
+        yield (
+            f'both mm stacks are installed over each other: {_named(onedl)} and {_named(openmmlab)} '
             f'share their import names. Remove both and install one: pip uninstall -y {" ".join(found)} '
             f'&& {install_command("onedl" if "mmsegmentation" not in openmmlab else "openmmlab")}'
         )
     if 'mmcv' in found and 'mmcv-lite' in found:
-        raise InputError(
+        yield (
             f'mmcv {found["mmcv"]} and mmcv-lite {found["mmcv-lite"]} are installed over each other. Remove '
             'both and install one: pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0'
         )
 
 
-def _check_modules(found: dict[str, str]) -> None:
-    """Raise an InputError if torch or a part of the stack is missing, or torch is too old."""
-    missing = [name for name in _MODULES if find_spec(name) is None]
-    if missing:
-        beside = f' (found: {_named(found)})' if found else ''
-        extra = 'openmmlab' if any(name in _OPENMMLAB for name in found) else 'onedl'
-        raise InputError(
-            f'this command needs {", ".join(missing)}{beside}; install with: {install_command(extra)}'
-        )
+def _wrong_versions(found: dict[str, str]) -> Iterator[str]:
+    """A torch that is too old, and an mmcv or mmengine that mmseg would refuse with an assertion."""
     from packaging.version import Version
 
     torch = installed_version('torch')
     if torch and Version(torch) < Version(_TORCH_MIN):
-        raise InputError(
+        yield (
             f'torch {torch}: checkpoints of a training run load safely from torch {_TORCH_MIN} on; '
             f"upgrade with: pip install 'torch>={_TORCH_MIN}'"
         )
-
-
-def _check_versions(found: dict[str, str]) -> None:
-    """Raise an InputError if mmseg would refuse the mmcv or mmengine beside it with an assertion."""
-    from packaging.version import Version
-
     limits = constants_of(find_spec('mmseg').origin)
     for what, names, wanted in (
         ('MMCV', ('mmcv', 'mmcv-lite'), 'mmcv-lite==2.1.0'),
@@ -225,9 +213,9 @@ def _check_versions(found: dict[str, str]) -> None:
         low, high = limits.get(f'{what}_MIN'), limits.get(f'{what}_MAX')
         for name in names:
             if name in found and low and high and not Version(low) <= Version(found[name]) < Version(high):
-                raise InputError(
+                yield (
                     f'{name} {found[name]}: mmsegmentation {found.get("mmsegmentation")} takes {name} from '
-                    f'{low} to below {high}; mend it with: pip uninstall -y {name} && pip install {wanted}'
+                    f'{low} to below {high}; fix it with: pip uninstall -y {name} && pip install {wanted}'
                 )
 
 
@@ -244,19 +232,16 @@ def constants_of(path: str) -> dict[str, str]:
     }
 
 
-def _check_openmmlab(found: dict[str, str]) -> None:
-    """Raise an InputError if something is missing that OpenMMLab's packages import undeclared."""
-    if not any(name in _OPENMMLAB for name in found):
-        return
+def _undeclared(found: dict[str, str]) -> Iterator[str]:
+    """Missing packages that OpenMMLab's packages import without declaring them."""
     missing = [name for name in ('ftfy', 'regex') if find_spec(name) is None]
     if missing:
-        raise InputError(
-            f'{_named(found)} import {" and ".join(missing)} without declaring it; install with: '
-            f'pip install {" ".join(missing)}'
-        )
+        names = ' and '.join(missing)
+        command = f'pip install {" ".join(missing)}'
+        yield f'{_named(found)} import {names} without declaring it; install with: {command}'
     if find_spec('pkg_resources') is None:
-        raise InputError(
-            f'mmengine {found.get("mmengine")} imports pkg_resources, which the setuptools here '
-            f'({installed_version("setuptools") or "none"}) does not have; install with: '
-            "pip install 'setuptools<81'"
+        version = installed_version('setuptools') or 'none'
+        yield (
+            f'mmengine {found.get("mmengine")} imports pkg_resources, which the installed setuptools '
+            f"({version}) does not have; install with: pip install 'setuptools<81'"
         )

@@ -1,14 +1,13 @@
-"""Importing this module registers every class of the package in mmseg's registries."""
+"""Importing this module puts every class that a config can name into mmseg's registries."""
 
 from .errors import InputError
 
 try:
-    from .datasets import augment, loading, lyft_carla, stream
-    from .engine import compiling, device, early_stopping, guard_hook, report_hook, saving, train_loop
-    from .evaluation import calibration_metric, iou_metric, lyft_score
-    from .inference import exported_segmentor
-    from .models import losses, preprocessor, segmentor, unet, unet_head
-    from .report import output_hook
+    from .datasets import lyft_carla, sampler, transforms  # noqa: F401
+    from .engine import checkpoint_hook, device, train_loop  # noqa: F401
+    from .evaluation import lyft_metrics  # noqa: F401
+    from .models import losses, preprocessor, segmentor, unet, unet_head  # noqa: F401
+    from .report import report_hook  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != 'mmcv._ext':
         raise
@@ -17,27 +16,3 @@ except ModuleNotFoundError as error:
         'for them; code of your own does so before it imports mmseg, and names mmseg_unet_lyft.register in '
         'custom_imports: from mmseg_unet_lyft.compat import stand_in_for_ops; stand_in_for_ops()'
     ) from error
-
-__all__ = [
-    'augment',
-    'calibration_metric',
-    'compiling',
-    'device',
-    'early_stopping',
-    'exported_segmentor',
-    'guard_hook',
-    'iou_metric',
-    'loading',
-    'losses',
-    'lyft_carla',
-    'lyft_score',
-    'output_hook',
-    'preprocessor',
-    'report_hook',
-    'saving',
-    'segmentor',
-    'stream',
-    'train_loop',
-    'unet',
-    'unet_head',
-]

@@ -9,23 +9,18 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
-from .console import guarded, say
-from .parser import CommandParser
-from .progress import progress
+from .console import CommandParser, guarded, progress, say
+from .options import add_common, load_named_config
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument('config', help='config file, or the name of one in the package')
-    parser.add_argument('--data-root', help="folder of the frames, in place of the config's")
+    add_common(parser, 'config', '--data-root', '--cfg-options')
     parser.add_argument('--out', type=Path, default=Path('sheets'), metavar='DIR', help='folder (sheets)')
     parser.add_argument('--sheets', type=int, default=4, help='how many pictures (default: 4)')
     parser.add_argument('--rows', type=int, default=4, help='samples in each (default: 4)')
     parser.add_argument('--seed', type=int, default=0, help='of order and augmentation (default: 0)')
-    parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override knobs of the config'
-    )
     return parser.parse_args(argv)
 
 
@@ -34,16 +29,12 @@ def _browse_data(argv: list[str] | None) -> None:
     from ..compat import require_stack
 
     require_stack()
-    from ..engine.config import load_config, parse_options
     from ..engine.preflight import check_data
-    from ..report.sheets import write_sheets
+    from ..report.frame_gallery import write_sheets
 
     if args.sheets < 1 or args.rows < 1:
         raise InputError(f'--sheets {args.sheets} --rows {args.rows}: give 1 or more')
-    options = parse_options(args.cfg_options)
-    if args.data_root is not None:
-        options['data_root'] = args.data_root
-    config = load_config(args.config, options)
+    config = load_named_config(args, args.config)
     check_data(config, 'train_dataloader')
     paths = write_sheets(config, args.out, args.sheets, args.rows, args.seed, progress)
     say(f'wrote {len(paths)} sheets to {args.out}')

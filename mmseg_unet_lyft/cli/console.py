@@ -1,69 +1,337 @@
-"""How commands speak: lines on stdout, progress, a user's mistake in one message."""
+"""The commands' shared console: parser, output, progress, errors, signals."""
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import os
+import signal
 import sys
+import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, TextIO
 
-from ..engine.plain_loading import plain_loading
-from ..engine.ranks import end_rank, is_first, take_place, this_process
-from ..errors import InputError, input_error_behind, printable
-from .defects import shows_tracebacks, tell_defects_in_one_line
+from .. import __version__
+from ..errors import InputError, find_input_error, printable
+from ..processes import end_rank, is_first, plain_loading, take_place, this_process
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
-_LAYOUT = '\n\t'  # Of our own lines; other control characters are from names of files.
+_PACKAGE = Path(__file__).resolve().parents[1]
+_DEBUG = 'LYFT_DEBUG'
+_LAYOUT = '\n\t'  # Used by the commands; other control characters come from names of files.
 _FIRST_SPEAKS_SECONDS = 30.0
+# A progress line after each tenth of the work, but at least 1 s and at most 30 s apart.
+_LINE_SECONDS = (1.0, 30.0)
+# Set by argcomplete: position of the command's first word in the line, from 1.
+COMPLETION = '_ARGCOMPLETE'
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` with ``--version`` and ``--debug`` that suggests corrections of mistyped words.
+
+    Args:
+        **given: As for ``ArgumentParser``; the description keeps its line breaks.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{'formatter_class': argparse.RawDescriptionHelpFormatter, **given})
+        self.add_argument('--version', action='version', version=f'mmseg_unet_lyft {__version__}')
+        self.add_argument('--debug', action=_ShowTracebacks, nargs=0, help='show tracebacks of errors')
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        """The parsed command line; exits with 2 if it is wrong, and answers a shell's completion."""
+        complete(self)
+        return self._all_known(*self.parse_known_args(args, namespace))
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        """As `parse_args`, but options may stand between positional arguments."""
+        complete(self)
+        return self._all_known(*self.parse_known_intermixed_args(args, namespace))
+
+    def _all_known(self, found: argparse.Namespace, unknown: list[str]) -> argparse.Namespace:
+        if unknown:
+            known = self._options(found)
+            meant = [did_you_mean(word.partition('=')[0], known) for word in unknown if word.startswith('-')]
+            self.error(f'unrecognized arguments: {" ".join(unknown)}{"".join(meant)}')
+        return found
+
+    def _options(self, found: argparse.Namespace) -> list[str]:
+        """Options of this parser and of the chosen subcommand."""
+        known = []
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                known += action.choices[getattr(found, action.dest)]._options(found)
+            elif action.help is not argparse.SUPPRESS:
+                known += action.option_strings
+        return known
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += did_you_mean(str(value), map(str, action.choices))
+            raise
+
+
+class _ShowTracebacks(argparse.Action):
+    """``--debug``; leaves nothing in the namespace."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{**given, 'dest': argparse.SUPPRESS, 'default': argparse.SUPPRESS})
+
+    def __call__(self, *_: Any) -> None:
+        show_tracebacks()
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``; did you mean X?`` with the most similar known word, '' if none is similar."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f'; did you mean {near[0]}?' if near else ''
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """If a shell asks for completion, answer from the parser and end the process."""
+    if COMPLETION in os.environ:
+        try:
+            import argcomplete
+        except ModuleNotFoundError:
+            # A command that a shell completes must not run.
+            sys.exit(1)
+        argcomplete.autocomplete(parser, always_complete_options='long')
 
 
 def say(text: str) -> None:
-    """Write a line to stdout at once, also through a pipe; of several ranks only the first speaks."""
+    """Write a line to stdout at once, also into a pipe; of several ranks only the first writes."""
     if not is_first():
         return
     try:
         sys.stdout.write(f'{printable(text, keep=_LAYOUT)}\n')
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python would fail at it once more when it ends.
+        # Python would fail again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise InputError('standard output: what was to read it has ended') from None
+        raise InputError('standard output: the reader has ended') from None
+
+
+@contextmanager
+def only_data_on_stdout() -> Iterator[TextIO]:
+    """Reserve standard output for data; other output, of libraries too, goes to stderr meanwhile."""
+    sys.stdout.flush()
+    data = os.fdopen(os.dup(1), 'w', encoding='utf-8')
+    data.buffer.raw.name = 'standard output'
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield data
+    finally:
+        os.dup2(data.fileno(), 1)
+        # If the reader has ended, the writer has reported it.
+        with suppress(OSError):
+            data.close()
+
+
+@contextmanager
+def counting(total: int | None, what: str) -> Iterator[Callable[[], None]]:
+    """A function that counts one item, with progress and ETA on stderr: a bar on a terminal, else lines.
+
+    Args:
+        total: Number of items, None if unknown.
+        what: The work, as the line's first word.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_interactive:
+        lines = ProgressLines(total, what)
+        yield lines.count
+        lines.close()
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = ('{task.description}', BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[rate]}'))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task(what, total=total, rate='')
+
+        def count() -> None:
+            speed = progress.tasks[0].speed
+            progress.update(task, advance=1, rate=f'{speed:.3g} a second' if speed else '')
+
+        yield count
+
+
+def progress(items: Iterable, total: int | None, what: str) -> Iterator:
+    """The items, with progress as in `counting` while they are consumed."""
+    with counting(total, what) as count:
+        for item in items:
+            yield item
+            count()
+
+
+class ProgressLines:
+    """Lines on stderr with the items done, the rate and the time left, for a file or a pipe.
+
+    Args:
+        total: Number of items, None if unknown.
+        what: The work, as the line's first word.
+    """
+
+    def __init__(self, total: int | None, what: str) -> None:
+        self._total, self._what = total, what
+        self._done = self._shown = 0
+        self._start = self._shown_at = time.monotonic()
+
+    def count(self) -> None:
+        """Count one item."""
+        self._done += 1
+        now, total = time.monotonic(), self._total
+        is_tenth = total is not None and 10 * (self._done - self._shown) >= total
+        if now - self._shown_at >= _LINE_SECONDS[not is_tenth] and self._done != total:
+            self._shown, self._shown_at = self._done, now
+            rate = self._done / (now - self._start)
+            of = f' of {total}, {100 * self._done // total} %' if total else ''
+            left = f', {clock((total - self._done) / rate)} left' if total and self._done <= total else ''
+            self._write(f'{self._done}{of}, {rate:.3g} a second{left}')
+
+    def close(self) -> None:
+        """Write the last line."""
+        seconds = time.monotonic() - self._start
+        self._write(f'{self._done} in {clock(seconds)}, {self._done / max(seconds, 1e-9):.3g} a second')
+
+    def _write(self, text: str) -> None:
+        sys.stderr.write(f'{self._what}: {text}\n')
+        sys.stderr.flush()
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any: ``0:07``, ``1:02:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02d}:{rest:02d}' if hours else f'{minutes}:{rest:02d}'
+
+
+class Stop(threading.Event):
+    """Event set by a signal; ``exit_code`` is then 128 + the signal's number, as shells expect, else 0."""
+
+    exit_code = 0
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """An event set by Ctrl-C or SIGTERM, so that work can finish; a second signal interrupts at once."""
+    stop = Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.exit_code = 128 + number
+        stop.set()
+
+    # Only the main thread may handle signals.
+    watched = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, handle) for number in watched}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def show_tracebacks() -> None:
+    """Show errors with their tracebacks from now on, in child processes too."""
+    os.environ[_DEBUG] = '1'
+
+
+def _shows_tracebacks() -> bool:
+    return os.environ.get(_DEBUG, '0') not in ('', '0')
+
+
+def report_defects_in_one_line() -> None:
+    """From now on print an uncaught exception as one line, and keep its traceback in a file.
+
+    For a process that runs a command; commands called from Python still raise, so debuggers see it.
+    """
+    sys.excepthook = _report_defect
+
+
+def _report_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's ``excepthook`` of a command."""
+    lines = ''.join(traceback.format_exception(kind, error, trace))
+    kept = None if _shows_tracebacks() else _keep(lines)
+    if kept is None:
+        sys.stderr.write(lines)
+    text = str(error).strip().splitlines()
+    # A worker's error arrives with its traceback as text, the message last.
+    message = text[-1 if 'Traceback (most recent call last):' in text else 0] if text else ''
+    name = f'{kind.__name__}: {message}' if message else kind.__name__
+    where = f'; its traceback: {kept}, or with --debug' if kept else ''
+    line = f'defect: {name} ({_place(trace)}). This is not your mistake; please report it{where}'
+    sys.stderr.write(f'{_rank_prefix()}{printable(line)}\n')
+
+
+def _rank_prefix() -> str:
+    return '' if is_first() else f'rank {this_process.rank}: '
+
+
+def _place(trace: TracebackType | None) -> str:
+    """File, line and function of the innermost frame in this package, else of the innermost frame."""
+    frames = traceback.extract_tb(trace)
+    if not frames:
+        return 'nowhere'
+    inside = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
+    frame = (inside or frames)[-1]
+    path = Path(frame.filename).relative_to(_PACKAGE.parent) if inside else frame.filename
+    return f'{path}:{frame.lineno}, {frame.name}'
+
+
+def _keep(lines: str) -> Path | None:
+    """Write a traceback to a temporary file; its path, or None if that failed."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            'w', encoding='utf-8', errors='replace', prefix='mmseg_unet_lyft-', suffix='.txt', delete=False
+        ) as file:
+            file.write(lines)
+    except OSError:
+        return None
+    return Path(file.name)
 
 
 def guarded(command: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
-    """A command's ``main(argv=None)`` that returns an exit code and prints a user's mistake plainly.
+    """A command's ``main(argv=None)``: returns an exit code and prints a user's mistake as one message.
 
-    A mistake met before the ranks join is told once on each machine; later, by the rank that meets it.
-    Other exceptions are defects and go on to the caller. Without ``argv`` that is the process, which tells
-    them in one line.
+    A mistake found before the ranks join is reported once per machine; later, by the rank that finds it.
+    Other exceptions are defects: they are raised to the caller or, without ``argv``, end the process.
     """
 
     def main(argv: list[str] | None = None) -> int:
         take_place('none')
         if argv is None:
-            tell_defects_in_one_line()
+            report_defects_in_one_line()
         try:
-            # Whatever a library loads in here, it runs nothing that a file brings.
+            # Files that libraries load in here cannot run code.
             with plain_loading():
                 code = command(argv) or 0
             end_rank(code)
             return code
         except ValueError as error:
-            mistake = input_error_behind(error)
+            mistake = find_input_error(error)
             if mistake is None:
                 raise
             if this_process.local_rank and not this_process.has_joined():
-                # The launcher ends the others as soon as one has ended: this machine's first is to speak
-                # before. It ends this one then; if it has nothing to say, this one speaks.
+                # The launcher ends all ranks once one has ended, so this machine's first rank gets time to
+                # report; if it has nothing to report, this one does.
                 time.sleep(_FIRST_SPEAKS_SECONDS)
-            # A worker's error arrives as text: the message is what follows its last "InputError: ".
-            who = '' if is_first() else f'rank {this_process.rank}: '
-            if shows_tracebacks():
+            if _shows_tracebacks():
                 traceback.print_exception(error)
+            # A worker's error arrives as text: the message is what follows its last "InputError: ".
             text = str(mistake).rpartition('InputError: ')[2].strip()
-            sys.stderr.write(f'{who}error: {printable(text, keep=_LAYOUT)}\n')
+            sys.stderr.write(f'{_rank_prefix()}error: {printable(text, keep=_LAYOUT)}\n')
             return EXIT_INPUT_ERROR
         except KeyboardInterrupt:
             sys.stderr.write('interrupted\n')

@@ -9,14 +9,17 @@ import argparse
 import os
 import time
 
-from ..errors import InputError
-from ..inference import formats
-from .console import guarded, say
-from .label_options import check_label_arguments
-from .model import model_config, open_segmenter, require_runtime
-from .model_options import MODEL_VARIABLE, add_trust
-from .parser import CommandParser
-from .signals import stop_on_signals
+from .. import inference
+from ..errors import InputError, short_names
+from .console import CommandParser, guarded, say, stop_on_signals
+from .options import (
+    MODEL_VARIABLE,
+    add_common,
+    check_label_arguments,
+    model_config,
+    open_segmenter,
+    require_runtime,
+)
 
 _POLL_SECONDS = 0.2
 
@@ -25,28 +28,26 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
-    kinds = ', '.join(formats.MODELS)
+    kinds = ', '.join(inference.MODELS)
     what = f'checkpoint or exported file ({kinds}), or {MODEL_VARIABLE} names it; before it'
     add('words', nargs='*', metavar='[CONFIG] MODEL', help=f'{what} its config if needed; two are compared')
     add('--host', default='127.0.0.1', help='address to listen on (127.0.0.1, for this machine alone)')
     add('--port', type=int, help='the first free one from 7860 on by default')
-    add('--device', help='cpu, cuda or cuda:N; a GPU by default if there is one')
-    add('--max-megapixels', type=float, default=64, help='largest image or frame that is read (64)')
-    add_trust(parser)
+    add_common(parser, '--device', '--max-megapixels', '--trust')
     parser.set_defaults(cfg_options=[], opacity=0.5)
     return parser.parse_args(argv)
 
 
 def _models(words: list[str]) -> list[tuple[str | None, str]]:
-    """Config (if any) and path of one or two models; raises an InputError for other words."""
+    """Config (if any) and path of each of one or two models; an InputError for other words."""
     found, config = [], None
-    if not any(word.endswith(formats.MODELS) for word in words) and os.environ.get(MODEL_VARIABLE):
+    if not any(word.endswith(inference.MODELS) for word in words) and os.environ.get(MODEL_VARIABLE):
         words = [*words, os.environ[MODEL_VARIABLE]]
     for word in words:
-        if word.endswith(formats.MODELS):
+        if word.endswith(inference.MODELS):
             found.append((config, word))
         elif config or not word.endswith('.py'):
-            raise InputError(f'{word}: is no model ({", ".join(formats.MODELS)}) and no config (.py) of one')
+            raise InputError(f'{word}: neither a model ({", ".join(inference.MODELS)}) nor its config (.py)')
         config = word if word.endswith('.py') else None
     if config or len(found) not in (1, 2):
         raise InputError(f'{" ".join(words) or "no model is named"}: name one model, or two to compare them')
@@ -57,17 +58,16 @@ def _demo(argv: list[str] | None) -> int:
     args = parse_args(argv)
     named = _models(args.words)
     check_label_arguments(args)
-    from ..apps.server import LOOPBACK, require_gradio
+    from ..demo.server import LOOPBACK, require_gradio
 
     require_gradio()
     for config, path in named:
         require_runtime(config, path)
-    from ..apps.demo import demo
-    from ..apps.labelling import Model, model_names
+    from ..demo.app import Model, demo
 
     opened = [open_segmenter(args, model_config(args, config), path) for config, path in named]
     paths = [path for _, path in named]
-    models = list(map(Model, model_names(paths), paths, opened))
+    models = list(map(Model, short_names(paths), paths, opened))
     with stop_on_signals() as stop:
         with demo(models, args.host, args.port, int(args.max_megapixels * 1e6)) as url:
             open_to = 'this machine' if args.host in LOOPBACK else 'whoever reaches it, without a password'

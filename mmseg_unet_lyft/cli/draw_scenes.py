@@ -8,9 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .console import guarded, say
-from .parser import CommandParser
-from .progress import progress
+from .console import CommandParser, guarded, progress, say
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -39,8 +37,8 @@ def _draw_scenes(argv: list[str] | None) -> None:
     from ..compat import require_opencv
 
     require_opencv()
-    from ..datasets.episodes import SPLITS
-    from ..datasets.scenes import SceneRecipe, write_scenes
+    from ..datasets.carla import SPLITS
+    from ..synthetic.scenes import SceneRecipe, write_scenes
 
     drives = tuple(drive for name in args.drives for drive in SPLITS.get(name, (name,)))
     recipe = SceneRecipe(drives, args.frames, args.seed, args.height, args.width)
@@ -48,8 +46,8 @@ def _draw_scenes(argv: list[str] | None) -> None:
         args.out, recipe, args.overwrite, show=lambda frames, total: progress(frames, total, 'drawing')
     )
     total = len(drives) * args.frames
-    said = f'wrote {drawn} of' if drawn else 'already there: all'
-    say(f'{said} {total} frames ({len(drives)} drives) in {args.out}')
+    written = f'wrote {drawn} of' if drawn else 'already there: all'
+    say(f'{written} {total} frames ({len(drives)} drives) in {args.out}')
 
 
 main = guarded(_draw_scenes)

@@ -8,11 +8,75 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .console import guarded, say
-from .export_options import SUFFIXES, add_export_arguments, check_export_arguments
-from .model import model_config
-from .options import check_new_file
-from .parser import CommandParser
+from .. import inference
+from ..errors import InputError
+from .console import CommandParser, guarded, say
+from .options import add_common, check_new_file, model_config
+
+SUFFIXES = dict(inference.EXPORT_SUFFIXES, safetensors=inference.WEIGHTS)
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the export command."""
+    add = parser.add_argument
+    add(
+        'words',
+        nargs='+',
+        metavar='[CONFIG] CHECKPOINT',
+        help='a checkpoint; before it its config, if it does not describe its model',
+    )
+    add(
+        '--format',
+        choices=SUFFIXES,
+        default='onnx',
+        help='onnx (default); openvino; torch: a torch.export program; safetensors: the weights alone',
+    )
+    add('--out', type=Path, metavar='F', help='the file; next to the checkpoint by default')
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument('--half', action='store_true', help='weights as float16')
+    precision.add_argument('--int8', action='store_true', help='8-bit integers, calibrated on --data-root')
+    add(
+        '--max-loss',
+        type=float,
+        default=1.0,
+        metavar='X',
+        help='points of mIoU that --half or --int8 may cost (1)',
+    )
+    add('--thresholds', metavar='F', help='of tools/tune_thresholds.py, to go into the file')
+    add('--data-root', metavar='DIR', type=Path, help='real frames to compare on and to calibrate --int8')
+    add(
+        '--drives', nargs='+', metavar='DRIVE', help='of --data-root to compare on; the test split by default'
+    )
+    add('--calibrate-on', nargs='+', metavar='DRIVE', help='for --int8; the validation split by default')
+    add('--frames', type=int, default=32, metavar='N', help='real frames to compare on (32)')
+    add_common(parser, '--trust', '--cfg-options')
+    add('--overwrite', action='store_true', help='replace an existing file')
+
+
+def check_export_arguments(args: argparse.Namespace) -> tuple[str | None, str]:
+    """Config (if any) and checkpoint of a command line.
+
+    Raises:
+        InputError: If the words are anything else, or an option is out of its range.
+    """
+    *configs, checkpoint = args.words
+    if len(configs) > 1 or not checkpoint.endswith(inference.CHECKPOINTS):
+        raise InputError(
+            f'{" ".join(args.words)}: name a checkpoint ({", ".join(inference.CHECKPOINTS)}), or a config '
+            'and its checkpoint'
+        )
+    if args.frames < 1:
+        raise InputError(f'--frames {args.frames}: give 1 or more')
+    if not args.max_loss >= 0:
+        raise InputError(f'--max-loss {args.max_loss}: give 0 or more')
+    for option in ('drives', 'calibrate_on'):
+        if getattr(args, option) and args.data_root is None:
+            raise InputError(f'--{option.replace("_", "-")}: are of --data-root; give that too')
+    if args.format == 'safetensors' and (args.half or args.int8 or args.thresholds):
+        raise InputError(
+            '--format safetensors: holds the weights as they are; leave --half, --int8 and --thresholds out'
+        )
+    return (configs[0] if configs else None), checkpoint
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -31,22 +95,22 @@ def _export(argv: list[str] | None) -> None:
     require_stack()
     config = model_config(args, config_name)
     if args.format == 'safetensors':
-        from ..engine.weights_file import write_safetensors
+        from ..inference.export import write_safetensors
 
         check_new_file('--out', out, args.overwrite)
         write_safetensors(checkpoint, out, config, args.trust)
         say(f'wrote {out}')
         return
-    from ..inference.exporting import Export, Proof, export
+    from ..inference.export import Export, export
     from ..inference.segmenter import Segmenter
 
     precision = 'float16' if args.half else 'int8' if args.int8 else 'float32'
-    wanted = Export(args.format, out, precision, args.max_loss, args.overwrite)
+    frames = (args.data_root, args.drives or 'test', args.calibrate_on or 'val', args.frames)
+    wanted = Export(args.format, out, precision, args.max_loss, args.overwrite, *frames)
     wanted.check()
     words = (checkpoint,) if config is None else (config, checkpoint)
     segmenter = Segmenter(*words, thresholds=args.thresholds, trust=args.trust)
-    proof = Proof(args.data_root, args.drives or 'test', args.calibrate_on or 'val', args.frames)
-    export(segmenter, wanted, proof, say)
+    export(segmenter, wanted, say)
     for part in wanted.parts():
         say(f'wrote {part} ({part.stat().st_size / 1e6:.2f} MB)')
 

@@ -1,4 +1,4 @@
-"""Make a checkpoint of the tutorial U-Net trained in Keras, without Keras.
+"""Convert the tutorial U-Net trained in Keras to a checkpoint, without Keras.
 
 python tools/import_keras.py unet.keras --out unet.pth
 """
@@ -9,10 +9,9 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
-from ..inference.formats import PICKLED
-from .console import guarded, say
+from ..inference import PICKLED
+from .console import CommandParser, guarded, say
 from .options import check_new_file
-from .parser import CommandParser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -28,7 +27,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add(
         '--std',
         **numbers,
-        help='divided by then (255: inputs were 0 to 1; 1 for a model with a Rescaling layer)',
+        help='divided by after that (255: inputs were 0 to 1; 1 for a model with a Rescaling layer)',
     )
     add('--colours', choices=['RGB', 'BGR'], help='order of the channels in the Keras training (RGB)')
     add(
@@ -36,9 +35,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         nargs=2,
         type=int,
         metavar=('HEIGHT', 'WIDTH'),
-        help="frames are resized to it (the model's own where the file tells, else the config's: 600 800)",
+        help="frames are resized to it (the model's own if the file has it, else the config's: 600 800)",
     )
-    add('--epsilon', type=float, help='of batch norm, for files that do not tell (0.001)')
+    add('--epsilon', type=float, help='of batch norm, for files without it (0.001)')
     add('--overwrite', action='store_true', help='replace the checkpoint')
     return parser.parse_args(argv)
 
@@ -56,15 +55,10 @@ def _import_keras(argv: list[str] | None) -> None:
 
     require_stack()
     from ..engine.config import load_config
-    from ..engine.keras_import import Frames, choose_scheme, configure, summary, write_checkpoint
-    from ..models.keras_weights import read_keras_unet
+    from ..engine.keras_import import import_keras
 
-    unet = read_keras_unet(args.weights, args.epsilon)
-    scheme = choose_scheme(unet, args.scheme)
-    frames = Frames(args.mean, args.std, args.colours, args.size)
-    config = configure(unet, load_config(args.config), frames, scheme)
-    write_checkpoint(unet, config, out)
-    say(summary(unet, config))
+    options = (args.scheme, args.mean, args.std, args.colours, args.size, args.epsilon)
+    say(import_keras(args.weights, out, load_config(args.config), *options))
     say(f'use it: python tools/predict.py {out} frames/')
     say(f'wrote {out}')
 

@@ -9,9 +9,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
-from .console import guarded, say
-from .parser import CommandParser
-from .progress import progress
+from .console import CommandParser, guarded, progress, say
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -26,7 +24,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar='FILE',
         help='compared with if it exists, else written (manifest.json among the reports)',
     )
-    parser.add_argument('--new-manifest', action='store_true', help='write the manifest anew')
+    parser.add_argument('--new-manifest', action='store_true', help='write the manifest again')
     parser.add_argument(
         '--split-file', type=Path, metavar='FILE', help='JSON {"train": [drives or frames], ...} to check'
     )
@@ -34,7 +32,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def add_check_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what every command takes that checks raw data."""
+    """Add the options shared by commands that check raw data."""
     parser.add_argument(
         '--simulator',
         default='0.8',
@@ -44,7 +42,7 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--accept', nargs='+', default=[], metavar='KIND', help='problems to take as they are, as palette'
     )
-    parser.add_argument('--workers', type=int, help='processes (one a core)')
+    parser.add_argument('--workers', type=int, help='processes (one per core)')
 
 
 def _inspect_data(argv: list[str] | None) -> None:
@@ -52,24 +50,32 @@ def _inspect_data(argv: list[str] | None) -> None:
     from ..compat import require_opencv
 
     require_opencv()
-    from ..report.inspection_files import inspect_and_report, summary
+    from ..datasets.checks import inspect
+    from ..datasets.layout import read_manifest, write_manifest
+    from ..evaluation.leak import measure_leaks
+    from ..report.inspection_page import MANIFEST_NAME, PAGE_NAME, read_split, summary, write_reports
 
     out = args.out or Path('work_dirs') / 'inspection' / args.root.resolve().name
-    inspection, leaks = inspect_and_report(
+    manifest = args.manifest or out / MANIFEST_NAME
+    # An earlier manifest is only compared with, not changed.
+    is_compared = manifest.is_file() and not args.new_manifest
+    inspection = inspect(
         args.root,
-        out,
-        simulator=args.simulator,
-        accept=args.accept,
-        split_file=args.split_file,
-        manifest_path=args.manifest,
-        new_manifest=args.new_manifest,
+        args.simulator,
+        args.accept,
+        split=read_split(args.split_file) if args.split_file else None,
+        baseline=read_manifest(manifest) if is_compared else None,
         workers=args.workers,
         show=lambda frames, total: progress(frames, total, 'reading'),
     )
+    leaks = measure_leaks(inspection.of_one_size, args.simulator)
+    if not is_compared:
+        write_manifest(manifest, inspection.files)
+    write_reports(out, inspection, leaks)
     say(summary(inspection, leaks))
     say(f'wrote {out}')
     if inspection.problems:
-        raise InputError(f'{args.root}: {len(inspection.problems)} problems; see {out / "report.html"}')
+        raise InputError(f'{args.root}: {len(inspection.problems)} problems; see {out / PAGE_NAME}')
 
 
 main = guarded(_inspect_data)

@@ -1,4 +1,4 @@
-"""Run train or test in several processes, one a GPU or all on the CPU; what dist_train.sh calls.
+"""Run train or test in several processes, one per GPU or all on the CPU; what dist_train.sh calls.
 
 python tools/launch.py 4 train configs/unet_lyft.py
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import argparse
 
 from ..errors import InputError
-from .console import guarded
-from .parser import CommandParser
+from .console import CommandParser, guarded
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -30,9 +29,9 @@ def _launch(argv: list[str] | None) -> int:
     from ..compat import require_stack
 
     require_stack()
-    from ..engine.launch import check_gpus, run_ranks
+    from ..engine.distributed import check_gpus, run_ranks
 
-    # One message here, where each rank would give its own.
+    # One message here instead of one from each rank.
     check_gpus(args.processes, on_cpu='--device cpu' in ' '.join(args.arguments).replace('=', ' '))
     return run_ranks(args.processes, args.tool, args.arguments)
 

@@ -6,35 +6,33 @@ python tools/model_card.py work_dirs/unet_lyft_demo/best_mIoU_iter_1400.pth
 from __future__ import annotations
 
 import argparse
-import hashlib
 from pathlib import Path
 
 from ..errors import InputError
-from .console import guarded, say
+from .console import CommandParser, guarded, say
 from .options import check_new_file
-from .parser import CommandParser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument('checkpoint', type=Path, help='with its .run_card.json beside it')
+    parser.add_argument('checkpoint', type=Path, help='with its .run_card.json next to it')
     parser.add_argument(
         '--scores',
         type=Path,
         metavar='FILE',
-        help='of the test command (test/scores.json beside it, if there)',
+        help='of the test command (test/scores.json next to it, if there)',
     )
     parser.add_argument('--out', type=Path, metavar='FILE', help='(CHECKPOINT.card.md)')
-    parser.add_argument('--overwrite', action='store_true', help='write over a card that is there')
+    parser.add_argument('--overwrite', action='store_true', help='replace an existing card')
     return parser.parse_args(argv)
 
 
 def _model_card(argv: list[str] | None) -> None:
     args = parse_args(argv)
-    from ..datasets.files import write_whole
+    from ..datasets.atomic_io import sha256_of_file, write_whole
+    from ..engine.run_card import SCORES_FILE, read_card, read_scores
     from ..report.model_card import CARD_SUFFIX, build_card
-    from ..report.run_cards import SCORES_FILE, read_card, read_scores
 
     path = args.checkpoint
     if not path.is_file():
@@ -44,7 +42,7 @@ def _model_card(argv: list[str] | None) -> None:
     usual = path.parent / SCORES_FILE
     file = args.scores or (usual if usual.is_file() else None)
     scores = read_scores(file, path) if file else None
-    text = build_card(read_card(path), scores, hashlib.sha256(path.read_bytes()).hexdigest())
+    text = build_card(read_card(path), scores, sha256_of_file(path))
     write_whole(out, text.encode('utf-8', 'backslashreplace'))
     if scores is None:
         say('not tested yet: the card says so; tools/test.py writes the scores that it lacks')

@@ -1,50 +1,125 @@
-"""Options that several commands share, and the config that follows from them."""
+"""Options shared by several commands, and the config and model that they select."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from .. import inference
 from ..errors import InputError
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+    from ..inference.segmenter import Segmenter
+
+MODEL_VARIABLE = 'LYFT_MODEL'
+_MOST_MEGAPIXELS = 1000
+_COMMON: dict[str, dict[str, Any]] = {
+    'config': dict(help='config file, or the name of one in the package'),
+    '--data-root': dict(help="folder of the frames, instead of the config's"),
+    '--device': dict(help='cpu, cuda or cuda:N; a GPU by default if there is one'),
+    '--cfg-options': dict(nargs='+', default=[], metavar='KEY=VALUE', help='override options of the config'),
+    '--trust': dict(
+        action='store_true',
+        help=f'read a checkpoint that holds more than plain data, or a {inference.PROGRAM} file: they can '
+        'run whatever they hold, so only if you know where it comes from',
+    ),
+    '--hood': dict(
+        choices=['exact', 'rows'],
+        help="vehicle pixels of the hood: exact, its own (the default), or rows, the organisers' rows >= 496",
+    ),
+    '--max-megapixels': dict(type=float, default=64, help='largest image or frame that is read (64)'),
+}
+
+
+def add_common(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add options shared by several commands, by name."""
+    for name in names:
+        parser.add_argument(name, **_COMMON[name])
+
+
+def add_label_arguments(parser: argparse.ArgumentParser, overwrite: str) -> None:
+    """Add options for making and showing labels; ``overwrite`` is that option's help text."""
+    add = parser.add_argument
+    add('--thresholds', metavar='F', help='of tools/tune_thresholds.py')
+    add('--opacity', type=float, default=0.5, help='of the colours in overlays, 0 to 1 (0.5)')
+    add('--overwrite', action='store_true', help=overwrite)
+    add_common(parser, '--max-megapixels')
+
+
+def check_label_arguments(args: argparse.Namespace) -> None:
+    """Raise an InputError if a number of `add_label_arguments` is out of its range."""
+    if not 0 <= args.opacity <= 1:
+        raise InputError(f'--opacity {args.opacity}: give a number from 0 to 1')
+    # A comparison with nan is false; beyond the limit, OpenCV reads nothing.
+    if not 0 < args.max_megapixels <= _MOST_MEGAPIXELS:
+        raise InputError(
+            f'--max-megapixels {args.max_megapixels}: give a number above 0, up to {_MOST_MEGAPIXELS}'
+        )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, inputs: str) -> None:
+    """Add the arguments shared by commands that label frames; ``inputs`` names these in the help."""
+    parser.add_argument(
+        'words',
+        nargs='+',
+        metavar='[CONFIG] MODEL INPUT',
+        help=f'a checkpoint or exported file ({", ".join(inference.MODELS)}), or {MODEL_VARIABLE} names it; '
+        f'before it the config of a checkpoint that does not describe its model; then {inputs}',
+    )
+    add_common(parser, '--device', '--trust', '--cfg-options')
+
+
+def split_words(words: list[str]) -> tuple[str | None, str, list[str]]:
+    """Config (if any), model and inputs, from the positional words of a command line.
+
+    Raises:
+        InputError: If no word is a model and the environment names none, or no input is left.
+    """
+    config, model, inputs = None, None, list(words)
+    at = next((index for index, word in enumerate(words[:2]) if word.endswith(inference.MODELS)), None)
+    if at is not None:
+        config, model, inputs = words[0] if at else None, words[at], words[at + 1 :]
+    elif words[0].endswith('.py') and os.environ.get(MODEL_VARIABLE):
+        config, inputs = words[0], words[1:]
+    model = model or os.environ.get(MODEL_VARIABLE)
+    if not model:
+        raise InputError(
+            f'{words[0]}: not a model ({", ".join(inference.MODELS)}); name one before the input, or in the '
+            f'environment variable {MODEL_VARIABLE}'
+        )
+    if not inputs:
+        raise InputError(f'{model}: nothing to label; name it after the model')
+    return config, model, inputs
+
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what every command that runs a config takes."""
+    """Add the options shared by commands that run a config."""
     parser.add_argument('--work-dir', help='folder for logs and results; work_dirs/<config> by default')
-    parser.add_argument('--data-root', help="folder of the frames, in place of the config's")
-    parser.add_argument('--device', help='cpu, cuda or cuda:N; a GPU by default if there is one')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        default=[],
-        metavar='KEY=VALUE',
-        help='override knobs and other keys of the config',
-    )
+    add_common(parser, '--data-root', '--device', '--cfg-options')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch.distributed.launch passes --local-rank, older ones --local_rank.
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def check_file_option(option: str, path: Path | None) -> None:
-    """Raise an InputError unless a file can be made where an option says, as far as folders tell."""
+    """Raise an InputError unless an option names a file in an existing folder."""
     if path and (path.is_dir() or not path.parent.is_dir()):
         raise InputError(f'{option} {path}: name a file in a folder that exists')
 
 
 def check_new_file(option: str, path: Path, overwrite: bool) -> None:
-    """As `check_file_option`, and raise one too for a file that is there and may not be replaced."""
+    """As `check_file_option`; also raises if the file exists and may not be replaced."""
     check_file_option(option, path)
     if path.exists() and not overwrite:
-        raise InputError(f'{path}: is there already; name another {option}, or add --overwrite')
+        raise InputError(f'{path}: exists already; name another {option}, or add --overwrite')
 
 
 def add_uncertainty(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add the passes of Monte-Carlo dropout; ``what`` is done with them, for the help."""
+    """Add ``--uncertainty``, the passes of Monte-Carlo dropout; ``what`` is its help text."""
     parser.add_argument('--uncertainty', nargs='?', type=_passes, const=10, metavar='T', help=what)
 
 
@@ -52,25 +127,88 @@ def _passes(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        # Most often a path: argparse takes the word behind the option for its value.
+        # Most often a path: argparse takes the word after the option for its value.
         raise argparse.ArgumentTypeError(
-            f'{text}: is no number of passes; name files before the option, or write --uncertainty 10 {text}'
+            f'{text}: not a number of passes; name files before the option, or write --uncertainty 10 {text}'
         ) from None
 
 
-def read_config(args: argparse.Namespace) -> Config:
-    """The config with ``--cfg-options``, ``--data-root``, ``--work-dir`` and ``--launcher`` applied."""
+def load_named_config(args: argparse.Namespace, name: str) -> Config:
+    """The config of that name, with ``--cfg-options`` and ``--data-root`` applied."""
     from ..engine.config import load_config, parse_options
-    from ..engine.ranks import take_place
+
+    options = parse_options(args.cfg_options)
+    if getattr(args, 'data_root', None) is not None:
+        options['data_root'] = str(args.data_root)
+    return load_config(name, options)
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """The config of a run: `load_named_config`, with ``--work-dir`` and ``--launcher`` applied too."""
+    from ..processes import take_place
 
     take_place(args.launcher)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    options = parse_options(args.cfg_options)
-    if args.data_root is not None:
-        options['data_root'] = args.data_root
-    config = load_config(args.config, options)
+    config = load_named_config(args, args.config)
     config.launcher = args.launcher
     config.work_dir = (
         args.work_dir or config.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
     )
     return config
+
+
+def require_runtime(config: str | None, model: str) -> None:
+    """Raise an InputError if a model's runtime is not installed; imports neither torch nor an mm stack."""
+    from ..compat import require_opencv, require_stack, require_torch
+
+    if config is None and model.endswith(inference.EXPORTED):
+        require_opencv()
+        if model.endswith(inference.PROGRAM):
+            require_torch(model)
+    else:
+        require_stack()
+
+
+def model_config(args: argparse.Namespace, config: str | None) -> Config | None:
+    """The config named before a checkpoint, with ``--cfg-options`` applied; None if none is named.
+
+    Raises:
+        InputError: If it cannot be read, or ``--cfg-options`` are given without a config.
+    """
+    if config is None:
+        if args.cfg_options:
+            raise InputError('--cfg-options: change a config; name it before the model')
+        return None
+    from ..engine.config import load_config, parse_options
+
+    return load_config(config, parse_options(args.cfg_options))
+
+
+def open_segmenter(args: argparse.Namespace, config: Config | None, model: str) -> Segmenter:
+    """The model of a command line on the device it names; ``config`` is from `model_config`."""
+    from ..inference.segmenter import Segmenter
+
+    given = dict(threads=getattr(args, 'threads', None), thresholds=getattr(args, 'thresholds', None))
+    given |= dict(trust=args.trust)
+    name = _device(args, config, model)
+    if config is None:
+        return Segmenter(model, device=name, **given)
+    return Segmenter(config, model, name, **given)
+
+
+def computes_on_cpu(args: argparse.Namespace, config: Config | str | None, model: str) -> bool:
+    """Whether a command line's model will compute on a CPU; errors as in `open_segmenter`."""
+    return _device(args, config, model).startswith('cpu')
+
+
+def _device(args: argparse.Namespace, config: Config | str | None, model: str) -> str:
+    """The device for a command line's model; imports nothing for an exported file."""
+    if config is None and model.endswith(inference.EXPORTED):
+        return args.device or 'cpu'
+    from ..compat import require_stack
+
+    require_stack()
+    from ..engine import device
+
+    device.choose_device(args.device)
+    return device.device_name(args.device)

@@ -10,15 +10,19 @@ from pathlib import Path
 from pprint import pformat
 
 from ..errors import InputError
-from .console import guarded, say
-from .label_options import add_label_arguments, check_label_arguments
-from .model import model_config, open_segmenter, require_runtime
-from .model_options import add_model_arguments, split_words
-from .options import add_uncertainty
-from .parser import CommandParser
-from .progress import progress
+from .console import CommandParser, guarded, progress, say
+from .options import (
+    add_label_arguments,
+    add_model_arguments,
+    add_uncertainty,
+    check_label_arguments,
+    model_config,
+    open_segmenter,
+    require_runtime,
+    split_words,
+)
 
-_SHOWN = 20  # Problems on the screen.
+_SHOWN = 20  # Problems printed at most.
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -34,7 +38,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--overlay', action='store_true', help='the images under their colours')
     parser.add_argument('--ids', action='store_true', help='grey PNGs of the ids')
     add_uncertainty(parser, 'grey PNGs of the entropy over T passes of Monte-Carlo dropout (10)')
-    add_label_arguments(parser, 'make results of another model, or of another image, anew')
+    add_label_arguments(parser, 'replace existing results')
     # Options may stand between the model and the input.
     return parser.parse_intermixed_args(argv)
 
@@ -48,7 +52,7 @@ def _predict(argv: list[str] | None) -> None:
     require_runtime(config, model)
     from ..inference.folder import KINDS, PROBLEMS_NAME, Outputs, find_images, predict_images, start_folder
 
-    # Without a choice: what shows at a glance that a prediction is not black.
+    # By default: outputs in colour, since grey PNGs of small ids look black.
     kinds = tuple(kind for kind in KINDS if getattr(args, kind) not in (False, None)) or Outputs.kinds
     outputs = Outputs(Path(args.out), kinds, args.opacity, args.uncertainty or Outputs.passes)
     images = find_images(inputs, outputs.folder)
@@ -58,11 +62,11 @@ def _predict(argv: list[str] | None) -> None:
     if args.uncertainty is not None:
         segmenter.check_passes(args.uncertainty)
     files = dict(model=model, thresholds=args.thresholds)
-    start_folder(outputs, images, files, text, args.cfg_options, args.overwrite)
+    start_folder(outputs, files, text, args.cfg_options, args.overwrite)
     done = predict_images(
         segmenter, progress(images, len(images), 'predicting'), outputs, int(args.max_megapixels * 1e6)
     )
-    there = f', {done.present} were there' if done.present else ''
+    there = f', {done.present} were already there' if done.present else ''
     say(f'wrote {", ".join(kinds)} of {done.written} images{there} to {outputs.folder}')
     if done.problems:
         listed = '\n'.join(done.problems[:_SHOWN])

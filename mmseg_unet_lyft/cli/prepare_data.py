@@ -1,4 +1,4 @@
-"""Make raw frames ready for training: unzip, inspect, measure, pack; a killed run is finished by the next.
+"""Prepare raw frames for training: unzip, inspect, measure, pack.
 
 python tools/prepare_data.py archive.zip data/prepared
 """
@@ -9,10 +9,8 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
-from .console import guarded, say
+from .console import CommandParser, guarded, progress, say
 from .inspect_data import add_check_arguments
-from .parser import CommandParser
-from .progress import progress
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -23,7 +21,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         'out', type=Path, help='prepared folder, 1.92 MB a frame of 600x800: give it as --data-root'
     )
     in_place = parser.add_mutually_exclusive_group()
-    in_place.add_argument('--download', action='store_true', help='fetch the Kaggle set in place of a source')
+    in_place.add_argument('--download', action='store_true', help='fetch the Kaggle set instead of a source')
     in_place.add_argument(
         '--verify', action='store_true', help='only compare the checksum of every packed frame in OUT'
     )
@@ -36,15 +34,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def _prepare_data(argv: list[str] | None) -> None:
     args = parse_args(argv)
-    from ..compat import require_stack
+    from ..compat import require_opencv
 
-    # Packing reads frames as training does.
-    require_stack()
-    from ..datasets import manifest, packing
-    from ..datasets.inspection import Inspection, check_options
-    from ..datasets.leak import measure_leaks
-    from ..datasets.preparation import LEFT_OUT_NAME, download, prepare
-    from ..report.inspection_files import MANIFEST_NAME, write_reports
+    require_opencv()
+    from ..datasets import layout
+    from ..datasets import prepare as packing
+    from ..datasets.checks import Inspection, check_options
+    from ..datasets.prepare import LEFT_OUT_NAME, download, prepare
+    from ..evaluation.leak import measure_leaks
+    from ..report.inspection_page import MANIFEST_NAME, write_reports
 
     if (args.source is None) != (args.download or args.verify):
         raise InputError(
@@ -53,12 +51,12 @@ def _prepare_data(argv: list[str] | None) -> None:
         )
     if args.verify:
         count = packing.verify(args.out, lambda names, total: progress(names, total, 'verifying'))
-        say(f'{args.out}: {count} frames are as they were packed')
+        say(f'{args.out}: {count} frames are intact')
         return
     check_options(args.simulator, args.accept)
 
     def report(folder: Path, inspection: Inspection) -> None:
-        manifest.write(folder / MANIFEST_NAME, inspection.files)
+        layout.write_manifest(folder / MANIFEST_NAME, inspection.files)
         write_reports(folder, inspection, measure_leaks(inspection.of_one_size, args.simulator))
 
     source = download() if args.download else args.source

@@ -1,4 +1,4 @@
-"""Write the page of a run anew from its work dir, or a page of several runs side by side.
+"""Write the page of a run again from its work dir, or a page that compares several runs.
 
 python tools/report.py work_dirs/unet_lyft work_dirs/unet_lyft_bn --out comparison.html
 """
@@ -9,9 +9,8 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
-from .console import guarded, say
+from .console import CommandParser, guarded, say
 from .options import check_file_option
-from .parser import CommandParser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -32,7 +31,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def _report(argv: list[str] | None) -> None:
     args = parse_args(argv)
     if len(args.work_dirs) == 1 and args.out:
-        raise InputError("--out: a run's own page stands in its work dir; name several runs to compare")
+        raise InputError('--out: the page of one run is in its work dir; name several runs to compare')
     if len(args.work_dirs) > 1 and args.latency:
         raise InputError('--latency: is of one run; name its work dir alone')
     check_file_option('--out', args.out)
@@ -40,16 +39,14 @@ def _report(argv: list[str] | None) -> None:
 
     require_opencv()
     require_pages()
-    from ..report import run_data, run_page
+    from ..report.run_page import FOLDER, read_latency, read_run, write_comparison, write_report
 
     if len(args.work_dirs) == 1:
-        latency = run_data.read_latency(args.latency) if args.latency else None
-        say(f'wrote {run_page.write_report(args.work_dirs[0], latency)}')
+        latency = read_latency(args.latency) if args.latency else None
+        say(f'wrote {write_report(args.work_dirs[0], latency)}')
         return
-    from ..report.comparison import write_comparison
-
-    out = args.out or args.work_dirs[0] / run_data.FOLDER / 'comparison.html'
-    write_comparison([run_data.read_run(folder) for folder in args.work_dirs], out)
+    out = args.out or args.work_dirs[0] / FOLDER / 'comparison.html'
+    write_comparison([read_run(folder) for folder in args.work_dirs], out)
     say(f'wrote {out}')
 
 

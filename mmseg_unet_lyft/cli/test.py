@@ -1,4 +1,4 @@
-"""Score a model on the config's test drives, with a per-class table and, on request, the simple floors.
+"""Score a model on the config's test drives, with a per-class table and, on request, simple baselines.
 
 python tools/test.py configs/unet_lyft.py work_dirs/unet_lyft/best_mIoU_iter_20000.pth --baselines
 """
@@ -9,11 +9,48 @@ import argparse
 import sys
 from pathlib import Path
 
-from .console import guarded, say
-from .options import read_config
-from .parser import CommandParser
-from .progress import progress
-from .test_options import add_test_arguments, model_to_score
+from .. import inference
+from ..errors import InputError
+from .console import CommandParser, guarded, progress, say
+from .options import add_common, add_run_arguments, add_uncertainty, read_config
+
+
+def add_test_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the test command."""
+    add, exported = parser.add_argument, ', '.join(inference.EXPORTED)
+    add_common(parser, 'config')
+    add('checkpoint', nargs='?', help='checkpoint, or exported file')
+    add('--model', metavar='FILE', help=f'exported file ({exported}) instead of the checkpoint')
+    add_common(parser, '--trust')
+    add_run_arguments(parser)
+    add('--out', metavar='DIR', help='write the predicted ids of every frame as palette PNGs')
+    add('--show-dir', metavar='DIR', help='write image | truth | prediction of every frame')
+    add('--show-limit', type=int, default=1000, metavar='N', help='at most N of these (1000)')
+    add(
+        '--baselines',
+        action='store_true',
+        help='also score the most frequent class per pixel and a colour look-up',
+    )
+    add_uncertainty(
+        parser,
+        'measure calibration and entropy, over T passes with active dropout (10); 1: the plain softmax',
+    )
+
+
+def model_to_score(args: argparse.Namespace) -> str:
+    """The checkpoint or exported file that a command line names.
+
+    Raises:
+        InputError: If it names none, or two.
+    """
+    if args.checkpoint and args.model:
+        raise InputError(f'{args.checkpoint} and --model {args.model}: name one of them')
+    if not (args.checkpoint or args.model):
+        raise InputError(
+            f'{args.config}: nothing to score; name a checkpoint after it, or an exported file '
+            f'({", ".join(inference.EXPORTED)}) with --model'
+        )
+    return args.checkpoint or args.model
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -30,24 +67,25 @@ def _test(argv: list[str] | None) -> None:
     from ..compat import require_stack
 
     require_stack()
-    from ..engine import deaths, device, launch, preflight, scoring, uncertainty
-    from ..engine.ranks import is_first
-    from ..engine.report_hook import LyftReportHook
+    from ..datasets.atomic_io import write_json
+    from ..engine import device, distributed, guard, preflight, scoring
     from ..engine.runner import build_runner, config_mistakes
-    from ..inference.exported_segmentor import score_exported
-    from ..inference.formats import EXPORTED
-    from ..report.run_data import page_of
+    from ..inference.torch_model import score_exported
+    from ..processes import is_first
+    from ..report.plots import save_reliability
+    from ..report.report_hook import LyftReportHook
+    from ..report.run_page import page_of
 
     config = read_config(args)
     config.command = ['test', *(sys.argv[1:] if argv is None else argv)]
     config.work_dir = str(scoring.result_folder(args.work_dir, path))
-    is_exported = path.endswith(EXPORTED)
+    is_exported = path.endswith(inference.EXPORTED)
     device.choose_device(args.device or ('cpu' if is_exported else None))
     if is_exported:
         for line in score_exported(config, path, args.device, args.trust, args.uncertainty):
             say(line)
     else:
-        uncertainty.ask_for_uncertainty(config, args.uncertainty)
+        scoring.ask_for_uncertainty(config, args.uncertainty)
         config.load_from = path
     loaders = ['test_dataloader', *(['train_dataloader'] if args.baselines else [])]
     for line in preflight.check_run(config, loaders, None if is_exported else path, trust=args.trust):
@@ -59,17 +97,23 @@ def _test(argv: list[str] | None) -> None:
     runner = build_runner(config, args.trust)
     metric = scoring.find_metric(runner)
     runner.register_hook(report := LyftReportHook())
-    with deaths.explained(), config_mistakes(config):
+    with guard.explained(), config_mistakes(config):
         metrics = runner.test()
-    launch.leave_group()
+    distributed.leave_group()
     if is_first():
-        floors = scoring.score_floors(config, progress) if args.baselines else {}
-        summary = scoring.summarise(config, metrics, metric.confusion, floors)
-        summary |= uncertainty.report_uncertainty(runner, metrics)
+        baselines = scoring.score_baselines(config, progress) if args.baselines else {}
+        summary = scoring.summarise(config, metrics, metric.confusion, baselines)
+        folder, measured = Path(config.work_dir), scoring.measured_uncertainty(runner, metrics)
+        if measured is not None:
+            summary['calibration'], counts = measured
+            passes = summary['calibration']['passes']
+            what = 'plain softmax' if passes == 1 else f'{passes} passes with dropout'
+            save_reliability(folder / 'reliability.png', counts, what)
         say(scoring.score_table(summary))
-        path = scoring.save_summary(summary, Path(config.work_dir))
+        path = folder / 'scores.json'
+        write_json(path, summary)
         if args.baselines:
-            report.write(runner)  # Again, with the floors.
+            report.write(runner)  # Again, with the baselines.
         for folder in filter(None, (args.out, args.show_dir)):
             say(f'pictures: {folder}')
         say(f'report: {page_of(config.work_dir)}')

@@ -8,26 +8,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .console import guarded, say
-from .model_options import add_trust
-from .options import check_file_option
-from .parser import CommandParser
-from .progress import progress
+from .console import CommandParser, guarded, progress, say
+from .options import add_common, check_file_option, load_named_config
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument('config', help='config file, or the name of one in the package')
+    add_common(parser, 'config')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--data-root', help="folder of the frames, in place of the config's")
     parser.add_argument('--out', type=Path, default='thresholds.json', metavar='F', help='(thresholds.json)')
-    parser.add_argument('--hood', choices=['exact', 'rows'], default='exact', help='rule of the hood (exact)')
-    parser.add_argument('--device', help='cpu, cuda or cuda:N; a GPU by default if there is one')
-    add_trust(parser)
-    parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override knobs of the config'
-    )
+    add_common(parser, '--data-root', '--hood', '--device', '--trust', '--cfg-options')
+    parser.set_defaults(hood='exact')
     return parser.parse_args(argv)
 
 
@@ -37,16 +29,11 @@ def _tune_thresholds(argv: list[str] | None) -> None:
 
     require_stack()
     from ..engine import device
-    from ..engine.config import load_config, parse_options
     from ..evaluation.challenge import MASKS
-    from ..evaluation.thresholds import save_thresholds
+    from ..evaluation.thresholds import Tuner, save_thresholds
     from ..inference.segmenter import Segmenter
-    from ..inference.tuning import Tuner
 
-    options = parse_options(args.cfg_options)
-    if args.data_root is not None:
-        options['data_root'] = args.data_root
-    config = load_config(args.config, options)
+    config = load_named_config(args, args.config)
     device.choose_device(args.device)
     check_file_option('--out', args.out)
     segmenter = Segmenter(config, args.checkpoint, device.device_name(args.device), trust=args.trust)
@@ -63,8 +50,8 @@ def _tune_thresholds(argv: list[str] | None) -> None:
         for key, value in found.items()
     )
     say(f'F_avg, percent, on the drives tuned on ({", ".join(drives)}; hood: {args.hood}): {said}')
-    knob = 'None' if thresholds.labels is None else str(list(thresholds.labels)).replace(' ', '')
-    say(f'label maps of test.py: --cfg-options class_thresholds={knob}')
+    value = 'None' if thresholds.labels is None else str(list(thresholds.labels)).replace(' ', '')
+    say(f'label maps of test.py: --cfg-options class_thresholds={value}')
     say(f'wrote {args.out}')
 
 

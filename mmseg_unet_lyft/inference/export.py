@@ -1,45 +1,107 @@
-"""From a trained model to one file that takes uint8 frames and gives uint8 label maps."""
+"""Export a trained model to a file that maps uint8 frames to label maps, and compare it with PyTorch."""
 
 from __future__ import annotations
 
 import copy
 import json
-import logging
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
+import cv2
+import numpy as np
 import torch
 import torch.fx.experimental._config as symbolic
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
 from mmseg.models.utils import resize
 from torch import Tensor, nn
 
 from .. import __version__
-from ..datasets.labels import hood_spans
+from ..datasets.atomic_io import checksum_file, sync, write_whole
+from ..datasets.carla import get_scheme, hood_spans, tags_to_ids
+from ..datasets.image_io import read_image, read_label
+from ..datasets.layout import find_pairs
+from ..engine import checkpoint, model_spec
+from ..engine.config import load_config
 from ..errors import InputError
 from ..evaluation.challenge import challenge_ids
-from ..models.averaging import to_probabilities
-from ..models.options import beyond_plain
-from .exported import FORMAT, FRAMES, LABEL_MAP, MASKS, METADATA_KEY, first_line
-from .network import TorchNetwork
+from ..evaluation.metrics import confusion_matrix, mean_iou
+from ..models.predict_modes import to_labels, to_probabilities
+from ..models.preprocessor import normalise
+from ..models.segmentor import beyond_plain
+from ..synthetic.scenes import draw_frame
+from . import EXPORT_SUFFIXES, runtimes
+from .latency import spread, timed, with_spread
+from .latency import synthetic_frames as drive_frames
+from .runtimes import FRAMES, LABEL_MAP, MASKS, METADATA_KEY, first_line
+from .segmenter import Segmenter
+from .torch_model import TorchNetwork, build
 
-# Of the frames that a network is traced with: none of 1, which torch takes for fixed, and odd.
-_TRACED_SIZE = (2, 77, 101)
-_SMALLEST_SIDE = 16
-_OPSET = 18
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+# An image, BGR, uint8 (H, W, 3), and its ids, uint8 (H, W), if they are known.
+Frame = tuple[np.ndarray, np.ndarray | None]
+
+# --- frames to compare on and to calibrate with ---
+
+# (drive, frame, height, width): the set's own size, and odd ones.
+_SYNTHETIC = (('F1', 0, 600, 800), ('F3', 40, 600, 800), ('02_00', 10, 333, 411), ('F62', 5, 97, 131))
+_CALIBRATION_FRAMES = 32
+
+
+def synthetic_frames(scheme: str | None) -> Iterator[Frame]:
+    """Synthetic frames of several sizes, with their ids under a scheme."""
+    for drive, frame, height, width in _SYNTHETIC:
+        image, tags = draw_frame(drive, frame, height=height, width=width)
+        # Synthetic tags are those of CARLA 0.8, whatever release the classes are read from.
+        label = None if scheme is None else tags_to_ids(tags, get_scheme(scheme.partition('_from_')[0]))
+        yield np.ascontiguousarray(image[..., ::-1]), label
+
+
+def real_frames(
+    data_root: Path,
+    split: str | Sequence[str],
+    number: int,
+    scheme: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> Iterator[Frame]:
+    """At most ``number`` frames, evenly spread over a split as in `find_pairs`, read one by one.
+
+    With ``scheme`` frames come with their ids; with ``size``, (height, width), they are resized to it.
+    """
+    pairs = find_pairs(data_root, split)
+    chosen = np.linspace(0, len(pairs) - 1, min(number, len(pairs))).astype(int)
+
+    def read(pair: dict) -> Frame:
+        image = read_image(pair['img_path'])
+        label = None if scheme is None else read_label(pair['seg_map_path'], scheme, str(data_root))
+        if size is not None and image.shape[:2] != tuple(size):
+            # Bilinear, as in mmcv's Resize.
+            image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+            if label is not None:
+                label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        return image, label
+
+    return (read(pairs[index]) for index in chosen)
+
+
+# --- the network as it is exported ---
 
 
 class FrameNetwork(nn.Module):
-    """A network with all that is around it: bytes in, class ids out.
+    """A network with its normalisation and thresholds: bytes in, class ids out.
 
-    Where the classes have vehicles and road there is a second output, the challenge's masks, the ego hood
-    included: of each pixel's class, or with ``mask_thresholds`` of the summed probabilities ``p >= t``.
-
-    Args:
-        network: The trained model.
-        mask_thresholds: Of vehicle and road.
-        for_torch: Whether PyTorch runs it: then in NHWC memory format, and by ``max``, as `TorchNetwork.ids`.
+    If the classes have vehicles and road, the challenge's masks are a second output, the ego hood included:
+    from each pixel's class, or with ``mask_thresholds`` where summed probabilities ``p >= t``. With
+    ``for_torch`` it computes in NHWC memory format.
 
     Raises:
         InputError: If thresholds of masks are given and the classes have no road or no vehicle, or the
@@ -53,15 +115,19 @@ class FrameNetwork(nn.Module):
         for_torch: bool = False,
     ) -> None:
         super().__init__()
-        self.for_torch = for_torch
-        _require_plain(network)
-        self.model = network.model
-        self.network = network
-        self.mask_thresholds = mask_thresholds
-        side = 64
+        self.model, self.thresholds = network.model, network.thresholds
+        self.mask_thresholds, self.for_torch = mask_thresholds, for_torch
+        asked = [f'test_cfg.{key}' for key in beyond_plain(self.model.test_cfg)]
+        if getattr(self.model.data_preprocessor, 'test_cfg', None):
+            asked.append('data_preprocessor.test_cfg')
+        if asked:
+            raise InputError(
+                f'{", ".join(asked)}: an exported file is the network alone, on complete frames; leave them '
+                'out of the config, or use the checkpoint'
+            )
         with torch.no_grad():
-            probe = self.model.decode_head(self.model.extract_feat(torch.zeros(1, 3, side, side)))
-        self.is_full_size = tuple(probe.shape[2:]) == (side, side)
+            probe = self.model.decode_head(self.model.extract_feat(torch.zeros(1, 3, 64, 64)))
+        self.is_full_size = tuple(probe.shape[2:]) == (64, 64)
         try:
             self.mask_ids = challenge_ids(network.classes)
         except InputError:
@@ -69,32 +135,17 @@ class FrameNetwork(nn.Module):
                 raise
             self.mask_ids = None
 
-    @property
-    def outputs(self) -> list[str]:
-        """Names of what it gives."""
-        return [LABEL_MAP] if self.mask_ids is None else [LABEL_MAP, MASKS]
-
     def forward(self, frames: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Class ids, uint8 (N, H, W), and the masks, uint8 (N, 2, H, W), of BGR frames uint8 (N, H, W, 3)."""
-        images = frames.permute(0, 3, 1, 2).float()
-        if self.network.is_rgb:
-            images = images.flip(1)
-        preprocessor = self.model.data_preprocessor
-        if hasattr(preprocessor, 'mean'):
-            images = (images - preprocessor.mean) / preprocessor.std
+        images = normalise(self.model.data_preprocessor, frames.permute(0, 3, 1, 2).float())
         if self.for_torch:
             images = images.to(memory_format=torch.channels_last)
         logits = self.model.decode_head(self.model.extract_feat(images))
-        # Of a pyramid whose finest map is smaller than the frame; else nothing is resized.
+        # Only networks whose finest map is smaller than the frame need this.
         if not self.is_full_size:
             size = images.shape[2:]
             logits = resize(logits, size=size, mode='bilinear', align_corners=self.model.align_corners)
-        if logits.shape[1] == 1:
-            label_map = logits[:, 0].sigmoid() > self.model.decode_head.threshold
-        else:
-            divided = self.network.divided(logits)
-            label_map = divided.max(1).indices if self.for_torch else divided.argmax(1)
-        label_map = label_map.to(torch.uint8)
+        label_map = to_labels(logits, self.model.decode_head.threshold, self.thresholds)
         if self.mask_ids is None:
             return label_map
         if self.mask_thresholds is None:
@@ -108,40 +159,12 @@ class FrameNetwork(nn.Module):
         return label_map, torch.stack(masks, dim=1).to(torch.uint8)
 
 
-def _require_plain(network: TorchNetwork) -> None:
-    """Raise an InputError if a network is applied in a way that an exported file does not know."""
-    asked = [f'test_cfg.{key}' for key in beyond_plain(network.model.test_cfg)]
-    if getattr(network.model.data_preprocessor, 'test_cfg', None):
-        asked.append('data_preprocessor.test_cfg')
-    if asked:
-        raise InputError(
-            f'{", ".join(asked)}: an exported file is the network alone, on whole frames; leave them out of '
-            'the config, or use the checkpoint'
-        )
-
-
 @contextmanager
-def _traceable(frame_network: FrameNetwork) -> Iterator[FrameNetwork]:
-    """A copy of the network in plain memory format: a trace would fix sizes that the format is chosen by."""
-    module = copy.deepcopy(frame_network).eval()
-    if hasattr(module.model, 'memory_format'):
-        module.model.memory_format = torch.contiguous_format
-    module.model.to(memory_format=torch.contiguous_format)
-    # torch.export warns of what it does not find (torchvision), the tracer of sizes that are compared: with
-    # each other, which holds for every frame.
-    registration = logging.getLogger('torch.onnx._internal.exporter._registration')
-    level = registration.level
-    registration.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter('ignore')
-            yield module
-    finally:
-        registration.setLevel(level)
-
-
-def _frames() -> Tensor:
-    return torch.zeros(*_TRACED_SIZE, 3, dtype=torch.uint8)
+def _quietly() -> Iterator[None]:
+    """Silence torch's warnings about missing packages and about sizes compared in a trace."""
+    with runtimes.quiet('torch.onnx._internal.exporter._registration'), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
 
 
 def to_program(frame_network: FrameNetwork) -> torch.export.ExportedProgram:
@@ -152,17 +175,24 @@ def to_program(frame_network: FrameNetwork) -> torch.export.ExportedProgram:
     """
     if not hasattr(symbolic, 'backed_size_oblivious'):
         raise InputError(f'torch {torch.__version__}: exporting needs torch 2.8; pip install "torch>=2.8"')
-    side = getattr(frame_network.model.backbone, 'smallest_side', _SMALLEST_SIDE)
+    side = getattr(frame_network.model.backbone, 'smallest_side', 16)
+    # In plain memory format: a trace would fix sizes that the format is chosen by.
+    module = copy.deepcopy(frame_network).eval()
+    if hasattr(module.model, 'memory_format'):
+        module.model.memory_format = torch.contiguous_format
+    module.model.to(memory_format=torch.contiguous_format)
+    # Odd, and no side of 1, which torch takes for fixed.
+    frames = torch.zeros(2, 77, 101, 3, dtype=torch.uint8)
     number, height, width = (
         torch.export.Dim(name, min=least) for name, least in (('N', 1), ('H', side), ('W', side))
     )
-    # Both: comparisons of sizes (is this map the skip map's size, or a row more?) become checks at run time,
-    # and the smallest frame, whose deepest map is one pixel, is no case of its own.
-    with _traceable(frame_network) as module, symbolic.patch(backed_size_oblivious=True):
+    # With these two options, comparisons of sizes (is this map as large as the skip map?) become checks at
+    # run time, and the smallest frame, whose deepest map is one pixel, needs no case of its own.
+    with _quietly(), torch.no_grad(), symbolic.patch(backed_size_oblivious=True):
         try:
             return torch.export.export(
                 module,
-                (_frames(),),
+                (frames,),
                 dynamic_shapes=({0: number, 1: height, 2: width},),
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
@@ -176,35 +206,24 @@ def to_program(frame_network: FrameNetwork) -> torch.export.ExportedProgram:
 def export_onnx(
     network: TorchNetwork, path: str | Path, mask_thresholds: tuple[float, float] | None = None
 ) -> Path:
-    """Write a network as an ``.onnx`` file for `Segmenter`; number and size of frames stay free.
-
-    The file labels frames at their own size: frames of another size than the network was trained at are
-    to be resized before.
-
-    Args:
-        network: The trained model, on the CPU.
-        path: The file.
-        mask_thresholds: As in `FrameNetwork`.
+    """Write a network, on the CPU, as an ``.onnx`` file for `Segmenter`; it labels frames at their own size.
 
     Raises:
         InputError: If onnx or onnxscript is not installed; otherwise as in `FrameNetwork`.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401  (torch.onnx writes with it)
-    except ImportError:
-        raise InputError('writing ONNX needs onnx; install with: pip install onnx onnxscript') from None
+    # torch.onnx writes with onnxscript.
+    runtimes.require(path, 'onnx', 'onnxscript')
+    import onnx
 
     frame_network = FrameNetwork(network, mask_thresholds)
     program = to_program(frame_network)
-    # Within, for the warnings.
-    with _traceable(frame_network):
+    with _quietly(), torch.no_grad():
         written = torch.onnx.export(
             program,
             dynamo=True,
             input_names=[FRAMES],
-            output_names=frame_network.outputs,
-            opset_version=_OPSET,
+            output_names=[LABEL_MAP] if frame_network.mask_ids is None else [LABEL_MAP, MASKS],
+            opset_version=18,
             external_data=False,
             verbose=False,
         )
@@ -219,33 +238,20 @@ def export_onnx(
 
 
 def convert_to_openvino(onnx_path: str | Path, path: str | Path) -> Path:
-    """Write an exported ``.onnx`` file as OpenVINO's ``.xml`` and ``.bin``, its metadata with it.
-
-    Of a file from `quantisation` the weights stay float16 or int8.
-
-    Args:
-        onnx_path: As `export_onnx` writes it, or `quantisation`.
-        path: The ``.xml`` file.
+    """Write an ``.onnx`` file as OpenVINO's ``.xml`` and ``.bin``, its metadata with it.
 
     Raises:
         InputError: If onnx or openvino is not installed.
     """
-    try:
-        import onnx
-        import openvino
-    except ImportError as error:
-        raise InputError(
-            f'writing OpenVINO needs {error.name}; install with: pip install openvino onnx'
-        ) from None
+    runtimes.require(path, 'onnx', 'openvino')
+    import onnx
+    import openvino
 
     model = openvino.convert_model(str(onnx_path))
-    (metadata,) = (
-        entry.value for entry in onnx.load(str(onnx_path)).metadata_props if entry.key == METADATA_KEY
-    )
+    metadata = _metadata_in(onnx.load(str(onnx_path)))
     model.set_rt_info(metadata, [METADATA_KEY])
     # Converting widens float16 weights.
-    is_half = json.loads(metadata).get('precision') == 'float16'
-    openvino.save_model(model, str(path), compress_to_fp16=is_half)
+    openvino.save_model(model, str(path), compress_to_fp16=json.loads(metadata)['precision'] == 'float16')
     return Path(path)
 
 
@@ -257,29 +263,16 @@ def export_program(
     for node in program.graph.nodes:
         # The source lines it comes from, and so the paths of this machine.
         node.meta.pop('stack_trace', None)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    with _quietly():
         torch.export.save(program, str(path), extra_files={METADATA_KEY: metadata_of(network)})
-    return Path(path)
-
-
-def export_torchscript(
-    network: TorchNetwork, path: str | Path, mask_thresholds: tuple[float, float] | None = None
-) -> Path:
-    """Write a network as a traced TorchScript file; arguments and errors as in `export_onnx`.
-
-    A legacy format: torch has declared it deprecated.
-    """
-    with _traceable(FrameNetwork(network, mask_thresholds, for_torch=True)) as module:
-        traced = torch.jit.trace(module, _frames(), check_trace=False)
-        torch.jit.save(traced, str(path), _extra_files={METADATA_KEY: metadata_of(network)})
     return Path(path)
 
 
 def metadata_of(network: TorchNetwork) -> str:
     """What a reader of an exported file must know, as JSON."""
+    hood = network.hood
     fields = dict(
-        format=FORMAT,
+        format=runtimes.FORMAT,
         version=__version__,
         precision='float32',
         classes=network.classes,
@@ -287,8 +280,385 @@ def metadata_of(network: TorchNetwork) -> str:
         scheme=network.scheme,
         data_sha256=network.data_sha256,
         colours='BGR',
-        hood=None
-        if network.hood is None
-        else dict(spans=hood_spans(network.hood), size=list(network.hood.shape)),
+        hood=None if hood is None else dict(spans=hood_spans(hood), size=list(hood.shape)),
     )
     return json.dumps(fields)
+
+
+def _metadata_in(model: ModelProto) -> str:
+    return next(entry.value for entry in model.metadata_props if entry.key == METADATA_KEY)
+
+
+# --- smaller files ---
+
+_CONVOLUTIONS = ('Conv', 'ConvTranspose')
+# Norms that were not folded, and rare operators, stay in float32.
+_QUANTISED = 'Conv ConvTranspose Relu LeakyRelu Clip MaxPool AveragePool Resize Add Concat Slice Pad'.split()
+
+
+def half_onnx(path: str | Path, out: str | Path) -> None:
+    """Write a float32 ``.onnx`` file with float16 weights: half as large. Loading it widens them again.
+
+    Raises:
+        InputError: If a package is missing, or the file cannot be read or is not a float32 export.
+    """
+    model, metadata = _load(path)
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = model.graph
+    names = {node.input[1] for node in graph.node if node.op_type in _CONVOLUTIONS}
+    for weight in graph.initializer:
+        if weight.name in names and weight.data_type == TensorProto.FLOAT:
+            name, half = weight.name, f'{weight.name}.half'
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), half))
+            graph.node.insert(0, helper.make_node('Cast', [half], [name], half, to=TensorProto.FLOAT))
+    _save(model, out, metadata, 'float16')
+
+
+def quantise_onnx(path: str | Path, out: str | Path, frames: Iterable[np.ndarray]) -> None:
+    """Write a float32 ``.onnx`` file with its network in int8, calibrated on frames: a quarter as large.
+
+    Weights are int8, one scale a channel, activations uint8. The first convolution, whose input are
+    normalised pixels, and the last, which gives the logits, stay in float32: in int8 they cost nearly half
+    of the pixels that change, and gain no time.
+
+    Args:
+        path: From `export_onnx`.
+        out: The file; may be ``path``.
+        frames: As the network will see them, BGR, uint8 (H, W, 3); read one by one.
+
+    Raises:
+        InputError: As in `half_onnx`, or if there are no frames.
+    """
+    model, metadata = _load(path)
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    # Nodes are stored in the order they compute in.
+    names = [node.name for node in model.graph.node]
+    convolutions = [node.name for node in model.graph.node if node.op_type in _CONVOLUTIONS]
+    between = names[names.index(convolutions[0]) + 1 : names.index(convolutions[-1])]
+    batches = ({FRAMES: np.ascontiguousarray(frame[None])} for frame in frames)
+    first = next(batches, None)
+    if first is None:
+        raise InputError('int8 needs frames to calibrate with and there are none; give some 32')
+    batches = chain([first], batches)
+    with tempfile.TemporaryDirectory() as folder:
+        prepared, quantised = f'{folder}/prepared.onnx', f'{folder}/int8.onnx'
+        # Infer shapes only: norms are folded already, and its optimisations depend on the runtime's version.
+        quant_pre_process(str(path), prepared, skip_optimization=True, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            quantised,
+            SimpleNamespace(get_next=lambda: next(batches, None)),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=_QUANTISED,
+            nodes_to_quantize=between,
+            per_channel=True,
+            # What CPUs multiply fastest; signed activations took a third longer.
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            # Cut at their 99.99th percentile, activations gave no better labels and took longer.
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+        _save(onnx.load(quantised), out, metadata, 'int8')
+
+
+def _load(path: str | Path) -> tuple[ModelProto, dict]:
+    runtimes.require(path, 'onnx', 'onnxruntime')
+    import onnx
+
+    if Path(path).suffix != '.onnx':
+        raise InputError(f'{path}: float16 and int8 start from an .onnx file; export that first')
+    precision = runtimes.open_exported(str(path), threads=1).precision
+    if precision != 'float32':
+        raise InputError(f'{path}: is {precision} already; start from the float32 file')
+    model = onnx.load(str(path))
+    return model, json.loads(_metadata_in(model))
+
+
+def _save(model: ModelProto, path: str | Path, metadata: dict, precision: str) -> None:
+    import onnx
+
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata | dict(precision=precision))})
+    onnx.save(model, str(path))
+
+
+# --- the comparison of a file with its network ---
+
+BAR = 0.9999  # Share of pixels that an exported file in float32 must label as the network does.
+_ROUNDS = 5
+
+
+@dataclass
+class Parity:
+    """How a file compares with its network."""
+
+    same_pixels: int = 0  # In label maps and masks.
+    pixels: int = 0
+    confusions: list[np.ndarray] = field(default_factory=list)  # Network's, file's: int64 (C, C), rows truth.
+    speed_ratios: list[float] = field(default_factory=list)  # Seconds in PyTorch over those of the file.
+
+    @property
+    def agreement(self) -> float:
+        """Share of pixels that are equal."""
+        return self.same_pixels / self.pixels
+
+    @property
+    def miou(self) -> list[float] | None:
+        """Percent, of network and file; None without truth."""
+        if not self.confusions or not self.confusions[0].sum():
+            return None
+        return [100 * mean_iou(confusion) for confusion in self.confusions]
+
+    def lines(self, what: str) -> Iterator[str]:
+        """A report in lines."""
+        yield f'{what}: {100 * self.agreement:.4f} % of {self.pixels / 1e6:.2f} million pixels labelled alike'
+        if self.miou is not None:
+            before, now = self.miou
+            yield f'{what}: mIoU {before:.2f} in PyTorch, {now:.2f} in the file ({now - before:+.2f})'
+        if self.speed_ratios:
+            ratio = with_spread(spread(self.speed_ratios), 2)
+            yield f'{what}: {ratio} times as fast as PyTorch on the CPU'
+
+
+def compare(reference: Segmenter, exported: Segmenter, frames: Iterable[Frame]) -> Parity:
+    """Compare a file with the network in PyTorch, on frames at their own size, alone and in a batch.
+
+    Both are called as users call them, so that normalisation, thresholds and masks are compared too.
+    """
+    parity, first, classes = Parity(), None, len(reference.classes)
+    has_masks = MASKS in exported.network.outputs
+
+    def count(batch: np.ndarray) -> list[np.ndarray]:
+        """Count what agrees on frames (N, H, W, 3); returns both label maps, uint8 (N, H, W)."""
+        both = [
+            one.labels_and_masks(batch, colours='BGR') if has_masks else (one(batch, colours='BGR'),)
+            for one in (reference, exported)
+        ]
+        for expected, found in zip(*both, strict=True):
+            parity.same_pixels += int((expected == found).sum())
+            parity.pixels += expected.size
+        return [labels for labels, *_ in both]
+
+    # Frames keep their size within the network, as they do in a file.
+    steps, reference.network.steps = reference.network.steps, []
+    try:
+        for frame, label in frames:
+            first = frame if first is None else first
+            both = count(frame[None])
+            if label is not None:
+                pair = [confusion_matrix(label, labels[0], classes) for labels in both]
+                parity.confusions = [sum(two) for two in zip(parity.confusions or [0, 0], pair, strict=True)]
+        count(np.ascontiguousarray(np.stack([first, first[:, ::-1]])[:, :77, :101]))
+    finally:
+        reference.network.steps = steps
+    if reference.network.size is not None:
+        first = cv2.resize(first, reference.network.size[::-1])
+    # In turn; the first turn is not counted.
+    for turn in range(_ROUNDS + 1):
+        ours, its = (timed(lambda one=one: one(first, colours='BGR')).wall for one in (reference, exported))
+        if turn:
+            parity.speed_ratios.append(ours / its)
+    return parity
+
+
+# --- the complete export ---
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to write, and what to compare it on: synthetic frames, and real ones if a data root is given."""
+
+    kind: str  # A key of `EXPORT_SUFFIXES`.
+    path: Path  # OpenVINO's ``.bin`` goes next to it.
+    precision: str = 'float32'  # Or ``'float16'`` or ``'int8'``.
+    max_loss: float = 1.0  # What float16 and int8 may cost: points of mIoU; without truth, percent of pixels.
+    overwrite: bool = False  # Whether a file that is there may be replaced.
+    data_root: Path | None = None
+    drives: str | Sequence[str] = 'test'  # A split's name, or names of drives, to compare on.
+    calibrated_on: str | Sequence[str] = 'val'  # Other drives, to calibrate int8 on.
+    frames: int = 32  # How many real frames are compared.
+
+    def check(self) -> None:
+        """Raise an InputError for what cannot be written, before anything is computed."""
+        suffix = EXPORT_SUFFIXES[self.kind]
+        if self.kind == 'torch' and self.precision != 'float32':
+            raise InputError(f'--format torch has no {self.precision}; onnx and openvino have it')
+        if self.path.suffix != suffix:
+            raise InputError(f'{self.path}: files of --format {self.kind} end in {suffix}')
+        if not self.path.parent.is_dir():
+            raise InputError(f'{self.path}: {self.path.parent} does not exist; name a folder that does')
+        for part in self.parts():
+            if part.exists() and not self.overwrite:
+                raise InputError(f'{part}: is there already; name another --out, or give --overwrite')
+
+    def parts(self) -> list[Path]:
+        """The files it consists of; the one to open comes last."""
+        return runtimes.parts_of(self.path)
+
+
+def export(segmenter: Segmenter, wanted: Export, say: Callable[[str], None]) -> None:
+    """Write a model's file, compare it with the model, and move it into place with its checksum.
+
+    Args:
+        segmenter: The model, in PyTorch on the CPU.
+        wanted: What to write.
+        say: Takes lines on what was found.
+
+    Raises:
+        InputError: If the file is not accurate enough (it is deleted then), a package is missing, or
+            the model cannot be exported.
+    """
+    wanted.check()
+    if segmenter.thresholds is not None and any(segmenter.thresholds.dilations):
+        raise InputError(
+            f'{wanted.path}: not written, the thresholds dilate masks by {segmenter.thresholds.dilations} '
+            'pixels, which an exported file cannot; set them to 0 in their file, or use the checkpoint'
+        )
+    network = segmenter.network
+    kinds = {'synthetic frames': synthetic_frames(network.scheme)}
+    if wanted.data_root is not None:
+        kinds['real frames'] = real_frames(
+            wanted.data_root, wanted.drives, wanted.frames, network.scheme, network.size
+        )
+    try:
+        with tempfile.TemporaryDirectory(prefix='.export-', dir=wanted.path.parent) as folder:
+            path = Path(folder) / wanted.path.name
+            say(f'writing {wanted.kind}, then comparing it with PyTorch; this takes minutes on few cores')
+            _write(segmenter, wanted, path)
+            candidate = Segmenter(path, trust=True)
+            for what, frames in kinds.items():
+                parity = compare(segmenter, candidate, frames)
+                for line in parity.lines(what):
+                    say(line)
+                _require_parity(parity, wanted, what)
+            del candidate
+            _put_in_place(path, wanted)
+    except OSError as error:
+        raise InputError(
+            f'{wanted.path}: not written ({error.strerror or error}); make room, or name another --out'
+        ) from error
+
+
+def _put_in_place(path: Path, wanted: Export) -> None:
+    """Move a checked file and its parts' checksums to their final names."""
+    runtimes.write_checksums(path)
+    checksums = [checksum_file(part) for part in wanted.parts()]
+    for old in checksums:
+        old.unlink(missing_ok=True)
+    if wanted.kind == 'openvino':
+        # Never the graph of one model next to the weights of another.
+        wanted.path.unlink(missing_ok=True)
+    for part in (*wanted.parts(), *checksums):
+        sync(path.with_name(part.name))
+        path.with_name(part.name).replace(part)
+    sync(wanted.path.parent)
+
+
+def _write(segmenter: Segmenter, wanted: Export, path: Path) -> None:
+    """Write the file, or OpenVINO's two, at a path."""
+    network = segmenter.network
+    mask_thresholds = None if segmenter.thresholds is None else segmenter.thresholds.masks
+    if wanted.kind == 'torch':
+        export_program(network, path, mask_thresholds)
+        return
+    onnx = export_onnx(network, path.with_name('exported.onnx'), mask_thresholds)
+    if wanted.precision == 'int8':
+        root, number = wanted.data_root, _CALIBRATION_FRAMES
+        if root is None:
+            frames = drive_frames(number, network.size or (600, 800))
+        else:
+            pairs = real_frames(root, wanted.calibrated_on, number, size=network.size)
+            frames = (image for image, _ in pairs)
+        quantise_onnx(onnx, onnx, frames)
+    elif wanted.precision == 'float16':
+        half_onnx(onnx, onnx)
+    if wanted.kind == 'openvino':
+        convert_to_openvino(onnx, path)
+    else:
+        onnx.replace(path)
+
+
+def _require_parity(parity: Parity, wanted: Export, what: str) -> None:
+    """Raise an InputError for a file that is less accurate than its precision has to be."""
+    if wanted.precision == 'float32':
+        # Not nan either, which compares as false.
+        if not parity.agreement >= BAR:
+            raise InputError(
+                f'{wanted.path}: not written, the file labels {100 * parity.agreement:.4f} % of pixels '
+                f'({what}) as PyTorch does, and {100 * BAR:g} % is asked for; try another --format'
+            )
+        return
+    loss = 100 * (1 - parity.agreement) if parity.miou is None else parity.miou[0] - parity.miou[1]
+    if not loss <= wanted.max_loss:
+        unit = '% of pixels' if parity.miou is None else 'points of mIoU'
+        raise InputError(
+            f'{wanted.path}: not written, {wanted.precision} costs {loss:.2f} {unit} ({what}), and '
+            f'--max-loss is {wanted.max_loss:g}; allow more with it, or leave --half and --int8 out'
+        )
+
+
+# --- weights alone ---
+
+
+def write_safetensors(
+    checkpoint_path: str | Path,
+    out_path: str | Path,
+    config: Config | str | None = None,
+    trust: bool = False,
+) -> Path:
+    """Write a checkpoint's weights as a ``.safetensors`` file, complete or not at all; returns its path.
+
+    It holds the same weights, bit by bit, and what `Segmenter` needs to know; the optimizer and the log are
+    left out. A config is needed unless the checkpoint describes its model.
+
+    Raises:
+        InputError: If the checkpoint cannot be read, does not describe its model, or does not fit the config,
+            or the file cannot be written.
+    """
+    path, out = str(checkpoint_path), Path(out_path)
+    if out.suffix != checkpoint.SAFETENSORS:
+        raise InputError(f'{out}: weights as safetensors have the suffix {checkpoint.SAFETENSORS}')
+    content = checkpoint.read_checkpoint(path, trust=trust)
+    weights, meta = checkpoint.weights_of(content, path), _mapping(content.get('meta'))
+    if config is None:
+        model: Any = dict(format=model_spec.FORMAT) | model_spec.checked(meta.get(model_spec.KEY), path)
+    else:
+        config = config if isinstance(config, Config) else load_config(config)
+        # An auxiliary head, which is not built, may be in the weights.
+        asked = {name: weight for name, weight in weights.items() if not name.startswith('auxiliary_head.')}
+        with torch.random.fork_rng(devices=[]):
+            checkpoint.check_weights(build(model_spec.inference_part(config.model))[0], asked, path)
+        model = model_spec.describe(config)
+    found = {**meta, **_validation(content)}
+    if 'dataset_meta' in found:
+        # The rest is about the data set's files.
+        named = _mapping(found['dataset_meta']).items()
+        keys = ('classes', 'palette', 'scheme', 'hood')
+        found['dataset_meta'] = {key: value for key, value in named if key in keys}
+    fields = dict(format=checkpoint.SAFETENSORS_FORMAT, version=__version__, model=model)
+    fields |= {key: found[key] for key in checkpoint.KEPT if key in found}
+    write_whole(out, checkpoint.pack_weights(weights, fields, path))
+    return out
+
+
+def _validation(content: Mapping) -> dict[str, dict[str, float]]:
+    """The scores of these very weights, under ``validation``; nothing where the checkpoint has none."""
+    hub = _mapping(content.get('message_hub'))
+    # A checkpoint that was written while training holds the previous validation's scores, of other weights.
+    if _mapping(hub.get('runtime_info')).get('loop_stage') != 'val':
+        return {}
+    scores = {
+        str(name).removeprefix('val/'): float(history.current())
+        for name, history in _mapping(hub.get('log_scalars')).items()
+        if str(name).startswith('val/') and isinstance(history, HistoryBuffer)
+    }
+    scores = {name: value for name, value in scores.items() if name not in ('time', 'data_time')}
+    return dict(validation=scores) if scores else {}
+
+
+def _mapping(value: Any) -> Mapping:
+    """The value if it is a mapping, else an empty one: foreign files hold anything."""
+    return value if isinstance(value, Mapping) else {}

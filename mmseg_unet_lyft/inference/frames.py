@@ -2,42 +2,106 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from importlib.util import find_spec
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
-from ..datasets.listing import natural_order
+from ..datasets import image_io
+from ..datasets.layout import natural_order
 from ..errors import InputError
-from .images import IMAGE_SUFFIXES, MAX_PIXELS, check_pixels, read_frame
+from .runtimes import require
 
-# A header's duration is rounded, and its last frame begins a frame before the end.
-_SLACK_FRAMES = 2.5
-_QUARTER_TURNS = {
-    90: cv2.ROTATE_90_COUNTERCLOCKWISE,
-    -90: cv2.ROTATE_90_CLOCKWISE,
-    180: cv2.ROTATE_180,
-    -180: cv2.ROTATE_180,
-}
+IMAGE_SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp'}
+# Pillow's other formats are refused: for some, such as EPS, it runs a program that interprets the file.
+_FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')
+MAX_PIXELS = 64_000_000  # Default limit for an image or a video's frames.
+# What Pillow raises for damaged files of the formats above.
+_DAMAGE = (OSError, SyntaxError, ValueError, LookupError, Image.DecompressionBombError)
+_limit_in_use = threading.Lock()
+
+
+def _check_pixels(name: str, size: tuple[int, int], max_pixels: int) -> None:
+    """Raise an InputError for an image or frames of a (height, width) that are too large to be read."""
+    height, width = size
+    if height * width > max_pixels:
+        raise InputError(
+            f'{name}: {width}x{height} is {width * height / 1e6:.0f} MP, more than the '
+            f'{max_pixels / 1e6:g} MP that are read; raise the limit with --max-megapixels'
+        )
+
+
+def read_frame(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """An image file as a frame, BGR, uint8 (H, W, 3); its size is read from the header first.
+
+    Raises:
+        InputError: If it is missing, of more than ``max_pixels``, damaged, or not an image.
+    """
+    try:
+        with path.open('rb') as file:
+            reason = _damage(str(path), file, max_pixels)
+            file.seek(0)
+            content = file.read() if reason is None else b''
+    except OSError as error:
+        reason = error.strerror
+    if reason is not None:
+        raise InputError(f'{path}: cannot be read as an image ({reason}); restore or remove it')
+    frame = image_io.decode(content)
+    if frame is None:
+        raise InputError(f'{path}: damaged image data; restore or remove it')
+    return frame
+
+
+def _damage(name: str, file: BinaryIO, max_pixels: int) -> str | None:
+    """What is wrong with an open image file, which OpenCV might show half grey; raises if too large."""
+    header = image_io.header_of(file.read(image_io.HEADER_BYTES))
+    file.seek(0)
+    if header is not None:
+        _check_pixels(name, header.size, max_pixels)
+        with _pillows_limit(None):
+            return image_io.damage(file.read())
+    try:
+        with _pillows_limit(None):
+            picture = Image.open(file, formats=_FORMATS)
+        width, height = picture.size
+        if width * height <= max_pixels:
+            # A JPEG at an eighth of its size: the complete file is read all the same.
+            picture.draft('RGB', (1, 1))
+            # A TIFF's tile may be larger than the image.
+            with _pillows_limit(max_pixels):
+                picture.load()
+    except UnidentifiedImageError:
+        return 'no image can be recognised'
+    except _DAMAGE as error:
+        return str(error)
+    _check_pixels(name, (height, width), max_pixels)
+    return None
+
+
+@contextmanager
+def _pillows_limit(max_pixels: int | None) -> Iterator[None]:
+    """Set Pillow's own limit of pixels inside the block; it raises for images of over twice as many."""
+    with _limit_in_use:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 class FrameSource:
-    """Frames one by one, once; a context manager that closes what they come from.
+    """A stream of frames that can be read once; as a context manager it closes its source."""
 
-    Attributes:
-        name: What they come from, for messages.
-        fps: Frames a second, None if they have no rate of their own.
-        size: (height, width) of every frame.
-        total: How many there are as far as the header says, None if it does not.
-    """
-
-    name: str
-    fps: float | None = None
-    size: tuple[int, int]
-    total: int | None = None
+    name: str  # The source's name, for messages.
+    fps: float | None = None  # None if they have no rate of their own.
+    size: tuple[int, int]  # (height, width) of every frame.
+    total: int | None = None  # Number of frames, if the header says.
 
     def __enter__(self) -> FrameSource:
         return self
@@ -49,40 +113,40 @@ class FrameSource:
         """BGR frames, uint8 (H, W, 3).
 
         Raises:
-            InputError: Behind the last frame that can be had, if there should be more.
+            InputError: After the last frame that can be read, if there should be more.
         """
         raise NotImplementedError
 
     def close(self) -> None:
-        """Give back what is held; frames can no longer be read."""
+        """Release the source; no more frames can be read."""
+
+    def _check_size(self, frame: np.ndarray, what: str) -> None:
+        if frame.shape[:2] != self.size:
+            (height, width), (new_height, new_width) = self.size, frame.shape[:2]
+            raise InputError(
+                f'{what} is {new_width}x{new_height}, those before it are {width}x{height}; label frames of '
+                'one size at a time'
+            )
 
 
 def open_frames(source: str, max_pixels: int = MAX_PIXELS) -> FrameSource:
-    """The frames of a video file, a folder of images in natural order, or a camera.
+    """The frames of a video file, a folder of images in natural order, or a camera, by its number.
 
-    The first frame of a video or a camera is read at once, so that what comes back has frames.
-
-    Args:
-        source: Path, or the number of a camera (unless a file has it as its name).
-        max_pixels: Largest frame that is decoded; sizes are read from headers first.
+    The first frame of a video or a camera is read at once. Frames of more than ``max_pixels``, by their
+    headers, are never decoded.
 
     Raises:
-        InputError: If there is no such thing, it holds no frame, or its frames are too large.
+        InputError: If it does not exist, holds no frame, or its frames are too large.
     """
-    path = Path(source)
     stem_of(source)
+    path = Path(source)
     if path.is_dir():
         return FolderFrames(path, max_pixels)
     return VideoFrames(path, max_pixels) if path.exists() else CameraFrames(int(source))
 
 
 def stem_of(source: str) -> str:
-    """What the results of a source are named after.
-
-    Raises:
-        InputError: If there is no such file or folder, and it is no number of a camera, or if the system
-            does not let look at it.
-    """
+    """The name that a source's results start with; raises if it is not a file, folder or camera number."""
     path = Path(source)
     try:
         if path.exists():
@@ -98,70 +162,56 @@ def _unreadable(path: Path, error: OSError) -> InputError:
     return InputError(f'{path}: cannot be read ({error.strerror}); check its permissions')
 
 
+# A header's duration is rounded, and its last frame begins a frame before the end.
+_SLACK_FRAMES = 2.5
+# By the number of quarter turns in a frame's metadata.
+_QUARTER_TURNS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, -1: cv2.ROTATE_90_CLOCKWISE}
+_QUARTER_TURNS |= {2: cv2.ROTATE_180, -2: cv2.ROTATE_180}
+
+
 class VideoFrames(FrameSource):
-    """Frames of a video file through PyAV, turned as its metadata say.
-
-    Args:
-        path: The file.
-        max_pixels: As in `open_frames`.
-
-    Raises:
-        InputError: If it is no video, holds no frame, or larger frames than allowed.
-    """
+    """Frames of a video file through PyAV, turned as its metadata say; arguments as in `open_frames`."""
 
     def __init__(self, path: Path, max_pixels: int) -> None:
-        if find_spec('av') is None:
-            raise InputError(f'{path}: reading videos needs PyAV; install with: pip install av')
+        require(path, 'av')
         import av
 
-        self._av, self._path, self._max_pixels = av, path, max_pixels
-        self.name = str(path)
+        self._av, self.name = av, str(path)
+        self._frames, self._end_seconds = 0, 0.0
         try:
             # Without `file:`, a name with a colon would be taken for an address.
-            # Nobody here reads the title, whatever encoding it is in.
+            # The title, whatever encoding it is in, is not read here.
             self._container = av.open(f'file:{path}', metadata_errors='replace')
         except av.FFmpegError as error:
             raise self._broken(error.strerror) from error
         try:
-            self._start()
+            self._start(max_pixels)
         except BaseException:
             self.close()
             raise
 
-    def _start(self) -> None:
-        """Check the header, and decode the first frame."""
-        streams = self._container.streams.video
-        if not streams:
-            raise InputError(f'{self._path}: holds no video stream; name a video')
-        self._stream = streams[0]
+    def _start(self, max_pixels: int) -> None:
+        if not self._container.streams.video:
+            raise InputError(f'{self.name}: holds no video stream; name a video')
+        self._stream = self._container.streams.video[0]
         context = self._stream.codec_context
-        check_pixels(self.name, (context.height, context.width), self._max_pixels)
+        _check_pixels(self.name, (context.height, context.width), max_pixels)
         # A stream may change its size on its way.
-        context.options = {**context.options, 'max_pixels': str(self._max_pixels)}
+        context.options = {**context.options, 'max_pixels': str(max_pixels)}
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate else None
-        self.total = self._stream.frames or self._total_by_duration()
-        self._frames, self._end_seconds = 0, 0.0
-        self._decoded = self._decode()
-        first = next(self._decoded, None)
+        seconds = (self._container.duration or 0) / self._av.time_base
+        self.total = self._stream.frames or (round(seconds * self.fps) if seconds and self.fps else None)
+        decoded = self._decode()
+        first = next(decoded, None)
         if first is None:
-            raise InputError(f'{self._path}: holds no frame; name a video with frames')
-        self._decoded = chain([first], self._decoded)
+            raise InputError(f'{self.name}: holds no frame; name a video with frames')
+        self._decoded = chain([first], decoded)
         self.size = first.shape[:2]
-
-    def _total_by_duration(self) -> int | None:
-        """How many frames fill the file's duration."""
-        duration = self._container.duration
-        return round(duration / self._av.time_base * self.fps) if duration and self.fps else None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for frame in self._decoded:
-            if frame.shape[:2] != self.size:
-                (height, width), (new_height, new_width) = self.size, frame.shape[:2]
-                raise InputError(
-                    f'{self._path}: frame {self._frames} is {new_width}x{new_height}, those before it are '
-                    f'{width}x{height}; cut the video there and label the parts one by one'
-                )
+            self._check_size(frame, f'{self.name}: frame {self._frames}')
             yield frame
 
     def _decode(self) -> Iterator[np.ndarray]:
@@ -170,7 +220,10 @@ class VideoFrames(FrameSource):
                 for frame in packet.decode():
                     self._frames += 1
                     self._end_seconds = max(self._end_seconds, frame.time or 0.0)
-                    yield self._upright(frame)
+                    pixels = frame.to_ndarray(format='bgr24')
+                    # A header may hold any angle; players turn by these alone.
+                    turn = _QUARTER_TURNS.get(round(frame.rotation / 90))
+                    yield pixels if turn is None else cv2.rotate(pixels, turn)
         except self._av.FFmpegError as error:
             raise self._broken(error.strerror) from error
         promised = self._promised_seconds()
@@ -181,7 +234,7 @@ class VideoFrames(FrameSource):
             )
 
     def _promised_seconds(self) -> float:
-        """When the header says that the last frame ends; 0 if it does not say."""
+        """The end of the last frame in seconds, from the header; 0 if it does not say."""
         stream, container = self._stream, self._container
         if stream.duration:
             return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
@@ -189,22 +242,12 @@ class VideoFrames(FrameSource):
         is_alone = len(container.streams) == 1 and container.format.name != 'mpegts'
         return container.duration / self._av.time_base if container.duration and is_alone else 0.0
 
-    def _upright(self, frame: object) -> np.ndarray:
-        """A decoded frame as BGR, as it is to be seen."""
-        pixels = frame.to_ndarray(format='bgr24')
-        turn = round(frame.rotation / 90) * 90
-        # A header may ask for anything; players leave frames alone that are to be turned by no such angle.
-        if turn in _QUARTER_TURNS:
-            pixels = cv2.rotate(pixels, _QUARTER_TURNS[turn])
-        return pixels
-
     def _broken(self, reason: str) -> InputError:
-        decoded = getattr(self, '_frames', 0)
-        if decoded:
+        if self._frames:
             return InputError(
-                f'{self._path}: broken or cut behind frame {decoded} ({reason}); those before it were read'
+                f'{self.name}: broken or cut after frame {self._frames} ({reason}); those before were read'
             )
-        return InputError(f'{self._path}: cannot be read as a video ({reason}); restore the file')
+        return InputError(f'{self.name}: cannot be read as a video ({reason}); restore the file')
 
     def close(self) -> None:
         """Close the file."""
@@ -212,15 +255,7 @@ class VideoFrames(FrameSource):
 
 
 class FolderFrames(FrameSource):
-    """Image files of a folder in natural order: ``2.png`` comes before ``10.png``.
-
-    Args:
-        path: The folder; folders in it are not searched.
-        max_pixels: As in `open_frames`.
-
-    Raises:
-        InputError: If it holds no image, or they cannot be read, are too large or of several sizes.
-    """
+    """Image files of a folder, not of folders in it, in natural order: ``2.png`` comes before ``10.png``."""
 
     def __init__(self, path: Path, max_pixels: int) -> None:
         self._max_pixels, self.name = max_pixels, str(path)
@@ -237,24 +272,12 @@ class FolderFrames(FrameSource):
     def __iter__(self) -> Iterator[np.ndarray]:
         for path in self._paths:
             frame = read_frame(path, self._max_pixels)
-            if frame.shape[:2] != self.size:
-                (height, width), (new_height, new_width) = self.size, frame.shape[:2]
-                raise InputError(
-                    f'{path}: is {new_width}x{new_height}, the frames before it are {width}x{height}; '
-                    'put frames of one size into a folder'
-                )
+            self._check_size(frame, str(path))
             yield frame
 
 
 class CameraFrames(FrameSource):
-    """Frames of a camera through OpenCV, until it is closed.
-
-    Args:
-        number: Of the camera, from 0.
-
-    Raises:
-        InputError: If there is no such camera, or it gives no frame.
-    """
+    """Frames of a camera, by its number from 0, through OpenCV, until it is closed."""
 
     def __init__(self, number: int) -> None:
         self.name = f'camera {number}'

@@ -10,13 +10,11 @@ import numpy as np
 from ..errors import InputError
 from ..evaluation.challenge import VEHICLE, challenge_masks, hood_region
 from ..evaluation.thresholds import Thresholds, load_thresholds, mask_probabilities, threshold_masks
-from .exported import MASKS, open_exported
-from .formats import EXPORTED
+from . import EXPORTED
+from .runtimes import LABEL_MAP, MASKS, open_exported
 
 if TYPE_CHECKING:
     from mmengine.config import Config
-
-COLOURS = ('BGR', 'RGB')
 
 
 class Segmenter:
@@ -27,19 +25,18 @@ class Segmenter:
         >>> label_map = segmenter(cv2.imread('frame.png'), colours='BGR')
 
     Args:
-        model: A checkpoint or its weights as ``.safetensors``, or an exported file (``.onnx``, or OpenVINO's
-            ``.xml``). Or, with ``checkpoint`` behind it, the config that one was trained with: a Config, or
-            path or name of one.
-        checkpoint: Path of the checkpoint. Alone it serves if it describes its model, as those written by
-            our training do; stored config text is never run.
+        model: A checkpoint that describes its model, as this package's training writes it; its weights as
+            ``.safetensors``; or an exported file (``.onnx``, OpenVINO's ``.xml``, ``.pt2``). With
+            ``checkpoint``, the config that it was trained with: a Config, or its path or name.
+        checkpoint: Path of the checkpoint.
         device: ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
         threads: Computing threads of a call on a CPU; one a core by default. With 1, a call computes in the
             calling thread alone.
-        thresholds: Of label maps and masks, or a file of them from ``tools/tune_thresholds.py``. Exported
-            files take none: class thresholds of the config, and those of masks, are in them.
+        thresholds: For label maps and masks, or a file of them from ``tools/tune_thresholds.py``. Exported
+            files take none: they contain those that they were exported with.
         compiled: Whether to `compile`.
-        trust: Whether to read what can run code that it brings: a ``.pt2`` or ``.torchscript`` file, or a
-            checkpoint that holds more than plain data.
+        trust: Whether to read what can run code that it brings: a ``.pt2`` file, or a checkpoint that holds
+            more than plain data.
 
     Attributes:
         classes: Class names by id.
@@ -60,7 +57,9 @@ class Segmenter:
         trust: bool = False,
     ) -> None:
         if checkpoint is None and not isinstance(model, (str, Path)):
-            raise InputError(f'a {type(model).__name__} alone is no trained model; give its checkpoint too')
+            raise InputError(
+                f'a {type(model).__name__} alone is not a trained model; give its checkpoint too'
+            )
         self.is_exported = checkpoint is None and Path(model).suffix in EXPORTED
         if self.is_exported:
             self.network = open_exported(str(model), device, threads, trust)
@@ -68,34 +67,33 @@ class Segmenter:
             from ..compat import require_stack
 
             require_stack()
-            from .network import TorchNetwork
+            from .torch_model import TorchNetwork
 
             config, path = (None, model) if checkpoint is None else (model, checkpoint)
             config = str(config) if isinstance(config, Path) else config
             self.network = TorchNetwork(config, str(path), device, threads, trust)
         self.classes: list[str] = self.network.classes
         self.palette: list[list[int]] = self.network.palette
-        self.thresholds = thresholds
+        if thresholds is not None and self.is_exported:
+            raise InputError(
+                f'{model}: takes no thresholds; export the model with them, or use its checkpoint'
+            )
         if isinstance(thresholds, (str, Path)):
-            self.thresholds = load_thresholds(thresholds, self.classes)
-        if self.thresholds is not None:
-            if self.is_exported:
-                raise InputError(
-                    f'{model}: takes no thresholds; export the model with them, or use its checkpoint'
-                )
-            if self.thresholds.labels is not None:
-                self.network.thresholds = self.thresholds.labels
+            thresholds = load_thresholds(thresholds, self.classes)
+        self.thresholds = thresholds
+        if thresholds is not None and thresholds.labels is not None:
+            self.network.thresholds = thresholds.labels
         if compiled:
             self.compile()
 
     def compile(self) -> None:
         """Compile the network by ``torch.compile`` at the next call: 5 to 15 seconds for each size of frames.
 
-        Label maps stay the same but where two classes tie to float32's rounding. Pays from about a thousand
-        frames on.
+        Label maps stay the same except where two classes tie to float32's rounding. It pays from about
+        a thousand frames on.
 
         Raises:
-            InputError: If there is no compiler, or the model is an exported file.
+            InputError: If a compiler is missing, or the model is an exported file.
         """
         if self.is_exported:
             raise InputError(f'{self.network.path}: is compiled by its own runtime; compile its checkpoint')
@@ -114,8 +112,7 @@ class Segmenter:
         Raises:
             InputError: If the frames have another type or shape, or the order is not known.
         """
-        batch = _batch(frames, colours)
-        return _like(frames, self.network.label_maps(batch, colours))
+        return _like(frames, self.network.label_maps(_batch(frames, colours), colours))
 
     def probabilities(self, frames: np.ndarray, *, colours: str) -> np.ndarray:
         """Class probabilities of a frame or a batch: float32 (C, H, W) or (N, C, H, W).
@@ -123,23 +120,14 @@ class Segmenter:
         A network with a single output has two classes. Arguments and errors as in a call; exported files
         give none.
         """
-        batch = _batch(frames, colours)
-        return _like(frames, self.network.probabilities(batch, colours))
+        return _like(frames, self.network.probabilities(_batch(frames, colours), colours))
 
     def masks(self, frames: np.ndarray, *, colours: str, hood: str = 'exact') -> np.ndarray:
-        """The Lyft challenge's masks of a frame or a batch: vehicle and road.
+        """The Lyft challenge's masks of a frame or a batch: vehicle and road, uint8 {0, 1} ([N,] 2, H, W).
 
-        With thresholds each mask is where its probability reaches its own, so that they may overlap; else
-        they are cut out of the label map.
-
-        Args:
-            frames: As in a call.
-            colours: As in a call.
-            hood: Rule by which the ego car's hood is left out of the vehicles, as in
-                `evaluation.challenge.hood_region`.
-
-        Returns:
-            uint8 {0, 1} (2, H, W) or (N, 2, H, W).
+        With thresholds, each mask is where its probability reaches its threshold, so masks may overlap; else
+        they are taken from the label map. ``hood`` is the rule by which the ego car's hood is left out of the
+        vehicles, as in `evaluation.challenge.hood_region`. Frames are as in a call.
 
         Raises:
             InputError: As in a call, or if the classes have no vehicle or no road.
@@ -149,28 +137,24 @@ class Segmenter:
     def labels_and_masks(
         self, frames: np.ndarray, *, colours: str, hood: str = 'exact'
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What a call gives and what `masks` gives, of one pass; arguments and errors as in `masks`."""
+        """Class ids as from a call, and `masks`, from a single pass; arguments and errors as in `masks`."""
         batch = _batch(frames, colours)
         measured = self.network.hood
         region = hood_region(hood, *batch.shape[1:3], measured)
         if self.is_exported and MASKS in self.network.outputs:
-            labels, masks = self.network.labels_and_masks(batch, colours)
+            labels, masks = self.network.run(batch, colours, LABEL_MAP, MASKS)
             masks[:, VEHICLE, region] = 0
         elif self.thresholds is not None:
             labels, probabilities = self.network.labels_and_probabilities(batch, colours)
-            masks = np.stack(
-                [
-                    threshold_masks(mask_probabilities(one, self.classes), self.thresholds, region)
-                    for one in probabilities
-                ]
-            )
+            shares = [mask_probabilities(one, self.classes) for one in probabilities]
+            masks = np.stack([threshold_masks(one, self.thresholds, region) for one in shares])
         else:
             labels = self.network.label_maps(batch, colours)
             masks = np.stack([challenge_masks(one, self.classes, hood, measured) for one in labels])
         return _like(frames, labels), _like(frames, masks)
 
     def check_passes(self, passes: int) -> None:
-        """Raise an InputError if `uncertainty` of so many passes cannot be had of this model."""
+        """Raise an InputError if this model cannot give the `uncertainty` of so many passes."""
         self.network.check_passes(passes)
 
     def uncertainty(
@@ -181,31 +165,26 @@ class Segmenter:
         Args:
             frames: As in a call.
             colours: As in a call.
-            passes: With only dropout active; 1 is the plain softmax, which any network has.
-            seed: Of the dropped elements; the same gives the same.
+            passes: Forward passes with only dropout active; 1 is the plain softmax, which any network has.
+            seed: Seed of the dropout.
 
         Returns:
-            Ids of the mean probability, uint8 (H, W) or (N, H, W), and its entropy, float32 of the same
-            shape, in nats: from 0 to the logarithm of the number of classes.
+            Ids of the mean probability, uint8 ([N,] H, W), and its entropy in nats, float32 of that shape.
 
         Raises:
             InputError: As in a call, if the network has no dropout, or the file is an exported one.
         """
-        batch = _batch(frames, colours)
-        labels, entropy = self.network.uncertainty(batch, colours, passes, seed)
+        self.check_passes(passes)
+        labels, entropy = self.network.uncertainty(_batch(frames, colours), colours, passes, seed)
         return _like(frames, labels), _like(frames, entropy)
 
 
 def _batch(frames: np.ndarray, colours: str) -> np.ndarray:
-    """Frames as (N, H, W, 3).
-
-    Raises:
-        InputError: If they are not uint8 frames, or their colour order is not known.
-    """
-    if colours not in COLOURS:
+    """Frames as (N, H, W, 3)."""
+    if colours not in ('BGR', 'RGB'):
         raise InputError(f"colours={colours!r}: say 'BGR' (as OpenCV reads) or 'RGB'")
     if not isinstance(frames, np.ndarray):
-        raise InputError(f'frames are {type(frames).__name__} and no array; was the image found?')
+        raise InputError(f'frames are {type(frames).__name__}, not an array; was the image found?')
     if frames.dtype != np.uint8 or 0 in frames.shape or frames.ndim not in (3, 4) or frames.shape[-1] != 3:
         raise InputError(
             f'frames are {frames.dtype} {frames.shape}; expected uint8 (height, width, 3) or '
@@ -215,5 +194,5 @@ def _batch(frames: np.ndarray, colours: str) -> np.ndarray:
 
 
 def _like(frames: np.ndarray, results: np.ndarray) -> np.ndarray:
-    """Results of a batch, or of the one frame that was given without one."""
+    """The results, without the batch axis if a single frame was given."""
     return results if frames.ndim == 4 else results[0]

@@ -1,57 +1,59 @@
-"""A segmenter's work on a stream of frames: which thread does what, and which results are made."""
+"""Label a stream of frames: how threads share the work, and which results are written."""
 
 from __future__ import annotations
 
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from fractions import Fraction
+from io import BufferedWriter, FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from queue import Empty, Queue
+from typing import TYPE_CHECKING, Any, TextIO
 
 import cv2
 import numpy as np
 
-from ..datasets.workers import cores
 from ..errors import InputError
-from ..evaluation.challenge import challenge_ids
+from ..evaluation.challenge import SubmissionWriter, challenge_ids
+from ..processes import cores
+from ..report.pictures import overlay, save_palette_png
 from .frames import FrameSource
-from .pipeline import run_in_turn, run_overlapped
+from .runtimes import require
 from .segmenter import Segmenter
-from .sinks import ChallengeJson, LabelFolder, OverlayVideo, Sink, check_rate
+
+if TYPE_CHECKING:
+    import av
 
 KINDS = ('overlay', 'labels', 'json')
 # Compiling takes 5 to 15 s and saves a tenth of each frame's 0.15 s (docs/benchmarks.md).
 COMPILE_FROM_FRAMES = 1000
-DEFAULT_FPS = 10.0  # Of frames that have no rate; what the challenge asks for.
+DEFAULT_FPS = 10.0  # For frames without a rate of their own; what the challenge asks for.
+FRAMES_A_WORKER = 3  # Held at a time: one in work and two that wait, so that it never waits for the reader.
+
+# --- which thread does what ---
+
+Work = Callable[[np.ndarray], Any]
+Write = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who computes.
+    """How many threads label frames, and how many compute in each call."""
 
-    Attributes:
-        workers: Threads that label frames; 0 reads, labels and writes in turn.
-        threads: Computing threads of each call, None for the runtime's own number.
-    """
-
-    workers: int
-    threads: int | None
+    workers: int  # Threads that label frames; 0 reads, labels and writes in turn.
+    threads: int | None  # Computing threads of each call, None for the runtime's own number.
 
 
 def plan_work(model: str, on_cpu: bool, workers: int | None = None, overlap: bool = True) -> Plan:
-    """Who computes by default.
+    """The default `Plan` for the model at a path.
 
     On a CPU each core labels a frame of its own: nothing waits for another core within a frame, and a core
     that reads or encodes delays one frame and not all. A GPU, and OpenVINO, which has threads of its own,
     get two, so that one frame is labelled while the other is painted.
-
-    Args:
-        model: The model's path; an OpenVINO file ends in ``.xml``.
-        on_cpu: Whether it computes there.
-        workers: As many are asked for.
-        overlap: Whether anything is to happen at once.
     """
     if not overlap:
         return Plan(0, None)
@@ -61,24 +63,274 @@ def plan_work(model: str, on_cpu: bool, workers: int | None = None, overlap: boo
     return Plan(workers, max(1, cores() // workers))
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """Which results of an input are written, and where.
+def run_in_turn(frames: Iterable[np.ndarray], work: Work, write: Write, stop: threading.Event) -> int:
+    """Read, work on and write one frame after another, until they end or a stop; returns how many."""
+    written = 0
+    with _closed_after(frames):
+        for frame in frames:
+            if stop.is_set():
+                break
+            write(work(frame))
+            written += 1
+    return written
 
-    Attributes:
-        folder: Where they go.
-        kinds: Of `KINDS`: ``overlay`` (a video), ``labels`` (a folder of palette PNGs), ``json`` (the
-            challenge's).
-        opacity: Weight of the colours in the overlay, 0 to 1.
-        fps: Frames a second of the overlay; None keeps the input's.
-        stream: Open text file that also gets the challenge's JSON.
+
+def run_overlapped(
+    frames: Iterable[np.ndarray], work: Work, write: Write, stop: threading.Event, workers: int
+) -> int:
+    """As `run_in_turn`, with a thread that reads, ``workers`` that work, and the calling one, which writes.
+
+    Results are written in the frames' order. At most `FRAMES_A_WORKER` frames a worker are read ahead of the
+    one that is being written. An error of any thread ends all and is raised here, once; an error of the
+    frames themselves is raised when those before it are written.
+    """
+    line: Queue[Future | BaseException | None] = Queue()
+    room, ending = threading.Semaphore(FRAMES_A_WORKER * workers), threading.Event()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix='work')
+
+    def read() -> None:
+        end = None
+        try:
+            with _closed_after(frames):
+                iterator = iter(frames)
+                # A frame is read once there is room for it.
+                while room.acquire() and not ending.is_set():
+                    frame = next(iterator, None)
+                    if frame is None or ending.is_set():
+                        break
+                    line.put(pool.submit(work, frame))
+                    del frame
+        except BaseException as error:  # noqa: BLE001  (raised by the calling thread)
+            end = error
+        line.put(end)
+
+    # A daemon: a source that gives nothing more must not keep the process from ending.
+    reader = threading.Thread(target=read, name='read', daemon=True)
+    reader.start()
+    written = 0
+    try:
+        while not stop.is_set():
+            try:
+                # How soon a stop is seen while there is nothing to write.
+                entry = line.get(timeout=0.1)
+            except Empty:
+                continue
+            if entry is None:
+                break
+            if isinstance(entry, BaseException):
+                raise entry
+            write(entry.result())
+            del entry
+            room.release()
+            written += 1
+    finally:
+        ending.set()
+        room.release()
+        pool.shutdown(wait=True, cancel_futures=True)
+        # A source may give no frame any more, say a camera that hangs.
+        reader.join(2.0)
+    return written
+
+
+@contextmanager
+def _closed_after(frames: Iterable[np.ndarray]) -> Iterator[None]:
+    """Close the frames' source at the end, if it can be closed."""
+    try:
+        yield
+    finally:
+        getattr(frames, 'close', lambda: None)()
+
+
+# --- results that grow by a frame at a time ---
+
+# Options that make each encoder fast enough to keep up, at a quality and file size worth keeping.
+_CODECS = {
+    'libx264': dict(preset='ultrafast', crf='20'),
+    'libvpx-vp9': {'deadline': 'realtime', 'cpu-used': '8', 'crf': '28', 'b': '0'},
+}
+# Each fragment plays without what comes after it, so that a killed process leaves a video.
+_FRAGMENTED = dict(movflags='frag_keyframe+empty_moov+default_base_moof', flush_packets='1')
+_SLOWEST, _FASTEST = 0.01, 1000
+_BT601, _LIMITED_RANGE = 6, 1  # Colour space and range of OpenCV's I420, by H.273.
+
+
+def check_rate(what: str, fps: float) -> None:
+    """Raise an InputError, about ``what``, for frames a second that no video can have."""
+    if not _SLOWEST <= fps <= _FASTEST:
+        raise InputError(
+            f'{what}: no video has {fps:g} frames a second; give --fps from {_SLOWEST} to {_FASTEST}'
+        )
+
+
+class Sink:
+    """A result that grows by a frame at a time."""
+
+    path: Path  # Where it is written.
+    of_masks = False  # Whether it takes the challenge's masks instead of the label map.
+
+    def prepare(self, frame: np.ndarray, result: np.ndarray) -> Any:
+        """What is written for a BGR frame with its label map (H, W) or masks (2, H, W); in any thread."""
+        return result
+
+    def write(self, prepared: Any) -> None:
+        """Write what was prepared of the next frame; an InputError if it cannot be written."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Finish the result; it holds the frames that were written."""
+
+
+class _FlushedFile(BufferedWriter):
+    """A file that flushes each write, so that errors show at once; FFmpeg's own files hide the last ones."""
+
+    def write(self, content: bytes) -> int:
+        written = super().write(content)
+        self.flush()
+        return written
+
+
+class OverlayVideo(Sink):
+    """The frames under their labels' colours, as H.264 (VP9 where PyAV has no x264) in fragmented MP4.
+
+    If the process is killed, the file plays up to its last complete second. Odd sides of the frames get a row
+    or a column repeated.
+
+    Raises:
+        InputError: If the file cannot be written, PyAV is not installed, or the encoder refuses the size or
+            the rate.
     """
 
+    def __init__(
+        self,
+        path: Path,
+        size: tuple[int, int],
+        fps: float,
+        palette: Sequence[Sequence[int]],
+        opacity: float = 0.5,
+    ) -> None:
+        require(path, 'av')
+        import av
+
+        check_rate(str(path), fps)
+        codec = next((name for name in _CODECS if name in av.codecs_available), None)
+        if codec is None:
+            raise InputError(
+                f'{path}: this PyAV has none of {", ".join(_CODECS)}; install one from PyPI: pip install av'
+            )
+        self.path, self._av, self._opacity, self._size = path, av, opacity, size
+        # The frames are BGR, so the colours are, too.
+        self._palette = [list(colour)[::-1] for colour in palette]
+        self._pad = tuple(side % 2 for side in size)
+        self._rate = Fraction(fps).limit_denominator(100_000)
+        self._frames, self._is_open = 0, True
+        try:
+            self._file = _FlushedFile(FileIO(path, 'w'))
+            self._container = av.open(self._file, 'w', format='mp4', options=_FRAGMENTED)
+            self._stream = self._container.add_stream(codec, rate=self._rate, options=_CODECS[codec])
+            context = self._stream.codec_context
+            context.height, context.width = (side + odd for side, odd in zip(size, self._pad, strict=True))
+            context.pix_fmt = 'yuv420p'
+            # A fragment begins with a keyframe: one a second.
+            context.gop_size = max(1, round(self._rate))
+            context.colorspace = context.color_primaries = context.color_trc = _BT601
+            context.color_range = _LIMITED_RANGE
+            context.open()
+        except (OSError, av.FFmpegError) as error:
+            self._give_up()
+            if not isinstance(error, OSError):
+                path.unlink()
+            raise self._unwritable(error) from error
+
+    def prepare(self, frame: np.ndarray, result: np.ndarray) -> np.ndarray:
+        """The overlay as I420, uint8 (3 H / 2, W)."""
+        picture = overlay(frame, result, self._palette, self._opacity)
+        if any(self._pad):
+            picture = cv2.copyMakeBorder(picture, 0, self._pad[0], 0, self._pad[1], cv2.BORDER_REPLICATE)
+        return cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420)
+
+    def write(self, prepared: np.ndarray) -> None:
+        """Encode a frame and write what comes out."""
+        frame = self._av.VideoFrame.from_ndarray(prepared, format='yuv420p')
+        frame.pts, frame.time_base = self._frames, 1 / self._rate
+        self._mux(frame)
+        self._frames += 1
+
+    def _mux(self, frame: av.VideoFrame | None) -> None:
+        """Encode a frame, or with None what the encoder holds back, and write it."""
+        try:
+            self._container.mux(self._stream.encode(frame))
+            if frame is None:
+                self._is_open = False
+                self._container.close()
+                self._file.close()
+        except (OSError, self._av.FFmpegError) as error:
+            self._give_up()
+            raise self._unwritable(error) from error
+
+    def close(self) -> None:
+        """Write what the encoder holds back, and the file's end."""
+        if self._is_open:
+            self._mux(None)
+
+    def _give_up(self) -> None:
+        """Close a file that cannot be completed; errors are ignored here, as the cause is known."""
+        self._is_open = False
+        for part in ('_container', '_file'):
+            with suppress(OSError, self._av.FFmpegError, AttributeError):
+                getattr(self, part).close()
+
+    def _unwritable(self, error: OSError | av.FFmpegError) -> InputError:
+        if isinstance(error, OSError):
+            return InputError(
+                f'{self.path}: cannot be written ({error.strerror}); make room, or name another --out'
+            )
+        height, width = self._size
+        return InputError(
+            f'{self.path}: the encoder takes no frames of {width}x{height} ({error.strerror}); make them '
+            'smaller, or leave the overlay out'
+        )
+
+
+class LabelFolder(Sink):
+    """A palette PNG of every frame's class ids in a folder: ``000001.png`` and so on."""
+
+    def __init__(self, path: Path, palette: Sequence[Sequence[int]]) -> None:
+        self.path, self._palette, self._frames = path, palette, 0
+
+    def write(self, prepared: np.ndarray) -> None:
+        """Write the next PNG."""
+        self._frames += 1
+        save_palette_png(self.path / f'{self._frames:06d}.png', prepared, self._palette)
+
+
+class ChallengeJson(Sink):
+    """The challenge's JSON of every frame's masks, in a file, or in an open text file."""
+
+    of_masks = True
+
+    def __init__(self, target: Path | TextIO) -> None:
+        self.path = target if isinstance(target, Path) else Path('standard output')
+        self._writer = SubmissionWriter(target)
+
+    def write(self, prepared: np.ndarray) -> None:
+        """Add a frame's masks."""
+        self._writer.add(prepared)
+
+    def close(self) -> None:
+        """End the JSON."""
+        self._writer.close()
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Which results of an input are written, and where."""
+
     folder: Path
+    # From `KINDS`: ``overlay`` (a video), ``labels`` (palette PNGs), ``json`` (the challenge's).
     kinds: tuple[str, ...] = ('overlay',)
-    opacity: float = 0.5
-    fps: float | None = None
-    stream: TextIO | None = None
+    opacity: float = 0.5  # Weight of the colours in the overlay, 0 to 1.
+    fps: float | None = None  # The overlay's rate; None keeps the input's.
+    stream: TextIO | None = None  # Also gets the challenge's JSON.
 
     def paths(self, stem: str) -> dict[str, Path]:
         """Where each kind of result of an input of this name goes."""
@@ -86,17 +338,7 @@ class Outputs:
         return {kind: self.folder / names[kind] for kind in self.kinds}
 
     def check(self, source: str, stem: str, overwrite: bool) -> None:
-        """Make the folder, and see that all can be written, before anything is computed.
-
-        Args:
-            source: What is read.
-            stem: Its name for results.
-            overwrite: Whether results that are there may be replaced.
-
-        Raises:
-            InputError: If a result is there, or is what is read, the folder cannot be written to, or the rate
-                is none.
-        """
+        """Make the folder; an InputError if a result is there, is the source, or cannot be written."""
         if self.fps is not None:
             check_rate(f'--fps {self.fps}', self.fps)
         for path in self.paths(stem).values():
@@ -116,46 +358,45 @@ class Outputs:
             ) from error
 
     @contextmanager
-    def open(self, source: FrameSource, stem: str, palette: Sequence[Sequence[int]]) -> Iterator[list[Sink]]:
-        """The sinks, open as long as the context is; PNGs of an earlier run are removed."""
+    def open(self, source: FrameSource, stem: str, segmenter: Segmenter) -> Iterator[list[Sink]]:
+        """The sinks, open as long as the context is; PNGs of an earlier run are removed.
+
+        Raises:
+            InputError: If one cannot be written, or the classes lack those that the challenge's JSON needs.
+        """
+        if self.stream is not None or 'json' in self.kinds:
+            challenge_ids(segmenter.classes)
+        palette = segmenter.palette
         with ExitStack() as stack:
             sinks: list[Sink] = []
             for kind, path in self.paths(stem).items():
-                sinks.append(self._sink(kind, path, source, palette))
+                if kind == 'overlay':
+                    fps = self.fps or source.fps or DEFAULT_FPS
+                    sinks.append(OverlayVideo(path, source.size, fps, palette, self.opacity))
+                elif kind == 'json':
+                    sinks.append(ChallengeJson(path))
+                else:
+                    for left in path.glob('*.png'):
+                        left.unlink()
+                    sinks.append(LabelFolder(path, palette))
                 stack.callback(sinks[-1].close)
             if self.stream is not None:
                 sinks.append(ChallengeJson(self.stream))
                 stack.callback(sinks[-1].close)
             yield sinks
 
-    def _sink(self, kind: str, path: Path, source: FrameSource, palette: Sequence[Sequence[int]]) -> Sink:
-        if kind == 'overlay':
-            fps = self.fps or source.fps or DEFAULT_FPS
-            return OverlayVideo(path, source.size, fps, palette, self.opacity)
-        if kind == 'json':
-            return ChallengeJson(path)
-        for left in path.glob('*.png'):
-            left.unlink()
-        return LabelFolder(path, palette)
+
+# --- the complete work ---
 
 
 def compile_if_it_pays(segmenter: Segmenter, total: int | None, wanted: bool | None) -> str | None:
-    """Compile a segmenter's network if it is asked for, or the video is long enough.
-
-    Args:
-        segmenter: The model.
-        total: How many frames there are, None if nobody knows.
-        wanted: Whether it is asked for; None leaves it to the length.
-
-    Returns:
-        A line that says so, or why it was not done; None where there is nothing to say.
+    """Compile a network if ``wanted``, or with None if it pays; returns a line on it, None if not tried.
 
     Raises:
-        InputError: If it is asked for and cannot be done.
+        InputError: If it is wanted and cannot be done.
     """
-    if wanted is None and (segmenter.is_exported or (total or 0) < COMPILE_FROM_FRAMES):
-        return None
-    if wanted is False:
+    pays = not segmenter.is_exported and (total or 0) >= COMPILE_FROM_FRAMES
+    if not (pays if wanted is None else wanted):
         return None
     try:
         segmenter.compile()
@@ -164,12 +405,6 @@ def compile_if_it_pays(segmenter: Segmenter, total: int | None, wanted: bool | N
             raise
         return f'not compiled: {error}'
     return 'compiling: the first frame takes 5 to 15 s longer'
-
-
-def check_classes(outputs: Outputs, segmenter: Segmenter) -> None:
-    """Raise an InputError if the challenge's JSON is asked for and the classes lack vehicles or road."""
-    if outputs.stream is not None or 'json' in outputs.kinds:
-        challenge_ids(segmenter.classes)
 
 
 def label_video(
@@ -182,27 +417,28 @@ def label_video(
     stop: threading.Event | None = None,
     written: Callable[[], None] = lambda: None,
 ) -> int:
-    """Label every frame and write the results, in order; sinks stay open, the frames are closed.
+    """Label every frame and write the results, in order; returns how many were written.
 
     Args:
         segmenter: The model.
-        frames: BGR, uint8 (H, W, 3), of one size.
-        sinks: What is written.
-        plan: Who computes.
+        frames: BGR, uint8 (H, W, 3), of one size; closed in the end.
+        sinks: What is written; they stay open.
+        plan: As from `plan_work`.
         hood: Rule for the challenge's masks, as in `Segmenter.masks`.
-        stop: Ends the work behind the frame that is being written.
+        stop: Ends the work after the frame that is being written.
         written: Called after each frame.
-
-    Returns:
-        How many frames were written.
 
     Raises:
         InputError: If frames cannot be read (those before are written), or a result cannot be written.
     """
     stop = stop or threading.Event()
+    wants_masks = any(sink.of_masks for sink in sinks)
 
     def work(frame: np.ndarray) -> list[Any]:
-        label_map, masks = _results(segmenter, frame, sinks, hood)
+        if wants_masks:
+            label_map, masks = segmenter.labels_and_masks(frame, colours='BGR', hood=hood)
+        else:
+            label_map, masks = segmenter(frame, colours='BGR'), None
         return [sink.prepare(frame, masks if sink.of_masks else label_map) for sink in sinks]
 
     def write(prepared: list[Any]) -> None:
@@ -212,22 +448,10 @@ def label_video(
 
     if not plan.workers:
         return run_in_turn(frames, work, write, stop)
-    # OpenCV's own threads would wait for each other beside workers that keep every core busy.
+    # OpenCV's own threads would wait for each other while workers keep every core busy.
     opencv_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
         return run_overlapped(frames, work, write, stop, plan.workers)
     finally:
         cv2.setNumThreads(opencv_threads)
-
-
-def _results(
-    segmenter: Segmenter, frame: np.ndarray, sinks: Sequence[Sink], hood: str
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Label map and masks of a frame, as far as the sinks want them."""
-    wants_masks = any(sink.of_masks for sink in sinks)
-    if wants_masks and all(sink.of_masks for sink in sinks):
-        return None, segmenter.masks(frame, colours='BGR', hood=hood)
-    if not wants_masks:
-        return segmenter(frame, colours='BGR'), None
-    return segmenter.labels_and_masks(frame, colours='BGR', hood=hood)

@@ -1,4 +1,8 @@
-"""What an inspection found, as one HTML file without scripts or links, and as JSON."""
+"""An inspection of a data root as lines, as JSON, and as one HTML file without scripts or links.
+
+The page is built from strings, not with Jinja as a run's page is: inspecting needs NumPy, Pillow and OpenCV
+only.
+"""
 
 from __future__ import annotations
 
@@ -10,36 +14,59 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..datasets import leak, png
-from ..datasets.episodes import SPLITS
-from ..datasets.inspection import KINDS, Inspection
-from ..datasets.judging import Judged
-from ..datasets.labels import get_scheme
-from ..datasets.leak import Leak
-from ..datasets.simulators import SIMULATORS
-from ..datasets.statistics import class_weights, to_json
-from .figures import colour_label
+from ..datasets import image_io
+from ..datasets.atomic_io import read_object, write_json, write_whole
+from ..datasets.carla import SIMULATORS, SPLITS, Scheme, get_scheme
+from ..datasets.checks import KINDS, Inspection, Judged
+from ..datasets.dataset_stats import class_weights, to_json
+from ..errors import InputError, printable
+from ..evaluation import leak as leak_report
+from ..evaluation.leak import Leak
+from .pictures import colour_label
 
-_PICTURE_WH = (320, 240)
-_OFFENDERS = 12
+REPORT_NAME, PAGE_NAME, MANIFEST_NAME = 'inspection.json', 'report.html', 'manifest.json'
+_EXAMPLES = 3  # Lines shown for each kind of problem.
+_LISTED_PROBLEMS, _SHOWN_FRAMES = 2000, 12
 _RAREST_CLASSES, _FRAMES_OF_CLASS = 4, 3
-_LISTED_PROBLEMS = 2000
-_NO_CLASS_RGB = (255, 255, 255)
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: .5em 0 1.5em } td, th { padding: .15em .6em; text-align: left }
-tr:nth-child(even) { background: #f4f4f4 } td.n { text-align: right; font-variant-numeric: tabular-nums }
-td { overflow-wrap: anywhere }
-.bar { display: flex; height: 1.1em; width: 36em; border: 1px solid #bbb } .bar i { display: block }
-.key i { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 1em; border: 1px solid #999 }
-figure { display: inline-block; margin: 0 1em 1em 0; vertical-align: top; max-width: 41em }
-figcaption { font-size: 13px; overflow-wrap: anywhere } .bad { color: #b00020 } .good { color: #176b2c }
-"""
+_PICTURE_WH = (320, 240)
+_STYLE = Path(__file__).with_name('templates') / 'style.css'
 
 
-def to_json_report(inspection: Inspection, leaks: Sequence[Leak]) -> dict:
-    """Everything an inspection found; the same data give the same content."""
+def read_split(path: Path) -> dict[str, list[str]]:
+    """Frame or drive names by part, from JSON; an InputError if the file is something else."""
+    wanted = 'expected {"train": ["F1", "F2-17"], "test": [...]}'
+    split = read_object(path, wanted)
+    for names in split.values():
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise InputError(f'{path}: {wanted}')
+    return split
 
+
+def write_reports(out: Path, inspection: Inspection, leaks: Sequence[Leak]) -> None:
+    """Write JSON and page; the same data give the same bytes."""
+    write_json(out / REPORT_NAME, _json_report(inspection, leaks))
+    # A name that is not UTF-8 is read as surrogates.
+    write_whole(out / PAGE_NAME, _page(inspection, leaks).encode('utf-8', 'backslashreplace'))
+
+
+def summary(inspection: Inspection, leaks: Sequence[Leak]) -> str:
+    """The problems by kind with examples, and the leaks, as lines."""
+    lines = [f'{len(inspection.judged)} frames, {len(inspection.valid)} valid']
+    for kind, count in _problem_counts(inspection).items():
+        lines.append(f'{count:6}  {KINDS[kind]} ({kind})')
+        of_kind = [problem for problem in inspection.problems if problem.kind == kind]
+        lines += [f'        {printable(f"{one.path}: {one.message}")}' for one in of_kind[:_EXAMPLES]]
+    if inspection.accepted:
+        lines.append(f'{len(inspection.accepted):6}  accepted')
+    for one in leaks:
+        lines.append(
+            f'copying the nearest training label, {one.split}, {one.part} ({len(one.frames)} frames): '
+            f'mIoU {one.miou:.1f}, {one.agreement:.1f} % of pixels'
+        )
+    return '\n'.join(lines)
+
+
+def _json_report(inspection: Inspection, leaks: Sequence[Leak]) -> dict:
     def listed(problems: Iterable) -> list[dict]:
         return [dict(kind=one.kind, path=one.path, message=one.message) for one in problems]
 
@@ -48,52 +75,55 @@ def to_json_report(inspection: Inspection, leaks: Sequence[Leak]) -> dict:
         simulator=inspection.simulator,
         sound=not inspection.problems,
         frames=len(inspection.judged),
-        sound_frames=len(inspection.sound),
+        sound_frames=len(inspection.valid),
         size=list(inspection.size),
         problems=listed(inspection.problems),
         accepted=listed(inspection.accepted),
-        counts=problem_counts(inspection),
+        counts=_problem_counts(inspection),
         stats=to_json(inspection.stats) if inspection.stats.drives else None,
-        leaks=leak.to_json(leaks),
+        leaks=leak_report.to_json(leaks),
     )
 
 
-def problem_counts(inspection: Inspection) -> dict[str, int]:
+def _problem_counts(inspection: Inspection) -> dict[str, int]:
     """How many problems of each kind there are, in the order of `KINDS`; only kinds that occur."""
-    counts = dict.fromkeys(KINDS, 0)
-    for problem in inspection.problems:
-        counts[problem.kind] += 1
-    return {kind: count for kind, count in counts.items() if count}
+    kinds = [problem.kind for problem in inspection.problems]
+    return {kind: kinds.count(kind) for kind in KINDS if kind in kinds}
 
 
-def build_page(inspection: Inspection, leaks: Sequence[Leak]) -> str:
+# --- the page ----------------------------------------------------------------------------------------------
+
+
+def _page(inspection: Inspection, leaks: Sequence[Leak]) -> str:
     """The HTML page; every name in it is escaped."""
-    stats = inspection.stats
-    verdict = (
-        f'<p class="bad">{len(inspection.problems)} problems.</p>'
-        if inspection.problems
-        else '<p class="good">Sound: no problem found.</p>'
-    )
     height, width = inspection.size
-    about = (
-        f'<p>{len(inspection.judged)} frames, {len(inspection.sound)} sound; of {height}x{width} '
-        f'(height x width); tags of CARLA {inspection.simulator}.</p>'
-    )
+    scheme = get_scheme(SIMULATORS[inspection.simulator].scheme_name)
+    verdict = '<p class="good">No problem found.</p>'
+    if inspection.problems:
+        verdict = f'<p class="bad">{len(inspection.problems)} problems.</p>'
+    counts = f'{len(inspection.judged)} frames, {len(inspection.valid)} valid; of {height}x{width}'
     sections = [
         f'<h1>Inspection of {escape(inspection.root.name)}</h1>{verdict}',
-        about,
+        f'<p>{counts} (height x width); tags of CARLA {inspection.simulator}.</p>',
         _problem_tables(inspection),
-        _offenders(inspection),
+        _frames_with_problems(inspection, scheme),
     ]
-    if stats.drives:
-        sections += [_measures(inspection), _histograms(inspection), _rarest(inspection)]
+    if inspection.stats.drives:
+        sections += [
+            _measures(inspection, scheme),
+            _histograms(inspection, scheme),
+            _rarest(inspection, scheme),
+        ]
     sections.append(_leak_table(leaks))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         # Nothing is loaded or run, whatever the data's names hold.
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        f'<title>Inspection</title><style>{_STYLE}</style></head><body>{"".join(sections)}</body></html>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f'<title>Inspection</title><style>{_STYLE.read_text(encoding="utf-8")}</style></head>'
+        f'<body>{"".join(sections)}</body></html>\n'
     )
 
 
@@ -101,12 +131,12 @@ def _table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
     """A table; numbers to the right, strings escaped, `_Html` as it is."""
 
     def cell(value: object) -> str:
-        if isinstance(value, _Html):
-            return f'<td>{value}</td>'
-        return f'<td>{escape(value)}</td>' if isinstance(value, str) else f'<td class="n">{value}</td>'
+        kind = 'text' if isinstance(value, str) else 'n'
+        return f'<td class="{kind}">{value if isinstance(value, _Html) else escape(str(value))}</td>'
 
-    lines = ''.join(f'<tr>{"".join(cell(value) for value in row)}</tr>' for row in rows)
-    return f'<table><tr>{"".join(f"<th>{escape(name)}</th>" for name in head)}</tr>{lines}</table>'
+    lines = ''.join(f'<tr>{"".join(map(cell, row))}</tr>' for row in rows)
+    names = ''.join(f'<th>{escape(name)}</th>' for name in head)
+    return f'<div class="scroll"><table><thead><tr>{names}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
 class _Html(str):
@@ -116,83 +146,72 @@ class _Html(str):
 def _problem_tables(inspection: Inspection) -> str:
     if not inspection.problems:
         return ''
-    counts = problem_counts(inspection)
-    shown = inspection.problems[:_LISTED_PROBLEMS]
+    counts = [(KINDS[kind], count) for kind, count in _problem_counts(inspection).items()]
+    shown = [(KINDS[one.kind], one.path, one.message) for one in inspection.problems[:_LISTED_PROBLEMS]]
     more = len(inspection.problems) - len(shown)
     return (
-        '<h2>Problems</h2>'
-        + _table(('problem', 'count'), ((KINDS[kind], count) for kind, count in counts.items()))
-        + _table(('problem', 'file', 'what'), ((KINDS[one.kind], one.path, one.message) for one in shown))
-        + (f'<p>and {more} more, in inspection.json</p>' if more else '')
+        f'<h2>Problems</h2>{_table(("problem", "count"), counts)}{_table(("problem", "file", "what"), shown)}'
+        + (f'<p>and {more} more, in {REPORT_NAME}</p>' if more else '')
     )
 
 
-def _offenders(inspection: Inspection) -> str:
+def _frames_with_problems(inspection: Inspection, scheme: Scheme) -> str:
     """The frames with most problems as pictures."""
-    faults: dict[str, list] = {}
+    messages: dict[str, list[str]] = {}
     for problem in inspection.problems:
         if problem.frame:
-            faults.setdefault(problem.frame, []).append(problem)
-    frames = {one.files.name: one for one in inspection.judged}
-    worst = sorted((name for name in faults if name in frames), key=lambda name: (-len(faults[name]), name))
-    figures = [
-        _figure(inspection, frames[name], f'{name}: {"; ".join(problem.message for problem in faults[name])}')
-        for name in worst[:_OFFENDERS]
-    ]
-    if not figures:
+            messages.setdefault(problem.frame, []).append(problem.message)
+    frames = {one.files.name: one for one in inspection.judged if one.files.name in messages}
+    worst = sorted(frames, key=lambda name: (-len(messages[name]), name))[:_SHOWN_FRAMES]
+    if not worst:
         return ''
+    figures = [
+        _figure(inspection, frames[name], scheme, f'{name}: {"; ".join(messages[name])}') for name in worst
+    ]
     note = 'White: class ids out of range. Grey: cannot be decoded.'
-    return f'<h2>Worst offenders</h2><p>{note}</p>{"".join(figures)}'
+    return f'<h2>Frames with most problems</h2><p>{note}</p>{"".join(figures)}'
 
 
-def _figure(inspection: Inspection, judged: Judged, caption: str) -> str:
+def _figure(inspection: Inspection, judged: Judged, scheme: Scheme, caption: str) -> str:
     """Image and coloured label of a frame, small, inside the page."""
-    palette = _tag_palette(inspection.simulator)
+    palette = colour_label(np.array(scheme.tag_to_id, np.uint8), scheme.palette)
     pictures = []
-    for path, is_label in ((judged.files.image, False), (judged.files.label, True)):
-        picture = _small_picture(inspection.root / path, palette if is_label else None)
+    for path, colours in ((judged.files.image, None), (judged.files.label, palette)):
+        picture = _small_picture(inspection.root / path, colours)
         data = base64.b64encode(cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 80])[1]).decode()
         pictures.append(f'<img alt="" width="{_PICTURE_WH[0]}" src="data:image/jpeg;base64,{data}">')
-    return f'<figure>{"".join(pictures)}<figcaption>{escape(caption)}</figcaption></figure>'
+    return f'<figure class="pair">{"".join(pictures)}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _small_picture(path: Path, palette: np.ndarray | None) -> np.ndarray:
-    """An image, or with a palette a label in its colours, BGR; grey where it cannot be decoded."""
+    """An image, or with a palette (RGB by tag) a label in its colours, BGR; grey if it cannot be decoded."""
     try:
         content = path.read_bytes()
     except OSError:
         content = b''
-    header = png.header_of(content)
-    is_jpeg = content.startswith(png.JPEG_SIGNATURE)
-    pixels = None
-    if is_jpeg or (header is not None and 0 < header.size[0] * header.size[1] <= 2**24):
-        tags = palette is not None and not is_jpeg and header.bit_depth != 16
-        pixels = png.decode_tags(content) if tags else png.decode(content)
+    header, pixels = image_io.header_of(content), None
+    if header is None and content.startswith(image_io.JPEG_SIGNATURE):
+        pixels = image_io.decode(content)
+    elif header is not None and 0 < header.size[0] * header.size[1] <= image_io.LARGEST_PIXELS:
+        are_tags = palette is not None and header.bit_depth != 16
+        pixels = image_io.decode_label(content) if are_tags else image_io.decode(content)
     if pixels is None:
         return np.full((*_PICTURE_WH[::-1], 3), 128, np.uint8)
-    if palette is not None:
-        pixels = palette[pixels if pixels.ndim == 2 else pixels[..., 2]][..., ::-1]
+    if palette is None:
+        return cv2.resize(pixels, _PICTURE_WH, interpolation=cv2.INTER_AREA)
+    coloured = colour_label(image_io.red_channel(pixels), palette)[..., ::-1]
     # Nearest: a mean of two class colours would be a third class.
-    return cv2.resize(pixels, _PICTURE_WH, interpolation=cv2.INTER_NEAREST if palette is not None else 3)
+    return cv2.resize(coloured, _PICTURE_WH, interpolation=cv2.INTER_NEAREST)
 
 
-def _tag_palette(simulator: str) -> np.ndarray:
-    """Colour of each tag's class, RGB uint8 (256, 3)."""
-    scheme = get_scheme(SIMULATORS[simulator].scheme_name)
-    colours = np.full((256, 3), _NO_CLASS_RGB, np.uint8)
-    colours[: len(scheme.tag_to_id)] = colour_label(np.array(scheme.tag_to_id, np.uint8), scheme.palette)
-    return colours
-
-
-def _measures(inspection: Inspection) -> str:
-    """Class counts and weights, mean and deviation, hood."""
-    stats, scheme = inspection.stats, get_scheme(SIMULATORS[inspection.simulator].scheme_name)
-    parts = to_json(stats)['derived']
-    part = 'train' if 'train' in parts else 'all'
+def _measures(inspection: Inspection, scheme: Scheme) -> str:
+    """Class shares and weights, mean and deviation, hood."""
+    stats = inspection.stats
+    part = 'train' if 'train' in to_json(stats)['derived'] else 'all'
     percent = stats.percent(scheme, None if part == 'all' else part)
-    weights = class_weights(percent)
+    weights = class_weights(percent).values()
     rows = [
-        (name, f'{percent[index]:.4f}', *(f'{one[index]:.2f}' for one in weights.values()))
+        (name, f'{percent[index]:.4f}', *(f'{one[index]:.2f}' for one in weights))
         for index, name in enumerate(scheme.classes)
     ]
     mean, std = ([round(float(value), 2) for value in values] for values in stats.mean_std())
@@ -202,71 +221,63 @@ def _measures(inspection: Inspection) -> str:
     head = ('class', f'% of pixels ({part})', 'weight, median frequency (square root)', 'weight, 1/log')
     return (
         f'<h2>For training</h2>{_table(head, rows)}<p>Mean {mean}, deviation {std} (R, G, B). '
-        f'Hood, vehicle in every sound frame: {escape(hood)}.</p>'
+        f'Hood, vehicle in every valid frame: {hood}.</p>'
     )
 
 
-def _histograms(inspection: Inspection) -> str:
+def _histograms(inspection: Inspection, scheme: Scheme) -> str:
     """A bar of class shares for each drive and each part of the split."""
-    stats, scheme = inspection.stats, get_scheme(SIMULATORS[inspection.simulator].scheme_name)
+    stats, rows = inspection.stats, []
     groups = {part: tuple(one for one in drives if one in stats.drives) for part, drives in SPLITS.items()}
-    groups = {part: drives for part, drives in groups.items() if drives}
     groups |= {f'drive {drive}': (drive,) for drive in sorted(stats.drives)}
-    rows = []
-    for name, drives in groups.items():
-        percent = stats.percent(scheme, drives)
+    names, colours = [escape(name) for name in scheme.classes], scheme.palette
+    for group, drives in groups.items():
+        if not drives:
+            continue
         bars = ''.join(
-            f'<i title="{escape(label)} {share:.3f} %" style="width:{share:.3f}%;background:rgb{colour}"></i>'
-            for label, share, colour in zip(scheme.classes, percent, scheme.palette, strict=True)
+            f'<i title="{name} {share:.3f} %" style="width:{share:.3f}%;background:rgb{colour}"></i>'
+            for name, share, colour in zip(names, stats.percent(scheme, drives), colours, strict=True)
         )
         frames = sum(stats.drives[drive].frames for drive in drives)
-        rows.append((name, frames, _Html(f'<div class="bar">{bars}</div>')))
+        rows.append((group, frames, _Html(f'<div class="bar">{bars}</div>')))
     key = ''.join(
-        f'<i style="background:rgb{colour}"></i>{escape(name)}'
-        for name, colour in zip(scheme.classes, scheme.palette, strict=True)
+        f'<span><i style="background:rgb{colour}"></i>{name}</span>'
+        for name, colour in zip(names, colours, strict=True)
     )
-    return (
-        f'<h2>Classes by drive and split</h2><p class="key">{key}</p>'
-        f'{_table(("", "frames", "share of pixels"), rows)}'
-    )
+    table = _table(('', 'frames', 'share of pixels'), rows)
+    return f'<h2>Classes by drive and split</h2><p class="key">{key}</p>{table}'
 
 
-def _rarest(inspection: Inspection) -> str:
+def _rarest(inspection: Inspection, scheme: Scheme) -> str:
     """Frames with most pixels of the rarest classes."""
-    scheme = get_scheme(SIMULATORS[inspection.simulator].scheme_name)
     percent = inspection.stats.percent(scheme)
     rarest = [index for index in np.argsort(percent, kind='stable') if percent[index] > 0][:_RAREST_CLASSES]
-    sound, sections = inspection.sound, []
+    valid, sections = inspection.valid, ['<h2>Frames with the rarest classes</h2>']
     for index in rarest:
         tags = np.flatnonzero(np.array(scheme.tag_to_id) == index)
-        pixels = [int(one.tag_pixels[tags].sum()) for one in sound]
-        order = np.argsort(pixels, kind='stable')[::-1][:_FRAMES_OF_CLASS]
-        figures = ''.join(
-            _figure(
-                inspection,
-                sound[place],
-                f'{sound[place].files.name}: {pixels[place]} pixels',
-            )
-            for place in order
-            if pixels[place]
-        )
+        pixels = [int(one.tag_pixels[tags].sum()) for one in valid]
         count = sum(value > 0 for value in pixels)
-        sections.append(f'<h3>{escape(scheme.classes[index])} ({count} frames)</h3>{figures}')
-    return f'<h2>Frames with the rarest classes</h2>{"".join(sections)}'
+        order = np.argsort(pixels, kind='stable')[::-1][: min(count, _FRAMES_OF_CLASS)]
+        figures = [
+            _figure(inspection, valid[place], scheme, f'{valid[place].files.name}: {pixels[place]} pixels')
+            for place in order
+        ]
+        sections.append(f'<h3>{escape(scheme.classes[index])} ({count} frames)</h3>{"".join(figures)}')
+    return ''.join(sections)
 
 
 def _leak_table(leaks: Sequence[Leak]) -> str:
     """How well each split's held-out frames are predicted by copying."""
     if not leaks:
-        return '<h2>Leaks</h2><p>Not measured: too few sound frames for a split.</p>'
-    rows = (
+        return '<h2>Leaks</h2><p>Not measured: too few valid frames for a split.</p>'
+    rows = [
         (one.split, one.part, len(one.frames), one.train_frames)
         + tuple(f'{value:.1f}' for value in (one.same_drive, one.agreement, one.miou))
         for one in leaks
-    )
+    ]
     head = ('split', 'part', 'frames', 'train frames', 'nearest of the same drive, %', 'pixels agree, %')
     return (
         '<h2>Leaks</h2><p>Each frame gets the label of the training frame whose image is nearest (L2 of '
-        '40x30 thumbnails); no network is involved. What this scores, a model gets for remembering.</p>'
+        '40x30 thumbnails); no network is involved. A model reaches this score by remembering alone.</p>'
         + _table((*head, 'mIoU, %'), rows)
     )

@@ -1,88 +1,284 @@
-"""The run page: what was run and what came of it, as one HTML file that needs nothing beside it."""
+"""HTML pages on runs, read from their work dirs: one run with its results, or several runs compared."""
 
 from __future__ import annotations
 
 import base64
+import csv
+import difflib
+import json
+import math
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import __version__
-from ..datasets.files import write_whole
-from .frames_sheet import GROUPS, palette_css
-from .run_cards import command_again, drives, words
-from .run_data import CARD, FOLDER, PAGE, RunData, class_rows, page_of, read_run, save_tables
+from ..datasets.atomic_io import read_object, write_json, write_whole
+from ..engine.checkpoint import RUN_CARD_SUFFIX
+from ..engine.run_card import LATENCY, SCORES, check_shape, command_again, drives, words
+from ..errors import InputError, short_names
+from ..evaluation.metrics import class_scores
+from .frame_gallery import GROUPS, palette_css
+from .plots import compared_pictures, confusion_picture, curve_pictures, side_by_side
 
-_MAX_VALUE = 300  # Characters of a config's value that are shown.
+FOLDER = 'report'  # In a work dir.
+PAGE, CARD, FRAMES = 'index.html', 'run_card.json', 'frames.json'
+_REMEDY = 'remove it, or restore it'
+_SCORES = ('iou', 'f1', 'precision', 'recall')
 
 
-def environment() -> Environment:
-    """Jinja2 over the templates beside this file; whatever a page is given is escaped."""
-    return Environment(
+# --- a work dir --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run, as read from its work dir.
+
+    Its ``card`` is the run card, empty if there is none, with the keys that a report adds: ``result`` (the
+    last validation or test), ``config_changes``, ``latency``.
+    """
+
+    folder: Path
+    card: dict[str, Any]
+    scalars: list[dict]  # What training and validations logged, in order of step.
+    frames: list[dict]  # As from `FrameSheet.picture`.
+    scores: dict[str, Any] | None  # A test's ``scores.json``.
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The last measurement, with ``kind``, ``metrics``, ``classes``, ``confusion``; or None."""
+        # A card whose result is None is of a run that started after the test in scores.json.
+        return self.card['result'] if 'result' in self.card else _result_of(self.scores)
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The one that was tested, else the newest best, else the newest; None where there is none."""
+        named = self.card.get('checkpoint')
+        if named:
+            here = self.folder / Path(named).name
+            return str(here if here.is_file() else named)
+        found = sorted(self.folder.glob('*.pth'), key=lambda path: path.stat().st_mtime)
+        best = [path for path in found if path.name.startswith('best_')]
+        return str([*found, *best][-1]) if found else None
+
+    @property
+    def confusion(self) -> np.ndarray | None:
+        """Pixels, int64 (C, C), rows the truth; None where no metric counted them."""
+        counted = (self.result or {}).get('confusion')
+        return None if counted is None else np.array(counted, dtype=np.int64)
+
+    @cached_property
+    def curves(self) -> dict[str, bytes]:
+        """As from `curve_pictures`."""
+        return curve_pictures(self.scalars)
+
+    @cached_property
+    def confusion_picture(self) -> bytes | None:
+        """As from `confusion_picture`; None without a matrix."""
+        return None if self.confusion is None else confusion_picture(self.confusion, self.result['classes'])
+
+
+def page_of(work_dir: str | Path) -> Path:
+    """Path of a work dir's page."""
+    return Path(work_dir) / FOLDER / PAGE
+
+
+def read_run(folder: Path) -> RunData:
+    """Read a run from its work dir, which need not have a report.
+
+    Raises:
+        InputError: If it is not a folder, holds nothing of a run, or a file in it is damaged.
+    """
+    if not folder.is_dir():
+        raise InputError(f'{folder}: no such folder; name the work dir of a run')
+    path = folder / FOLDER / CARD
+    if not path.is_file():
+        cards = sorted(folder.glob(f'*{RUN_CARD_SUFFIX}'), key=lambda card: card.stat().st_mtime)
+        path = cards[-1] if cards else path
+    card = _read(path) or {}
+    path = folder / 'scores.json'
+    scores = _read(path)
+    if scores is not None:
+        check_shape(path, scores, SCORES, _REMEDY)
+    scalars = read_scalars(folder, card.get('since') or '')
+    if not (card or scalars or scores):
+        raise InputError(
+            f'{folder}: holds nothing of a run, no {FOLDER}/{CARD}, *{RUN_CARD_SUFFIX}, scores.json or log; '
+            'name the work dir of a training or test run'
+        )
+    return RunData(folder, card, scalars, _read(folder / FOLDER / FRAMES, list) or [], scores)
+
+
+def _read(path: Path, kind: type = dict) -> Any:
+    """A JSON file's content; None where the file is missing."""
+    return read_object(path, _REMEDY, kind) if path.is_file() else None
+
+
+def read_scalars(work_dir: Path, since: str = '') -> list[dict]:
+    """The entries that a work dir's runs logged, one dict each, in order of step.
+
+    Where a resumed run repeated steps, the later run counts. An incomplete last line, of a run that was
+    killed, is left out.
+
+    Args:
+        work_dir: The folder.
+        since: Name of the first run that counts, which is when it started: ``20250131_235959``.
+
+    Raises:
+        InputError: If a log is damaged.
+    """
+    entries: dict[tuple[bool, int], dict] = {}
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        if file.parents[1].name < since:
+            continue
+        try:
+            lines = file.read_text(encoding='utf-8').splitlines()
+            logged = [json.loads(line) for line in lines if line.endswith('}')]
+            entries |= {('mIoU' in entry, int(entry['step'])): entry for entry in logged}
+        except OSError as error:
+            raise InputError(f'{file}: cannot be read ({error.strerror}); {_REMEDY}') from None
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise InputError(f'{file}: is not a log of scalars ({error!r}); {_REMEDY}') from None
+    return [entries[key] for key in sorted(entries, key=lambda key: key[1])]
+
+
+def read_latency(path: Path) -> dict[str, Any]:
+    """A latency card as ``benchmark latency --json`` writes it; an InputError if it is not one."""
+    remedy = 'write one with benchmark latency --json FILE'
+    card = read_object(path, remedy)
+    check_shape(path, card, LATENCY, remedy)
+    return card
+
+
+def _result_of(scores: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A test's ``scores.json`` as a result."""
+    if not scores or 'confusion' not in scores:
+        return None
+    return dict(
+        kind='test',
+        split=scores.get('tested_on'),
+        classes=list(scores['iou']),
+        metrics=scores['metrics'],
+        confusion=scores['confusion'],
+    )
+
+
+def class_rows(run: RunData) -> list[dict[str, Any]]:
+    """One dict a class: ``class``, scores in percent (None: not defined), ``pixels`` and ``predicted``.
+
+    Empty where no metric counted pixels.
+    """
+    if run.confusion is None:
+        return []
+    scores, rows = class_scores(run.confusion), []
+    for index, name in enumerate(run.result['classes']):
+        values = {key: 100 * float(scores[key][index]) for key in _SCORES}
+        row = {key: None if math.isnan(value) else value for key, value in values.items()}
+        counts = {'pixels': scores['label_pixels'][index], 'predicted': scores['pred_pixels'][index]}
+        rows.append({'class': name, **row, **{key: int(value) for key, value in counts.items()}})
+    return rows
+
+
+# --- the report --------------------------------------------------------------------------------------------
+
+
+def write_report(folder: Path, latency: dict[str, Any] | None = None) -> Path:
+    """Write a work dir's report from what is in it: the page, its tables and pictures.
+
+    Args:
+        folder: The work dir.
+        latency: A latency card to show, in place of the one there.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: If the work dir holds nothing of a run, or cannot be written to.
+    """
+    run = read_run(folder)
+    if latency is not None:
+        run.card['latency'] = latency
+    path = page_of(folder)
+    write_json(path.with_name(CARD), run.card)
+    for name, content in _tables(run).items():
+        if content is None:
+            path.with_name(name).unlink(missing_ok=True)
+        else:
+            write_whole(path.with_name(name), content)
+    write_whole(path, build_page(run).encode())
+    return path
+
+
+def _tables(run: RunData) -> dict[str, bytes | None]:
+    """The files next to the page by name; None where there is nothing to show (yet)."""
+    rows = class_rows(run)
+    curves = side_by_side([*run.curves.values()], columns=2) if run.curves else None
+    results = matrix = None
+    if rows:
+        classes = run.result['classes']
+        shown = [['n/a' if value is None else value for value in row.values()] for row in rows]
+        counted = [[name, *line] for name, line in zip(classes, run.confusion.tolist(), strict=True)]
+        results = _csv([list(rows[0]), *shown])
+        matrix = _csv([['truth \\ predicted', *classes], *counted])
+    return {
+        'curves.png': curves,
+        'results.csv': results,
+        'confusion_matrix.csv': matrix,
+        'confusion_matrix.png': run.confusion_picture,
+    }
+
+
+def _csv(rows: list[list]) -> bytes:
+    text = StringIO()
+    csv.writer(text, lineterminator='\n').writerows(rows)
+    return text.getvalue().encode()
+
+
+def build_page(run: RunData) -> str:
+    """The page; every name in it is escaped."""
+    result, palette = run.result, (run.result or {}).get('palette')
+    config, name = run.card.get('config') or {}, run.folder.resolve().name
+    groups = {group: [one for one in run.frames if one['group'] == group] for group in GROUPS}
+    tested = run.scores or {}
+    baselines = tested.get('baselines') or tested.get('floors') or {}  # What older files call them.
+    # Those of an earlier test are not shown with another result.
+    is_tested = result is not None and tested.get('confusion') == result.get('confusion')
+    stages = (run.card.get('latency') or {}).get('stages') or {}
+    files = [path.name for path in sorted((run.folder / FOLDER).glob('*')) if path.name != PAGE]
+    return _render(
+        'run_page.html',
+        title=f'{name}: {Path(str(config.get("name"))).stem}' if config else name,
+        run=run,
+        facts=describe_card(run.card),
+        time_split=_time_split(run.scalars),
+        classes=class_rows(run),
+        baselines=baselines if is_tested else {},
+        frames={group: members for group, members in groups.items() if members},
+        colours=dict(zip(result['classes'], palette_css(palette), strict=True)) if palette else {},
+        latency_columns=list(dict.fromkeys(key for stage in stages.values() for key in stage)),
+        command=command_again(run.card),
+        files=files or [CARD],
+        package=__version__,
+    )
+
+
+def _render(template: str, **content: Any) -> str:
+    """A page from ``templates/``; whatever it is given is escaped."""
+    environment = Environment(
         loader=PackageLoader('mmseg_unet_lyft', 'report/templates'),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def write_report(folder: Path, latency: dict[str, Any] | None = None) -> Path:
-    """Write a work dir's report from what lies there: the page, its tables and pictures.
-
-    Args:
-        folder: The work dir.
-        latency: A latency card to put on it, in the place of the one there.
-
-    Returns:
-        The page's path.
-
-    Raises:
-        InputError: If there is nothing of a run, or the place cannot be written to.
-    """
-    run = read_run(folder)
-    if latency is not None:
-        run.card['latency'] = latency
-    save_tables(run)
-    path = page_of(folder)
-    write_whole(path, build_page(run).encode())
-    return path
-
-
-def build_page(run: RunData) -> str:
-    """The page; every name in it is escaped."""
-    card, result = run.card, run.result or {}
-    beside = [path.name for path in sorted((run.folder / FOLDER).glob('*')) if path.name != PAGE]
-    return (
-        environment()
-        .get_template('run_page.html')
-        .render(
-            title=f'{run.folder.resolve().name}: {Path(str((card.get("config") or {}).get("name"))).stem}'
-            if card.get('config')
-            else run.folder.resolve().name,
-            state=_state(run),
-            headline=_headline(run),
-            what=describe_card(card),
-            versions=list(((card.get('machine') or {}).get('versions') or {}).items()),
-            changes=_changes(card),
-            curves={name: png_uri(picture) for name, picture in run.curves.items()},
-            time_split=_time_split(run.scalars),
-            metrics=[(name, number(value, 4)) for name, value in (result.get('metrics') or {}).items()],
-            **_classes(run),
-            **_challenge(run),
-            **_frames(run),
-            latency=_latency(card.get('latency')),
-            measure_latency=_latency_commands(run),
-            reproduce=_commands(card),
-            reproduce_notes=_conditions(card),
-            config_text=(card.get('config') or {}).get('text'),
-            beside=beside or [CARD],
-            package=__version__,
-        )
-    )
+    environment.filters |= dict(number=number, png_uri=png_uri, drives=drives, words=words, shell=shlex.join)
+    return environment.get_template(template).render(**content)
 
 
 def png_uri(picture: bytes) -> str:
@@ -95,188 +291,111 @@ def number(value: float | None, places: int = 2) -> str:
     return 'n/a' if value is None else f'{value:.{places}f}'
 
 
-def _state(run: RunData) -> str:
-    """What the page is of, in a line."""
-    result, started = run.result, run.card.get('started')
-    begun = f' Started {started}.' if started else ''
-    if result is None:
-        logged = f' Training is at step {run.scalars[-1]["step"]}.' if run.scalars else ''
-        return f'No validation yet.{logged}{begun} Reload this page behind the next validation.'
-    where = f' behind step {result["step"]}' if result.get('step') is not None else ''
-    return f'Last {result["kind"]}{where}, on {drives(result.get("split"))}.{begun}'
-
-
-def _headline(run: RunData) -> list[tuple[str, str]]:
-    """The few figures that are looked for first."""
-    metrics = (run.result or {}).get('metrics') or {}
-    names = {
-        'mIoU': 'mIoU, %',
-        'aAcc': 'pixel accuracy, %',
-        'val_loss': 'validation loss',
-        'challenge/F_avg': 'challenge F, %',
-    }
-    return [
-        (title, number(metrics[key], 4 if key == 'val_loss' else 2))
-        for key, title in names.items()
-        if metrics.get(key) is not None
-    ]
-
-
-def describe_card(card: dict[str, Any]) -> list[tuple[str, str]]:
-    """What was run, on what, in rows of two; empty without a card."""
+def describe_card(card: dict[str, Any]) -> dict[str, str]:
+    """A run card's facts as text, by name; empty without a card."""
     if not card:
-        return []
-    data, machine, git = (card.get(key) or {} for key in ('data', 'machine', 'git'))
-    config = card.get('config') or {}
-    hashes = [
-        f'{name} {data[key]}'
-        for name, key in (('manifest', 'manifest_sha256'), ('stats.json', 'stats_sha256'))
-        if data.get(key)
-    ]
+        return {}
+    data, machine, git, config = (card.get(key) or {} for key in ('data', 'machine', 'git', 'config'))
+    hashes = {'manifest': data.get('manifest_sha256'), 'stats.json': data.get('stats_sha256')}
+    hashes = '; '.join(f'{name} {value}' for name, value in hashes.items() if value)
     threads = ', '.join(f'{name} {count}' for name, count in (machine.get('threads') or {}).items())
-    rows = [
-        ('command', shlex.join(map(str, card.get('command') or []))),
-        ('config', f'{words(config.get("name"))} (SHA-256 {words(config.get("sha256"))})'),
-        ('checkpoint', card.get('checkpoint')),
-        ('seed', words(card.get('seed'))),
-        ('deterministic', words(card.get('deterministic'))),
-        ('processes', words(card.get('processes'))),
-        ('went on from', card.get('resumed_from')),
-        (
-            'data',
-            f'{words(data.get("root"))}, {words(data.get("frames"))} frames of {drives(data.get("split"))}',
-        ),
-        ('data hash', '; '.join(hashes) or words(data.get('note'))),
-        ('statistics', words(card.get('statistics'))),
-        (
-            'commit',
-            f'{git["commit"]}{" and changes" if git.get("is_changed") else ""}' if git else 'not known',
-        ),
-        ('package', f'mmseg_unet_lyft {words(card.get("package"))}'),
-        ('processor', f'{words(machine.get("processor"))}, {words(machine.get("cores"))} cores'),
-        ('GPU', machine['gpu'] or 'none' if 'gpu' in machine else words(None)),
-        ('system', f'{words(machine.get("system"))}, Python {words(machine.get("python"))}'),
-        ('threads', threads or 'not known'),
-    ]
-    return [(name, str(value)) for name, value in rows if value is not None]
+    changed = ' with uncommitted changes' if git.get('is_changed') else ''
+    split = f'{words(data.get("frames"))} frames of {drives(data.get("split"))}'
+    facts = {
+        'command': shlex.join(map(str, card.get('command') or [])),
+        'config': f'{words(config.get("name"))} (SHA-256 {words(config.get("sha256"))})',
+        'checkpoint': card.get('checkpoint'),
+        'seed': words(card.get('seed')),
+        'deterministic': words(card.get('deterministic')),
+        'processes': words(card.get('processes')),
+        'resumed from': card.get('resumed_from'),
+        'data': f'{words(data.get("root"))}, {split}',
+        'data hash': hashes or words(data.get('note')),
+        'statistics': words(card.get('statistics')),
+        'commit': f'{git["commit"]}{changed}' if git else words(None),
+        'package': f'mmseg_unet_lyft {words(card.get("package"))}',
+        'processor': f'{words(machine.get("processor"))}, {words(machine.get("cores"))} cores',
+        'GPU': machine['gpu'] or 'none' if 'gpu' in machine else words(None),
+        'system': f'{words(machine.get("system"))}, Python {words(machine.get("python"))}',
+        'threads': threads or words(None),
+    }
+    return {name: str(value) for name, value in facts.items() if value is not None}
 
 
-def _changes(card: dict[str, Any]) -> list[dict[str, Any]]:
-    """The config beside what it came from; values cut to what can be read."""
-    groups = []
-    for group in card.get('config_changes') or ():
-        rows = [(key, _cut(before), _cut(after)) for key, before, after in group.get('rows') or ()]
-        # Knobs are what somebody set; most of the rest derives from them.
-        knobs, rest = ([row for row in rows if ('.' in row[0]) is deep] for deep in (False, True))
-        groups.append(dict(what=group['what'], problem=group.get('problem'), knobs=knobs, rest=rest))
-    return groups
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MAX_VALUE else f'{text[:_MAX_VALUE]} ...'
-
-
-def _time_split(scalars: Sequence[dict]) -> str:
-    """How a step's time divides, over all that training logged."""
+def _time_split(scalars: Sequence[dict]) -> tuple[float, float] | None:
+    """Mean seconds of a step, and of these waiting for data, over all that training logged."""
     timed = [one for one in scalars if 'loss' in one and one.get('time') and 'data_time' in one]
     if not timed:
-        return ''
-    step = sum(one['time'] for one in timed) / len(timed)
-    data = sum(one['data_time'] for one in timed) / len(timed)
-    share = 100 * min(data / step, 1)
-    return (
-        f'A step took {1000 * step:.0f} ms on the mean: {share:.1f} % waiting for data, '
-        f'{100 - share:.1f} % computing.'
-    )
-
-
-def _classes(run: RunData) -> dict[str, Any]:
-    """The table of classes and the confusion matrix."""
-    result, confusion = run.result, run.confusion
-    empty = dict(classes=[], measured='', floors={}, absent=[], confusion='', no_classes='')
-    if result is None:
-        return empty | dict(no_classes='No validation yet.')
-    if confusion is None:
-        return empty | dict(no_classes='Not counted: the evaluator has no LyftIoUMetric.')
-    rows = class_rows(confusion, result['classes'])
-    frames = f'{result["frames"]} frames of ' if result.get('frames') is not None else ''
-    scores = run.scores or {}
-    same = scores.get('confusion') == result['confusion']
-    return dict(
-        classes=rows,
-        measured=f'{result["kind"].capitalize()}, {frames}{drives(result.get("split"))}, '
-        f'{confusion.sum()} pixels. F is F1.',
-        floors={name: floor['iou'] for name, floor in (scores.get('floors') or {}).items()} if same else {},
-        absent=[row['class'] for row in rows if not row['pixels']],
-        confusion=png_uri(run.confusion_picture),
-        no_classes='',
-    )
-
-
-def _challenge(run: RunData) -> dict[str, Any]:
-    """The challenge's score, or why there is none."""
-    found = (run.result or {}).get('challenge')
-    if not found:
-        why = 'Not scored: the evaluator has no LyftScoreMetric, which takes schemes with road and vehicles.'
-        return dict(challenge=None, no_challenge=why if run.result else 'No validation yet.')
-    rows = [
-        (f'{name}, F{one["beta"]:g}', one['f'], one['precision'], one['recall'])
-        for name, one in found['masks'].items()
-    ]
-    shown = {key: found[key] for key in ('average', 'hood', 'undefined')}
-    return dict(challenge=shown | dict(rows=rows), no_challenge='')
-
-
-def _frames(run: RunData) -> dict[str, Any]:
-    """Frames by group, and the key to their colours."""
-    result = run.result or {}
-    groups = {group: [one for one in run.frames if one['group'] == group] for group in GROUPS}
-    palette = result.get('palette')
-    return dict(
-        frames={group: members for group, members in groups.items() if members},
-        key=list(zip(result['classes'], palette_css(palette), strict=True)) if palette else [],
-        no_frames='None were collected.' if result else 'No validation yet.',
-    )
-
-
-def _latency(card: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A latency card as a table."""
-    if not card:
         return None
-    columns = list(dict.fromkeys(key for values in card['stages'].values() for key in values))
-    rest = [words(card[key]) for key in ('model', 'size', 'device', 'note') if card.get(key)]
-    return dict(
-        what='; '.join(rest),
-        columns=columns,
-        rows=[(name, [values.get(key) for key in columns]) for name, values in card['stages'].items()],
+    step, data = (sum(one[key] for one in timed) / len(timed) for key in ('time', 'data_time'))
+    return step, min(data, step)
+
+
+# --- runs compared -----------------------------------------------------------------------------------------
+
+
+def write_comparison(runs: Sequence[RunData], path: Path) -> None:
+    """Write the page of several runs; an InputError if the place cannot be written to."""
+    names = short_names([run.folder for run in runs])
+    page = _render(
+        'comparison.html',
+        title=f'{len(runs)} runs side by side',
+        names=names,
+        facts=_rows([_facts(run) for run in runs]),
+        scores=_score_rows([_figures(run) for run in runs]),
+        unmeasured=[name for name, run in zip(names, runs, strict=True) if run.result is None],
+        curves=compared_pictures({name: run.scalars for name, run in zip(names, runs, strict=True)}),
+        configs=_config_diffs(names, runs),
     )
+    write_whole(path, page.encode())
 
 
-def _latency_commands(run: RunData) -> list[str]:
-    """What to type to have this run's model measured stage by stage, and put on the page."""
-    card = 'latency.json'
-    # Words before options, which would take them for their values.
-    measure = ['benchmark', 'latency', run.checkpoint or 'CHECKPOINT', '--json', card]
-    show = ['report', str(run.folder), '--latency', card]
-    return [shlex.join(['mmseg_unet_lyft', *command]) for command in (measure, show)]
+def _facts(run: RunData) -> dict[str, str]:
+    """The run card's facts, package versions, and the split and step that were measured."""
+    versions, result = (run.card.get('machine') or {}).get('versions') or {}, run.result or {}
+    return {
+        **describe_card(run.card),
+        **{f'version of {name}': version for name, version in versions.items()},
+        'measured on': words(result.get('split')),
+        'after step': words(result.get('step')),
+    }
 
 
-def _commands(card: dict[str, Any]) -> list[str]:
-    """What to type for the same run again."""
-    command, git = command_again(card), card.get('git')
-    if not command:
-        return []
-    return [*([f'git checkout {git["commit"]}'] if git else []), command]
+def _figures(run: RunData) -> dict[str, float | None]:
+    """A run's scalars, and its classes' IoU in percent, None for n/a; empty before the first validation."""
+    metrics = (run.result or {}).get('metrics') or {}
+    figures = {name: value for name, value in metrics.items() if not name.startswith('IoU.')}
+    return figures | {f'IoU {row["class"]}': row['iou'] for row in class_rows(run)}
 
 
-def _conditions(card: dict[str, Any]) -> list[str]:
-    """What else has to be the same."""
-    notes = []
-    if (card.get('git') or {}).get('is_changed'):
-        notes.append('The commit had changes that were not committed; they are not in it.')
-    if card.get('resumed_from'):
-        notes.append(f'It went on from {card["resumed_from"]}; without --resume it starts anew.')
-    manifest = (card.get('data') or {}).get('manifest_sha256')
-    if manifest:
-        notes.append(f'The data must have the manifest {manifest}.')
-    return notes
+def _rows(columns: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
+    """Rows of a table with a column for each run, and whether the runs differ."""
+    rows = []
+    for key in dict.fromkeys(key for column in columns for key in column):
+        cells = [column.get(key, '-') for column in columns]
+        rows.append(dict(name=key, cells=cells, differs=len(set(cells)) > 1))
+    return rows
+
+
+def _score_rows(columns: Sequence[dict[str, float | None]]) -> list[dict[str, Any]]:
+    """As `_rows`; a figure that is not the first run's is followed by the difference to that."""
+
+    def text(key: str, value: float | None) -> str:
+        places, first = 4 if 'loss' in key else 2, columns[0].get(key)
+        is_other = None not in (value, first) and value != first
+        return number(value, places) + (f' ({value - first:+.{places}f})' if is_other else '')
+
+    return _rows([{key: text(key, value) for key, value in column.items()} for column in columns])
+
+
+def _config_diffs(names: Sequence[str], runs: Sequence[RunData]) -> list[dict[str, Any]]:
+    """Each config's differences to the first run's, as lines that start with - or +; None if not known."""
+    texts = [(run.card.get('config') or {}).get('text') for run in runs]
+    found = []
+    for name, text in zip(names[1:], texts[1:], strict=True):
+        lines = None
+        if text is not None and texts[0] is not None:
+            diff = difflib.unified_diff(texts[0].splitlines(), text.splitlines(), n=2, lineterm='')
+            lines = list(diff)[2:]  # The first two name files.
+        found.append(dict(name=name, lines=lines))
+    return found

@@ -1,4 +1,4 @@
-"""Pictures for people: palette PNGs, overlays, panels with a legend."""
+"""Pictures for people: label maps in colour, overlays, panels with a legend, palette PNGs. No torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..datasets.files import UNFINISHED
-from ..errors import InputError
+from ..datasets.atomic_io import whole_file
 
 _LEGEND_ROW = 22
 _TEXT = dict(fontFace=cv2.FONT_HERSHEY_SIMPLEX, fontScale=0.45, lineType=cv2.LINE_AA)
+_INK, _EDGE = (20, 20, 20), (90, 90, 90)
 
 
 def colour_label(label: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
@@ -35,7 +35,7 @@ def colour_label(label: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndar
 def overlay(
     image: np.ndarray, label: np.ndarray, palette: Sequence[Sequence[int]], opacity: float = 0.5
 ) -> np.ndarray:
-    """The image with the label map's colours laid over it.
+    """The image under the label map's colours.
 
     Args:
         image: RGB, uint8 (H, W, 3).
@@ -57,15 +57,15 @@ def legend(classes: Sequence[str], palette: Sequence[Sequence[int]], width: int)
     for index, (name, colour) in enumerate(zip(classes, palette, strict=True)):
         left, top = (index % columns) * (width // columns) + 4, (index // columns) * _LEGEND_ROW + 4
         cv2.rectangle(strip, (left, top), (left + 16, top + 16), [int(value) for value in colour], -1)
-        cv2.rectangle(strip, (left, top), (left + 16, top + 16), (90, 90, 90), 1)
-        cv2.putText(strip, name, (left + 22, top + 13), color=(20, 20, 20), **_TEXT)
+        cv2.rectangle(strip, (left, top), (left + 16, top + 16), _EDGE, 1)
+        cv2.putText(strip, name, (left + 22, top + 13), color=_INK, **_TEXT)
     return strip
 
 
 def captioned(picture: np.ndarray, caption: str) -> np.ndarray:
     """The RGB uint8 picture under a white bar with its caption."""
     bar = np.full((_LEGEND_ROW, picture.shape[1], 3), 255, dtype=np.uint8)
-    cv2.putText(bar, caption, (4, 15), color=(20, 20, 20), **_TEXT)
+    cv2.putText(bar, caption, (4, 15), color=_INK, **_TEXT)
     return np.vstack([bar, picture])
 
 
@@ -90,46 +90,39 @@ def panel(
     Returns:
         RGB, uint8 (rows, columns, 3).
     """
-    parts = [(f'image {note}'.strip(), image)]
+    parts = [captioned(image, f'image {note}'.strip())]
     if label is not None:
-        parts.append(('truth', overlay(image, label, palette, 0.7)))
-    parts.append(('prediction', overlay(image, pred, palette, 0.7)))
-    row = np.hstack([captioned(picture, caption) for caption, picture in parts])
+        parts.append(captioned(overlay(image, label, palette, 0.7), 'truth'))
+    parts.append(captioned(overlay(image, pred, palette, 0.7), 'prediction'))
+    row = np.hstack(parts)
     return np.vstack([row, legend(classes, palette, row.shape[1])])
 
 
 def save_rgb(path: Path, image: np.ndarray) -> None:
-    """Write an RGB uint8 (H, W, 3) picture as PNG, making its folder.
+    """Write an RGB uint8 (H, W, 3) picture as PNG, complete or not at all, making its folder.
 
     Raises:
-        InputError: If the place cannot be written to.
+        InputError: If it cannot be written.
     """
     _save(path, Image.fromarray(image))
 
 
 def save_grey(path: Path, levels: np.ndarray) -> None:
-    """Write a uint8 (H, W) array as a grey PNG: its pixels are the values; errors as in `save_rgb`."""
+    """Write a uint8 (H, W) array as a grey PNG whose pixels are the values; errors as in `save_rgb`."""
     _save(path, Image.fromarray(levels))
 
 
 def save_palette_png(path: Path, label: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
-    """Write a uint8 (H, W) label map as a palette PNG: its pixels are the ids, viewers show the colours.
+    """Write a uint8 (H, W) label map as a palette PNG: pixels are the ids, viewers show the colours.
 
-    Raises:
-        InputError: If the place cannot be written to.
+    Errors as in `save_rgb`.
     """
     picture = Image.fromarray(label)
-    # All 256 entries: of a shorter palette Pillow packs few bits a pixel, and 255 would become 3.
+    # All 256 entries: with a shorter palette Pillow packs few bits a pixel, and 255 would become 3.
     picture.putpalette(colour_label(np.arange(256, dtype=np.uint8), palette).ravel().tolist())
     _save(path, picture)
 
 
 def _save(path: Path, picture: Image.Image) -> None:
-    # A run that is killed leaves nothing that looks finished.
-    part = path.with_name(path.name + UNFINISHED)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, durable=False) as part:
         picture.save(part, format='PNG')
-        part.replace(path)
-    except OSError as error:
-        raise InputError(f'{path}: cannot be written ({error.strerror or error})') from None

@@ -1,4 +1,4 @@
-"""The demo's server: on loopback, with its own folder and no other, without addresses and telemetry."""
+"""The demo's server: loopback by default, files of one folder only, no fetched addresses, no telemetry."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ if TYPE_CHECKING:
     import gradio
 
 LOOPBACK = ('127.0.0.1', 'localhost')
-MOST_UPLOADED = '200mb'
 _FIRST_PORT, _PORTS, _LAST_PORT = 7860, 100, 65535
-_LONGEST_REQUEST = 1_000_000  # Bytes of a request that is no upload: the page sends names and numbers.
+_LONGEST_REQUEST = 1_000_000  # Bytes of a request other than an upload: the page sends names and numbers.
 _DEEPEST = 50
-# Gradio's, which the page does not use: it would run ffmpeg on what is sent.
+# Gradio's routes that the page does not use: one runs ffmpeg on what is sent, one fetches addresses.
 _CLOSED = ('/gradio_api/process_recording', '/gradio_api/proxy=')
 
 
@@ -34,37 +33,31 @@ def require_gradio() -> None:
 
 @contextmanager
 def private_gradio(folder: Path) -> Iterator[None]:
-    """Gradio's surroundings while the page is made and served: no telemetry, files in one folder.
-
-    Args:
-        folder: Where uploads and results go.
-    """
-    outside = os.environ.get('NO_PROXY') or os.environ.get('no_proxy') or ''
+    """Gradio's environment while the page is made and served: no telemetry, all files in a folder."""
+    no_proxy = os.environ.get('NO_PROXY') or os.environ.get('no_proxy') or ''
     wanted = dict(
         GRADIO_ANALYTICS_ENABLED='False',
         HF_HUB_DISABLE_TELEMETRY='1',
         GRADIO_TEMP_DIR=str(folder),
         GRADIO_EXAMPLES_CACHE=str(folder / 'examples'),
-        # Gradio asks its own server whether it is there, and would ask a proxy.
-        NO_PROXY=','.join(filter(None, (outside, *LOOPBACK))),
+        # Gradio checks whether its own server answers, and would ask a proxy.
+        NO_PROXY=','.join(filter(None, (no_proxy, *LOOPBACK))),
     )
-    before = {name: os.environ.get(name) for name in wanted}
+    before = {name: os.environ.pop(name) for name in wanted if name in os.environ}
     os.environ.update(wanted)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in wanted:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def free_port(host: str, port: int | None) -> int:
     """The port to listen on: the one that is asked for, or the first free one from 7860 on.
 
     Raises:
-        InputError: If the host is none of this machine's, or the port is taken or none.
+        InputError: If the host is not an address of this machine, or the port is taken or out of range.
     """
     if port is not None and not 1 <= port <= _LAST_PORT:
         raise InputError(f'--port {port}: give 1 to {_LAST_PORT}')
@@ -74,7 +67,7 @@ def free_port(host: str, port: int | None) -> int:
             family = socket.getaddrinfo(host, candidate, type=socket.SOCK_STREAM)[0][0]
             with socket.create_server((host, candidate), family=family):
                 return candidate
-        # UnicodeError: of a host's name that no name server could be asked for.
+        # UnicodeError: a label of the host's name is too long or empty.
         except (OSError, UnicodeError) as error:
             reason = getattr(error, 'strerror', None) or str(error)
     raise InputError(
@@ -84,18 +77,15 @@ def free_port(host: str, port: int | None) -> int:
 
 
 @contextmanager
-def serve(page: gradio.Blocks, folder: Path, host: str, port: int, **looks: Any) -> Iterator[str]:
-    """Serve a page as long as the context is open.
+def serve(page: gradio.Blocks, folder: Path, host: str, port: int, **style: Any) -> Iterator[str]:
+    """Serve a page as long as the context is open, and yield its address.
 
     Args:
         page: The page, made within `private_gradio`.
         folder: The only one whose files are served, Gradio's own pages aside.
         host: Address to listen on.
         port: As from `free_port`.
-        **looks: ``css`` and ``theme`` of the page.
-
-    Yields:
-        The page's address.
+        **style: ``css`` and ``theme`` of the page.
     """
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -110,13 +100,11 @@ def serve(page: gradio.Blocks, folder: Path, host: str, port: int, **looks: Any)
             server_name=host,
             server_port=port,
             share=False,
-            inbrowser=False,
             inline=False,
             quiet=True,
             prevent_thread_lock=True,
-            show_error=False,
             allowed_paths=[str(folder)],
-            max_file_size=MOST_UPLOADED,
+            max_file_size='200mb',
             state_session_capacity=16,
             enable_monitoring=False,
             mcp_server=False,
@@ -127,7 +115,7 @@ def serve(page: gradio.Blocks, folder: Path, host: str, port: int, **looks: Any)
             root_path='',
             footer_links=['settings'],
             app_kwargs=dict(middleware=guards, docs_url=None, redoc_url=None),
-            **looks,
+            **style,
         )
         yield url
     finally:
@@ -135,42 +123,37 @@ def serve(page: gradio.Blocks, folder: Path, host: str, port: int, **looks: Any)
 
 
 class OwnFilesOnly:
-    """ASGI middleware that refuses requests in which a file is an address.
+    """ASGI middleware that refuses requests in which a file is an address, which Gradio would fetch.
 
-    Gradio would fetch it: by ``file=https://...``, and where an event's data has it in a file's place.
-
-    Args:
-        app: The application behind it.
+    Gradio does so for ``file=https://...``, and where an event's data has an address in a file's place.
     """
 
     def __init__(self, app: Any) -> None:
         self._app = app
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
-        """Pass a request on, or answer it."""
+        """Pass a request on, or refuse it."""
         from starlette.responses import PlainTextResponse
 
-        path = scope.get('path', '')
-        if scope['type'] != 'http' or (scope['method'] == 'POST' and path.endswith('/upload')):
+        path, method = scope.get('path', ''), scope.get('method')
+        refused = PlainTextResponse('takes no addresses', 403)
+        if scope['type'] != 'http' or (method == 'POST' and path.endswith('/upload')):
             await self._app(scope, receive, send)
-            return
-        if '://' in path or path.startswith(_CLOSED):
-            await PlainTextResponse('takes no addresses', 403)(scope, receive, send)
-            return
-        if scope['method'] != 'POST':
+        elif '://' in path or path.startswith(_CLOSED):
+            await refused(scope, receive, send)
+        elif method != 'POST':
             await self._app(scope, receive, send)
-            return
-        body = await _body(receive)
-        if body is None or names_address(body):
-            reason = 'request too long' if body is None else 'takes no addresses'
-            await PlainTextResponse(reason, 413 if body is None else 403)(scope, receive, send)
-            return
-        given = iter([dict(type='http.request', body=body, more_body=False)])
+        elif (body := await _body(receive)) is None:
+            await PlainTextResponse('request too long', 413)(scope, receive, send)
+        elif names_address(body):
+            await refused(scope, receive, send)
+        else:
+            given = iter([dict(type='http.request', body=body, more_body=False)])
 
-        async def again() -> dict:
-            return next(given, None) or await receive()
+            async def again() -> dict:
+                return next(given, None) or await receive()
 
-        await self._app(scope, again, send)
+            await self._app(scope, again, send)
 
 
 async def _body(receive: Any) -> bytes | None:
@@ -186,20 +169,14 @@ async def _body(receive: Any) -> bytes | None:
 
 
 def names_address(body: bytes) -> bool:
-    """Whether in a request's JSON a file's path is no path; also if it is no JSON, or nested deeply."""
+    """Whether a request's JSON has an address as a file's path; True also if it is not JSON, or too deep."""
+
+    def is_found(value: Any, depth: int) -> bool:
+        is_file = isinstance(value, dict) and '://' in str(value.get('path', ''))
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return not depth or is_file or any(is_found(one, depth - 1) for one in parts)
+
     try:
-        return _holds_address(json.loads(body or b'null'), _DEEPEST)
+        return is_found(json.loads(body or b'null'), _DEEPEST)
     except (ValueError, RecursionError):
         return True
-
-
-def _holds_address(value: Any, depth: int) -> bool:
-    if not depth:
-        return True
-    if isinstance(value, list):
-        return any(_holds_address(one, depth - 1) for one in value)
-    if not isinstance(value, dict):
-        return False
-    if '://' in str(value.get('path', '')):
-        return True
-    return any(_holds_address(one, depth - 1) for one in value.values())

@@ -1,0 +1,456 @@
+"""The demo page: it labels an image or a video with one or two models, and shows the results."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..errors import InputError
+from ..inference.frames import MAX_PIXELS, open_frames, read_frame
+from ..inference.segmenter import Segmenter
+from ..inference.video import DEFAULT_FPS, OverlayVideo, Plan, label_video
+from ..report.pictures import overlay, save_palette_png, save_rgb
+from ..synthetic.scenes import draw_frame
+from .server import free_port, private_gradio, require_gradio, serve
+
+IMAGE, VIDEO = 'image', 'video'
+_SUFFIXES = '.png .jpg .jpeg .bmp .tif .tiff .webp .mp4 .m4v .mov .mkv .webm .avi'.split()
+# A file's kind is judged by its first bytes, as by its readers: whatever the suffix, some contents are lists
+# of other files or addresses (playlists), or programs (EPS).
+_BEGINNINGS = (
+    (IMAGE, 0, (b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff', b'BM', b'II*\0', b'MM\0*')),
+    (IMAGE, 8, (b'WEBP',)),
+    (VIDEO, 4, (b'ftyp', b'moov', b'mdat', b'wide')),
+    (VIDEO, 0, (b'\x1a\x45\xdf\xa3',)),
+    (VIDEO, 8, (b'AVI ',)),
+)
+_LONGEST_BEGINNING = 16
+MOST_FRAMES = 600  # Most frames of a video that are labelled: a minute at the drives' 10 frames a second.
+MOST_SHOWN_PIXELS = 2_000_000  # Larger pictures are shown smaller: each move of a slider sends them again.
+EXAMPLES = (('F1', 3), ('F62', 40), ('02_00', 12), ('F3', 25))  # Towns, weathers and things of all kinds.
+OPACITY = 0.5
+_KEPT_SECONDS = 3600  # For files that a visitor uploaded or got.
+_NO_UNCERTAINTY = (
+    'An exported file gives label maps without probabilities, so it has no uncertainty map. Open the '
+    'checkpoint it was exported from to see one.'
+)
+_TEMPLATES = Path(__file__).with_name('templates')
+
+
+# --- labelling ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the demo: its name on the page, its file, and the model itself."""
+
+    name: str
+    path: str
+    segmenter: Segmenter
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's result for an image.
+
+    Attributes:
+        label: Class ids as they are shown, uint8 (h, w).
+        shares: Share of the complete image's pixels by class, float64 (C,).
+        seconds: Time that the label map took.
+        file: The complete label map as a palette PNG.
+        uncertainty: The entropy's picture, RGB uint8 (h, w, 3); None if the model gives no probabilities.
+    """
+
+    label: np.ndarray
+    shares: np.ndarray
+    seconds: float
+    file: Path
+    uncertainty: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An image with each model's answer, from which the page is painted again when a control changes.
+
+    Attributes:
+        name: The file's name.
+        size: (height, width) of the complete image.
+        image: RGB as it is shown, uint8 (h, w, 3).
+        answers: One a model.
+    """
+
+    name: str
+    size: tuple[int, int]
+    image: np.ndarray
+    answers: Sequence[Answer]
+
+
+@dataclass
+class Clip:
+    """A video's overlay: its MP4, how many frames it has, the seconds they took, and what is missing."""
+
+    path: Path
+    frames: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+def kind_of(path: Path) -> str:
+    """``'image'`` or ``'video'``, by the file's first bytes; an InputError if it is neither."""
+    with path.open('rb') as file:
+        start = file.read(_LONGEST_BEGINNING)
+    for kind, at, beginnings in _BEGINNINGS:
+        if start[at:].startswith(beginnings):
+            return kind
+    raise InputError(
+        f'{path}: is neither an image (PNG, JPEG, BMP, TIFF, WebP) nor a video (MP4, MOV, MKV, WebM, AVI) by '
+        'its content; choose another file'
+    )
+
+
+def label_image(models: Sequence[Model], path: Path, folder: Path, max_pixels: int = MAX_PIXELS) -> Labelled:
+    """Label an image file with each model; the label maps are written below ``folder``.
+
+    Raises:
+        InputError: If the image cannot be read, is too small, or has more than ``max_pixels``.
+    """
+    frame = read_frame(path, max_pixels)
+    answers = [_answer(model, frame, path.stem, folder / str(place)) for place, model in enumerate(models)]
+    return Labelled(path.name, frame.shape[:2], cv2.cvtColor(fit(frame), cv2.COLOR_BGR2RGB), answers)
+
+
+def _answer(model: Model, frame: np.ndarray, stem: str, folder: Path) -> Answer:
+    """A model's result for a frame, BGR uint8 (H, W, 3)."""
+    segmenter = model.segmenter
+    num_classes = len(segmenter.classes)
+    start = time.perf_counter()
+    label = segmenter(frame, colours='BGR')
+    seconds = time.perf_counter() - start
+    file = folder / f'{stem}_{model.name.replace("/", "_")}.png'
+    save_palette_png(file, label, segmenter.palette)
+    uncertainty = None
+    if not segmenter.is_exported:
+        # With the network's own number of passes: 1, or those of its Monte-Carlo dropout.
+        _, entropy = segmenter.uncertainty(frame, colours='BGR', passes=segmenter.network.passes)
+        uncertainty = fit(entropy_picture(entropy, num_classes))
+    shares = np.bincount(label.ravel(), minlength=num_classes)[:num_classes] / label.size
+    return Answer(fit(label, is_label=True), shares, seconds, file, uncertainty)
+
+
+def label_clip(
+    model: Model,
+    path: Path,
+    folder: Path,
+    opacity: float,
+    max_pixels: int = MAX_PIXELS,
+    most_frames: int = MOST_FRAMES,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
+) -> Clip:
+    """Write the overlay of a video's first frames into ``folder``.
+
+    Args:
+        model: Labels the frames.
+        path: The video.
+        folder: Made if missing.
+        opacity: Weight of the colours, 0 to 1.
+        max_pixels: Largest frame that is decoded.
+        most_frames: Later frames are left out.
+        progress: Called after each frame with the frames done, and how many there will be (None: not known).
+
+    Raises:
+        InputError: If not a single frame can be read, or the overlay cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    clip = Clip(folder / f'{path.stem}_overlay.mp4')
+    start = time.perf_counter()
+    with open_frames(str(path), max_pixels) as frames:
+        total = frames.total and min(frames.total, most_frames)
+        fps = frames.fps or DEFAULT_FPS
+        sink = OverlayVideo(clip.path, frames.size, fps, model.segmenter.palette, opacity)
+
+        def written() -> None:
+            clip.frames += 1
+            progress(clip.frames, total)
+
+        try:
+            # One frame is labelled while its neighbours are read and written.
+            label_video(model.segmenter, islice(frames, most_frames), [sink], Plan(1, None), written=written)
+        except InputError as error:
+            if not clip.frames:
+                raise
+            clip.notes.append(without_folders(error, path, Path(model.path)))
+        finally:
+            sink.close()
+    if clip.frames == most_frames and (frames.total or most_frames + 1) > most_frames:
+        clip.notes.append(f'the first {most_frames} frames; the command video labels complete videos')
+    clip.seconds = time.perf_counter() - start
+    return clip
+
+
+def without_folders(error: InputError, *paths: Path) -> str:
+    """An error's message for visitors: the server's folders are removed from the paths it names."""
+    message = str(error)
+    for path in sorted(paths, key=lambda path: len(str(path)), reverse=True):
+        message = message.replace(str(path), path.name)
+    return message
+
+
+# --- pictures ----------------------------------------------------------------------------------------------
+
+
+def toggled_overlay(
+    image: np.ndarray, label: np.ndarray, model: Model, shown: Collection[str], opacity: float
+) -> np.ndarray:
+    """As `pictures.overlay`, for the classes that are ``shown``, by name; other pixels stay as they are."""
+    segmenter = model.segmenter
+    is_shown = np.zeros(256, dtype=bool)
+    is_shown[: len(segmenter.classes)] = [name in shown for name in segmenter.classes]
+    painted = overlay(image, label, segmenter.palette, opacity)
+    return np.where(np.take(is_shown, label)[..., None], painted, image)
+
+
+def shares_table(shares: Sequence[tuple[Model, np.ndarray]]) -> str:
+    """An HTML table of each model's class shares, largest first: the legend of the colours, too."""
+    from jinja2 import Environment, FileSystemLoader
+
+    shown = []
+    for model, parts in shares:
+        order = [index for index in np.argsort(-parts, kind='stable') if parts[index] > 0]
+        colours = ['rgb({}, {}, {})'.format(*map(int, colour)) for colour in model.segmenter.palette]
+        names = model.segmenter.classes
+        shown.append((model.name, [(names[at], colours[at], f'{100 * parts[at]:.1f}') for at in order]))
+    # Names are from model files, and may hold anything.
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True)
+    return environment.get_template('shares.html').render(models=shown)
+
+
+def entropy_picture(entropy: np.ndarray, num_classes: int) -> np.ndarray:
+    """Entropy in nats, float (H, W), as RGB uint8 (H, W, 3): black is certain, yellow all classes alike."""
+    levels = np.rint(entropy * (255 / np.log(max(num_classes, 2)))).clip(0, 255).astype(np.uint8)
+    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+
+
+def fit(pixels: np.ndarray, is_label: bool = False, most: int = MOST_SHOWN_PIXELS) -> np.ndarray:
+    """A picture or a label map made smaller, its ratio kept, until it has no more than ``most`` pixels."""
+    height, width = pixels.shape[:2]
+    if height * width <= most:
+        return pixels
+    ratio = (most / (height * width)) ** 0.5
+    size = (max(1, int(width * ratio)), max(1, int(height * ratio)))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_NEAREST if is_label else cv2.INTER_AREA)
+
+
+# --- the page ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def demo(
+    models: Sequence[Model], host: str = '127.0.0.1', port: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Iterator[str]:
+    """Serve the demo as long as the context is open, and yield its address; its folder is temporary.
+
+    Args:
+        models: One, or two to be compared.
+        host: Address to listen on.
+        port: The first free one from 7860 on by default.
+        max_pixels: Largest image or frame that is read.
+
+    Raises:
+        InputError: If Gradio is missing, or the address cannot be listened on.
+    """
+    require_gradio()
+    port = free_port(host, port)
+    with tempfile.TemporaryDirectory(prefix='lyft_demo_', ignore_cleanup_errors=True) as name:
+        # Gradio compares paths with links resolved.
+        folder = Path(name).resolve()
+        with private_gradio(folder):
+            import gradio as gr
+
+            examples = []
+            for drive, number in EXAMPLES:
+                examples.append(folder / 'examples' / f'{drive}-{number}.png')
+                save_rgb(examples[-1], draw_frame(drive, number)[0])
+            frame = read_frame(examples[0])
+            for model in models:
+                # The first call of a runtime takes longer than later ones.
+                model.segmenter(frame, colours='BGR')
+            page = Page(models, folder, examples, max_pixels)
+            # Gradio's own theme in the system's fonts, so that none is fetched.
+            theme = gr.themes.Default(
+                font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'], spacing_size='sm'
+            )
+            css = (_TEMPLATES / 'page.css').read_text(encoding='utf-8')
+            with serve(page.blocks, folder, host, port, css=css, theme=theme) as url:
+                yield url
+
+
+class Page:
+    """The page and what its controls do; Gradio serves its ``blocks``.
+
+    Args:
+        models: One or two.
+        folder: Where results are written.
+        examples: Images to choose from.
+        max_pixels: Largest image or frame that is read.
+    """
+
+    def __init__(
+        self, models: Sequence[Model], folder: Path, examples: Sequence[Path], max_pixels: int = MAX_PIXELS
+    ) -> None:
+        import gradio as gr
+
+        self._models, self._folder, self._examples = models, folder, examples
+        self._max_pixels, self._gr = max_pixels, gr
+        self.blocks = gr.Blocks(
+            title='U-Net on driving scenes', analytics_enabled=False, delete_cache=(600, _KEPT_SECONDS)
+        )
+        with self.blocks:
+            names = ' and '.join(f'`{model.name}`' for model in models)
+            gr.Markdown(f'# U-Net on driving scenes\n{names}')
+            self._seen = gr.State(None, time_to_live=_KEPT_SECONDS)
+            with gr.Row():
+                with gr.Column(scale=1, min_width=300):
+                    self._add_controls()
+                with gr.Column(scale=2, min_width=300):
+                    self._add_results()
+            self._connect()
+
+    def _add_controls(self) -> None:
+        gr = self._gr
+        self._upload = gr.File(
+            label='An image or a video', file_types=_SUFFIXES, height=150, elem_id='upload'
+        )
+        samples = dict(components=['image'], samples=[[str(path)] for path in self._examples], type='index')
+        self._example = gr.Dataset(label='Synthetic examples', elem_id='examples', **samples)
+        self._opacity = gr.Slider(
+            0, 1, OPACITY, step=0.05, label='Opacity of the colours', elem_id='opacity', buttons=[]
+        )
+        classes = list(dict.fromkeys(name for model in self._models for name in model.segmenter.classes))
+        self._shown = gr.CheckboxGroup(
+            classes, value=classes, label='Classes in colour', show_select_all=True, elem_id='classes'
+        )
+
+    def _add_results(self) -> None:
+        gr, style = self._gr, dict(format='png', interactive=False, buttons=['download', 'fullscreen'])
+        names = [model.name for model in self._models]
+        with gr.Tabs(overflow_behavior='wrap') as self._tabs:
+            with gr.Tab('Overlay', id='overlay'):
+                self._overlay = gr.Image(label=names[0], elem_id='overlay', **style)
+            self._slider = None
+            if len(names) > 1:
+                with gr.Tab('Compare', id='compare'):
+                    self._slider = gr.ImageSlider(label=' | '.join(names), elem_id='compare', **style)
+            with gr.Tab('Uncertainty', id='uncertainty'):
+                self._uncertainty = gr.Image(
+                    label='Entropy: black is certain', elem_id='uncertainty', **style
+                )
+                self._about_uncertainty = gr.Markdown()
+            with gr.Tab('Video', id='video'):
+                self._video = gr.Video(
+                    label=f'Overlay by {names[0]}', elem_id='video', buttons=['download'], interactive=False
+                )
+                gr.Markdown(
+                    f'The first {MOST_FRAMES} frames, all classes in colour, at the opacity that is set when '
+                    'the video is uploaded.'
+                )
+        self._said = gr.Markdown('Drop a file, or choose an example.', elem_id='said')
+        self._shares = gr.HTML(elem_id='shares')
+        self._files = gr.File(
+            label='Label maps: palette PNGs, pixels are class ids',
+            file_count='multiple',
+            interactive=False,
+            visible=False,
+            elem_id='files',
+        )
+
+    def _connect(self) -> None:
+        controls = [self._opacity, self._shown]
+        painted = [self._overlay, *([self._slider] if self._slider else [])]
+        results = [*painted, self._seen, self._uncertainty, self._about_uncertainty, self._video]
+        results += [self._said, self._shares, self._files, self._tabs]
+        pictures = [*painted, self._uncertainty, self._video]
+        options = dict(outputs=results, api_visibility='private', show_progress_on=pictures)
+        self._upload.upload(self._label, [self._upload, *controls], **options)
+        self._example.click(self._label, [self._example, *controls], **options)
+        options = dict(api_visibility='private', show_progress='hidden', trigger_mode='always_last')
+        for control in controls:
+            control.change(self._paint, [self._seen, *controls], painted, concurrency_id='paint', **options)
+
+    def _label(self, chosen: str | int, opacity: float, shown: list[str]) -> dict:
+        """Label an uploaded file's path or an example's index; returns the changes to the page."""
+        gr, progress, limit = self._gr, self._gr.Progress(), self._max_pixels
+        path = self._examples[chosen] if isinstance(chosen, int) else Path(chosen)
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+
+        def meter(done: int, total: int | None) -> None:
+            progress((done, total), desc='labelling', unit='frames')
+
+        try:
+            if kind_of(path) == IMAGE:
+                progress(0, desc='labelling')
+                return self._show_image(label_image(self._models, path, folder, limit), opacity, shown)
+            clip = label_clip(self._models[0], path, folder, opacity, limit, progress=meter)
+            return self._show_clip(path.name, clip)
+        except InputError as error:
+            message = without_folders(error, path, *(Path(model.path) for model in self._models))
+            raise gr.Error(message, print_exception=False) from None
+
+    def _show_image(self, seen: Labelled, opacity: float, shown: list[str]) -> dict:
+        gr, answers = self._gr, list(zip(self._models, seen.answers, strict=True))
+        height, width = seen.size
+        times = '; '.join(
+            f'`{model.name}` took **{one.seconds * 1e3:.0f} ms**, {1 / one.seconds:.1f} frames a second'
+            for model, one in answers
+        )
+        unsure = [(model.name, one.uncertainty) for model, one in answers if one.uncertainty is not None]
+        name, uncertainty = unsure[0] if unsure else (None, None)
+        about = (
+            f'Entropy of what `{name}` gives for each pixel: black is certain, yellow: all classes are alike.'
+            if name
+            else _NO_UNCERTAINTY
+        )
+        return {
+            **self._paint(seen, opacity, shown),
+            self._seen: seen,
+            self._uncertainty: gr.Image(uncertainty, visible=uncertainty is not None),
+            self._about_uncertainty: about,
+            self._video: None,
+            self._said: f'`{seen.name}`, {width}x{height}: {times}',
+            self._shares: shares_table([(model, one.shares) for model, one in answers]),
+            self._files: gr.File([str(one.file) for one in seen.answers], visible=True),
+            self._tabs: gr.Tabs(selected='overlay'),
+        }
+
+    def _show_clip(self, name: str, clip: Clip) -> dict:
+        gr, notes = self._gr, ''.join(f' ({note})' for note in clip.notes)
+        rate = f'**{clip.frames / clip.seconds:.1f} frames a second**'
+        return {
+            **self._paint(None, 0, []),
+            self._seen: None,
+            self._uncertainty: None,
+            self._about_uncertainty: '',
+            self._video: str(clip.path),
+            self._said: f'`{name}`: {clip.frames} frames in {clip.seconds:.1f} s, {rate}{notes}',
+            self._shares: '',
+            self._files: gr.File(None, visible=False),
+            self._tabs: gr.Tabs(selected='video'),
+        }
+
+    def _paint(self, seen: Labelled | None, opacity: float, shown: list[str]) -> dict:
+        """The overlays of the stored label maps; no network runs."""
+        overlays = [
+            toggled_overlay(seen.image, one.label, model, shown, opacity)
+            for model, one in zip(self._models, seen.answers if seen else [], strict=False)
+        ]
+        painted = {self._overlay: overlays[0] if overlays else None}
+        if self._slider:
+            painted[self._slider] = tuple(overlays) or None
+        return painted

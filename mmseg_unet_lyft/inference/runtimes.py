@@ -1,0 +1,350 @@
+"""Exported files and what runs them; no runtime is imported before a file of its kind is opened."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from ..datasets.atomic_io import checksum_file, is_intact, sha256_of_file
+from ..datasets.carla import hood_of_spans
+from ..errors import InputError
+from ..processes import parse_device
+from . import PROGRAM
+
+METADATA_KEY = 'mmseg_unet_lyft'
+FORMAT = 1
+FRAMES, LABEL_MAP, MASKS = 'frames', 'label_map', 'masks'
+_LARGEST_SIDE = 10_000  # Limit for the frames a hood was measured in.
+_REMEDY = 'export the model with tools/export.py'
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a model."""
+
+    names: list[str]  # By id.
+    palette: list[list[int]]  # RGB colour of each, 0 to 255.
+    hood: np.ndarray | None  # Where the ego hood was measured, bool (H, W); None stands for the Kaggle set's.
+    scheme: str | None = None  # Name of the label scheme, if it is known.
+    data_sha256: str | None = None  # Hash of the training data's ``stats.json``.
+
+
+def checked_classes(fields: Any, path: str, remedy: str) -> Classes:
+    """Classes from a file's ``classes``, ``palette``, ``hood`` (``dict(spans, size)`` or None), ``scheme``.
+
+    Raises:
+        InputError: If a field is missing or cannot be used; the message names path and remedy.
+    """
+    fields = fields if isinstance(fields, Mapping) else {}
+    names, palette, hood = (fields.get(key) for key in ('classes', 'palette', 'hood'))
+    if not names or not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise InputError(f'{path}: its class names are broken; {remedy}')
+    has_colours = isinstance(palette, (list, tuple)) and all(map(_is_colour, palette))
+    if not has_colours or len(palette) != len(names):
+        raise InputError(f'{path}: its palette does not give each of {len(names)} classes a colour; {remedy}')
+    if hood is not None:
+        try:
+            # The size first: a damaged one could ask for any amount of memory.
+            if not 0 < max(hood['size']) <= _LARGEST_SIDE:
+                raise ValueError(hood['size'])
+            hood = hood_of_spans(hood['spans'], hood['size'])
+        except (AttributeError, LookupError, TypeError, ValueError):
+            raise InputError(f'{path}: its hood mask is broken; {remedy}') from None
+    texts = (fields.get(key) for key in ('scheme', 'data_sha256'))
+    texts = (text if isinstance(text, str) else None for text in texts)
+    return Classes(list(names), [list(colour) for colour in palette], hood, *texts)
+
+
+def _is_colour(value: Any) -> bool:
+    is_list = isinstance(value, (list, tuple))
+    return is_list and len(value) == 3 and all(type(one) is int and 0 <= one <= 255 for one in value)
+
+
+class ExportedNetwork:
+    """Base of the networks in exported files: their metadata, and the choice of outputs.
+
+    Several threads may call it at once. Arguments and errors of each kind are those of `open_exported`.
+    """
+
+    _errors: tuple[type[Exception], ...] = (RuntimeError,)
+
+    def __init__(self, path: str, metadata: str | None, outputs: list[str]) -> None:
+        self.path, self.outputs = path, outputs
+        if metadata is None:
+            raise InputError(
+                f'{path}: was not exported by this project, it holds no {METADATA_KEY}; {_REMEDY}'
+            )
+        try:
+            fields = json.loads(metadata)
+            is_known = fields['format'] == FORMAT and fields['colours'] in ('BGR', 'RGB')
+        except (ValueError, KeyError, TypeError, RecursionError):
+            is_known = False
+        if not is_known:
+            raise InputError(
+                f'{path}: its {METADATA_KEY} metadata are broken or of a newer version; {_REMEDY}'
+            )
+        classes = checked_classes(fields, path, _REMEDY)
+        self.classes, self.palette, self.hood = classes.names, classes.palette, classes.hood
+        self.scheme, self.data_sha256 = classes.scheme, classes.data_sha256
+        self.precision: str = fields.get('precision', 'float32')
+        self.colours: str = fields['colours']
+        if LABEL_MAP not in outputs:
+            raise InputError(f'{path}: gives {", ".join(outputs)} and not {LABEL_MAP}; {_REMEDY}')
+
+    def label_maps(self, frames: np.ndarray, colours: str) -> np.ndarray:
+        """Class ids, uint8 (N, H, W), of frames uint8 (N, H, W, 3)."""
+        return self.run(frames, colours, LABEL_MAP)[0]
+
+    def probabilities(self, frames: np.ndarray, colours: str) -> np.ndarray:
+        """Raises an InputError: the file gives label maps alone."""
+        raise InputError(f'{self.path}: gives no probabilities; use the checkpoint it was exported from')
+
+    def check_passes(self, passes: int) -> None:
+        """Raises an InputError: the file has no dropout to keep active."""
+        raise InputError(f'{self.path}: gives no uncertainty; use the checkpoint it was exported from')
+
+    def run(self, frames: np.ndarray, colours: str, *outputs: str) -> list[np.ndarray]:
+        """Outputs of frames uint8 (N, H, W, 3), by name; an InputError if the runtime does not take them.
+
+        `LABEL_MAP` is uint8 (N, H, W). `MASKS`, if the file has them, are vehicle and road, uint8 {0, 1}
+        (N, 2, H, W), the hood included.
+        """
+        ordered = np.ascontiguousarray(frames if colours == self.colours else frames[..., ::-1])
+        try:
+            return self._infer(ordered, outputs)
+        except self._errors as error:
+            size = f'{frames.shape[1]}x{frames.shape[2]}'
+            raise InputError(f'{self.path}: does not take frames of {size} ({first_line(error)})') from error
+
+
+class OnnxNetwork(ExportedNetwork):
+    """An ``.onnx`` file in ONNX Runtime; on ``'cuda'`` with onnxruntime-gpu."""
+
+    def __init__(self, path: str, device: str = 'cpu', threads: int | None = None) -> None:
+        require(path, 'onnxruntime')
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        kind, index = parse_device(device)
+        providers: list = ['CPUExecutionProvider']
+        if kind != 'cpu':
+            if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
+                raise InputError(
+                    f'--device {device}: this onnxruntime knows no CUDA; install onnxruntime-gpu'
+                )
+            providers.insert(0, ('CUDAExecutionProvider', dict(device_id=index)))
+        # ONNX Runtime's errors have no common base class.
+        self._errors = (state.InvalidProtobuf, state.Fail, state.InvalidGraph, state.InvalidArgument)
+        self._errors += (state.NoModel, state.NotImplemented, state.RuntimeException, state.EPFail)
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        except self._errors as error:
+            raise InputError(f'{path}: cannot be read as an ONNX model ({first_line(error)})') from error
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        _require_bytes(
+            path,
+            [(one.type == 'tensor(uint8)', len(one.shape)) for one in inputs],
+            {one.name: one.type == 'tensor(uint8)' for one in outputs},
+        )
+        self._input = inputs[0].name
+        # Masks are not computed where label maps alone are asked for.
+        self._asked_alone = onnxruntime.RunOptions()
+        self._asked_alone.only_execute_path_to_fetches = True
+        metadata = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        super().__init__(path, metadata, [output.name for output in outputs])
+
+    def _infer(self, frames: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+        return self._session.run(list(outputs), {self._input: frames}, self._asked_alone)
+
+
+class OpenVinoNetwork(ExportedNetwork):
+    """An ``.xml`` file with its ``.bin`` in OpenVINO, on the CPU."""
+
+    def __init__(self, path: str, device: str = 'cpu', threads: int | None = None) -> None:
+        require(path, 'openvino')
+        import openvino
+
+        if parse_device(device)[0] != 'cpu':
+            raise InputError(f'--device {device}: OpenVINO files run on the cpu here; use --device cpu')
+        # Without the hint, CPUs with bfloat16 compute in that, and labels differ.
+        settings = dict(INFERENCE_PRECISION_HINT='f32')
+        if threads:
+            settings |= dict(INFERENCE_NUM_THREADS=threads, NUM_STREAMS=1)
+        core = openvino.Core()
+        try:
+            model = core.read_model(path)
+            self._compiled = core.compile_model(model, 'CPU', settings)
+        except RuntimeError as error:
+            raise InputError(f'{path}: cannot be read as an OpenVINO model ({first_line(error)})') from error
+        byte = openvino.Type.u8
+        _require_bytes(
+            path,
+            [(one.element_type == byte, len(one.partial_shape)) for one in model.inputs],
+            {one.any_name: one.element_type == byte for one in model.outputs},
+        )
+        # Requests hold a call's tensors, so each thread has its own.
+        self._local = threading.local()
+        has = model.has_rt_info([METADATA_KEY])
+        metadata = str(model.get_rt_info([METADATA_KEY]).value) if has else None
+        super().__init__(path, metadata, [output.any_name for output in model.outputs])
+
+    def _infer(self, frames: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+        if not hasattr(self._local, 'request'):
+            self._local.request = self._compiled.create_infer_request()
+        results = self._local.request.infer([frames])
+        return [results[output].copy() for output in outputs]
+
+
+def _require_bytes(path: str, inputs: list[tuple[bool, int]], outputs: dict[str, bool]) -> None:
+    """Raise unless inputs, as (is uint8, dimensions), are one batch of bytes, and outputs are bytes."""
+    if inputs != [(True, 4)]:
+        raise InputError(f'{path}: does not take one batch of uint8 frames (N, H, W, 3); {_REMEDY}')
+    for name, is_bytes in outputs.items():
+        if name in (LABEL_MAP, MASKS) and not is_bytes:
+            raise InputError(f'{path}: its {name} is not uint8; {_REMEDY}')
+
+
+# What torch raises for a file that is not a program, or a damaged one.
+_NOT_A_PROGRAM = (
+    *(AssertionError, AttributeError, BadZipFile, EOFError, KeyError, OSError, RuntimeError, TypeError),
+    *(UnpicklingError, ValueError),
+)
+
+
+class ProgramNetwork(ExportedNetwork):
+    """A ``.pt2`` program of torch.export; needs torch, but not mmcv, mmengine or mmseg.
+
+    Reading one can run code that the file brings: torch evaluates expressions in it and may unpickle.
+    """
+
+    # A program's own checks of sizes are assertions.
+    _errors = (RuntimeError, AssertionError)
+
+    def __init__(self, path: str, device: str = 'cpu', threads: int | None = None) -> None:
+        require(path, 'torch')
+        import torch
+        from torch.export.passes import move_to_device_pass
+
+        from ..engine.checkpoint import check_archive
+
+        kind, index = parse_device(device)
+        if kind == 'cuda' and index >= torch.cuda.device_count():
+            raise InputError(f'--device {device}: this torch sees no such GPU; use --device cpu')
+        self.device, self.threads = torch.device(device), threads
+        check_archive(path)
+        extra = {METADATA_KEY: ''}
+        try:
+            # torch logs a traceback for a file that it cannot read, before it raises.
+            with quiet('torch.export'):
+                program = torch.export.load(path, extra_files=extra)
+            if kind != 'cpu':
+                program = move_to_device_pass(program, self.device)
+            self._module = program.module()
+            # A program does not name its outputs; their number says which they are. Six pools take 64x64.
+            number = len(self._call(np.zeros((1, 64, 64, 3), np.uint8)))
+        except _NOT_A_PROGRAM as error:
+            raise InputError(f'{path}: cannot be read as a program ({first_line(error)})') from error
+        metadata = extra[METADATA_KEY]
+        text = metadata.decode(errors='replace') if isinstance(metadata, bytes) else metadata
+        super().__init__(path, text or None, [LABEL_MAP, MASKS][:number])
+
+    def _infer(self, frames: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+        found = dict(zip(self.outputs, self._call(frames), strict=True))
+        return [found[output] for output in outputs]
+
+    def _call(self, frames: np.ndarray) -> list[np.ndarray]:
+        import torch
+
+        if self.threads and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        with torch.inference_mode():
+            found = self._module(torch.from_numpy(frames).to(self.device))
+        return [one.cpu().numpy() for one in (found if isinstance(found, (tuple, list)) else [found])]
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Silence a logger, except for critical messages."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a runtime's message that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def require(what: Any, *packages: str) -> None:
+    """Raise an InputError unless the packages that something needs are installed."""
+    missing = ' '.join(name for name in packages if find_spec(name) is None)
+    if missing:
+        raise InputError(f'{what}: needs {missing}; install with: pip install {missing}')
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files that an exported model consists of; the one to open comes last."""
+    return [path.with_suffix('.bin'), path] if path.suffix == '.xml' else [path]
+
+
+def write_checksums(path: Path) -> None:
+    """List the SHA-256 of each part of an exported file in a ``PART.sha256``, as ``sha256sum`` does."""
+    for part in parts_of(path):
+        line = f'{sha256_of_file(part)}  {part.name}\n'
+        checksum_file(part).write_text(line, encoding='utf-8', newline='\n')
+
+
+def open_exported(
+    path: str, device: str = 'cpu', threads: int | None = None, trust: bool = False
+) -> ExportedNetwork:
+    """The network in an exported file, by its suffix.
+
+    Args:
+        path: The file.
+        device: ``'cpu'``, ``'cuda'`` or ``'cuda:N'``; OpenVINO has no CUDA.
+        threads: Computing threads of a call on a CPU; one a core by default.
+        trust: Whether a ``.pt2`` program may be read, which can run code that it brings.
+
+    Raises:
+        InputError: If the file cannot be read, was not exported here, or is a program that is not trusted; or
+            if the device does not exist.
+    """
+    suffix, parts = Path(path).suffix, parts_of(Path(path))
+    for part in reversed(parts):
+        if not part.is_file():
+            raise InputError(f'{part}: no such file')
+    if suffix == PROGRAM and not trust:
+        raise InputError(
+            f'{path}: is a program, and reading it can run any code that it holds. If you know where it '
+            'comes from, give --trust (trust=True in Python); .onnx files need none'
+        )
+    for part in parts:
+        try:
+            intact = is_intact(part)
+        except OSError as error:
+            raise InputError(f'{part}: cannot be read ({error.strerror}); check its permissions') from error
+        if intact is False:
+            raise InputError(
+                f'{part}: is not what was exported, its checksum differs; take another copy, or if you '
+                f'changed it yourself, remove {checksum_file(part).name}'
+            )
+    networks = {'.onnx': OnnxNetwork, '.xml': OpenVinoNetwork, PROGRAM: ProgramNetwork}
+    return networks[suffix](path, device, threads)

@@ -1,0 +1,355 @@
+"""A checkpoint's model in PyTorch as `Segmenter` uses it, and exported files in test runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmcv.cnn.utils import fuse_conv_bn
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
+from mmengine.structures import PixelData
+from mmseg.models.segmentors import BaseSegmentor
+from mmseg.models.utils import resize
+from mmseg.registry import DATASETS, MODELS, TRANSFORMS
+from mmseg.structures import SegDataSample
+from mmseg.utils import stack_batch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..compat import register_classes
+from ..datasets.carla import get_scheme
+from ..engine.checkpoint import check_weights, load_weights, read_checkpoint, weights_of
+from ..engine.config import load_config
+from ..engine.device import compile_for_inference
+from ..engine.model_spec import KEY, checked, image_steps, inference_part, scheme_of
+from ..errors import InputError
+from ..models.predict_modes import check_dropout, entropy, monte_carlo, to_labels, to_logits, to_probabilities
+from ..models.preprocessor import normalise
+from ..models.segmentor import beyond_plain
+from ..processes import this_process
+from .runtimes import Classes, checked_classes, open_exported
+
+_REMEDY = 'name the config it was trained with before it'
+# What wrong arguments raise in layers; in a described model they are the file's fault.
+_BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError)
+_BUILD_ERRORS += (RuntimeError, TypeError, ValueError)
+
+
+def fold_norms(model: BaseSegmentor) -> BaseSegmentor:
+    """Fold an evaluation-mode model's batch norms into its convolutions, if that leaves its logits as is."""
+    if not any(isinstance(layer, _BatchNorm) for layer in model.modules()):
+        return model
+    # mmcv assumes that a norm follows the convolution registered before it, which need not be so: logits on
+    # random numbers decide.
+    folded = fuse_conv_bn(copy.deepcopy(model))
+    # Large enough for any pyramid here, and quick.
+    images = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        plain, found = (one.decode_head(one.extract_feat(images)) for one in (model, folded))
+    # float32's rounding through some 30 layers, as a share of the largest logit.
+    is_same = (plain - found).abs().max() <= 1e-4 * plain.abs().max().clamp(min=1)
+    return folded if is_same else model
+
+
+def build_model(
+    config: Config | str | None, path: str, trust: bool = False
+) -> tuple[BaseSegmentor, list[Any], Classes]:
+    """A checkpoint's model with its weights, on the CPU, in evaluation mode; its image steps; its classes.
+
+    Without a config, path or name, the checkpoint must describe its model; ``trust`` as in `read_checkpoint`.
+
+    Raises:
+        InputError: If config or checkpoint cannot be read, or do not belong together.
+    """
+    content = read_checkpoint(path, trust=trust)
+    meta = content.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
+    weights = weights_of(content, path)
+    # An auxiliary head is not built.
+    weights = {name: weight for name, weight in weights.items() if not name.startswith('auxiliary_head.')}
+    if config is None:
+        described = checked(meta.get(KEY), path)
+        model_config, steps, scheme = described['model'], described['steps'], described['scheme']
+        _require_buildable(model_config, steps, weights, path)
+        named = get_scheme(scheme).metainfo if scheme else None
+    else:
+        config = config if isinstance(config, Config) else load_config(config)
+        model_config, steps, scheme = inference_part(config.model), image_steps(config), scheme_of(config)
+        named = _named_by_config(config)
+    model, transforms = build(model_config, steps)
+    check_weights(model, weights, path)
+    load_weights(model, weights, path)
+    described = meta.get(KEY) if isinstance(meta.get(KEY), dict) else {}
+    fields = meta.get('dataset_meta') or named
+    fields = dict(fields if isinstance(fields, Mapping) else {}, data_sha256=described.get('data_sha256'))
+    fields.setdefault('scheme', scheme)
+    classes = checked_classes(fields, path, _REMEDY)
+    if len(classes.names) != model.num_classes:
+        raise InputError(
+            f'{path}: names {len(classes.names)} classes, its model has {model.num_classes}; {_REMEDY}'
+        )
+    return model.eval(), transforms, classes
+
+
+def build(model_config: Mapping, steps: Sequence[Mapping] = ()) -> tuple[BaseSegmentor, list[Any]]:
+    """Model and transforms as mmseg builds them."""
+    register_classes()
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(ConfigDict(copy.deepcopy(model_config)))
+        return model, [TRANSFORMS.build(dict(step)) for step in steps]
+
+
+def _require_buildable(
+    model_config: Mapping, steps: Sequence[Mapping], weights: dict[str, Tensor], path: str
+) -> None:
+    """Raise an InputError unless what a file describes can be built and has exactly the file's weights."""
+    try:
+        # Without memory for the weights: a description can ask for any number of channels.
+        with torch.device('meta'):
+            model, _ = build(model_config, steps)
+        if not isinstance(model, BaseSegmentor):
+            raise TypeError(f'{type(model).__name__} is not a segmentor')
+    except _BUILD_ERRORS as error:
+        reason = f'{type(error).__name__}: {error}'.strip().splitlines()[-1]
+        raise InputError(
+            f'{path}: its description of the model cannot be built ({reason}); {_REMEDY}'
+        ) from error
+    check_weights(model, weights, path)
+
+
+def _named_by_config(config: Config) -> Mapping | None:
+    """Classes and palette of what a config tests on, None if it does not say."""
+    scheme = scheme_of(config)
+    if isinstance(scheme, str):
+        return get_scheme(scheme).metainfo
+    dataset = (config.get('test_dataloader') or {}).get('dataset', {})
+    register_classes()
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        kind = DATASETS.get(dataset.get('type')) if isinstance(dataset.get('type'), str) else None
+    return dataset.get('metainfo') or getattr(kind, 'METAINFO', None)
+
+
+class TorchNetwork:
+    """A checkpoint's model on a device, with the image steps of its test pipeline.
+
+    Arguments and errors as in `build_model` and `Segmenter`.
+    """
+
+    def __init__(
+        self,
+        config: Config | str | None,
+        checkpoint: str,
+        device: str = 'cpu',
+        threads: int | None = None,
+        trust: bool = False,
+    ) -> None:
+        model, self.steps, classes = build_model(config, checkpoint, trust)
+        self.model = fold_norms(model).to(device)
+        self.device, self.threads = device, threads
+        self.classes, self.palette, self.hood = classes.names, classes.palette, classes.hood
+        self.scheme, self.data_sha256 = classes.scheme, classes.data_sha256
+        test_cfg = self.model.test_cfg or {}
+        self.thresholds, self.passes = test_cfg.get('thresholds'), test_cfg.get('passes') or 1
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) that its pipeline scales frames to; None if they keep their own."""
+        scales = (getattr(step, 'scale', None) for step in self.steps)
+        return next((tuple(scale[::-1]) for scale in scales if scale is not None), None)
+
+    def compile(self) -> None:
+        """Compile the network at its next call, for each size of frames; errors as in `Segmenter.compile`."""
+        compile_for_inference(self.model, self.device)
+
+    @torch.inference_mode()
+    def label_maps(self, frames: np.ndarray, colours: str) -> np.ndarray:
+        """Class ids, uint8 (N, H, W), of frames uint8 (N, H, W, 3)."""
+        return self.ids(self._logits_of(frames, colours)).cpu().numpy()
+
+    @torch.inference_mode()
+    def labels_and_probabilities(self, frames: np.ndarray, colours: str) -> tuple[np.ndarray, np.ndarray]:
+        """Class ids, uint8 (N, H, W), and probabilities, float32 (N, C, H, W), of one pass."""
+        logits = self._logits_of(frames, colours)
+        return self.ids(logits).cpu().numpy(), to_probabilities(logits).cpu().numpy()
+
+    def probabilities(self, frames: np.ndarray, colours: str) -> np.ndarray:
+        """Class probabilities, float32 (N, C, H, W), of frames uint8 (N, H, W, 3)."""
+        return self.labels_and_probabilities(frames, colours)[1]
+
+    def check_passes(self, passes: int) -> None:
+        """Raise an InputError for several passes of a network without dropout."""
+        if passes > 1:
+            check_dropout(self.model)
+
+    @torch.inference_mode()
+    def uncertainty(
+        self, frames: np.ndarray, colours: str, passes: int, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Class ids, uint8 (N, H, W), and entropy, nats, float32 (N, H, W), of Monte-Carlo dropout."""
+        logits = self._logits_of(frames, colours, passes, seed)
+        return self.ids(logits).cpu().numpy(), entropy(to_probabilities(logits)).cpu().numpy()
+
+    def _logits_of(
+        self, frames: np.ndarray, colours: str, passes: int | None = None, seed: int = 0
+    ) -> Tensor:
+        return self.logits(self.inputs(frames, colours), frames.shape[1:3], passes, seed)
+
+    def inputs(self, frames: np.ndarray, colours: str) -> Tensor:
+        """The network's input: floats (N, 3, H, W) on the device, after the image steps, normalised."""
+        if self.threads and torch.get_num_threads() != self.threads:
+            # Sets the calling thread's number; others keep theirs.
+            torch.set_num_threads(self.threads)
+        stepped = torch.from_numpy(np.stack([self._step(frame) for frame in frames]))
+        images = stepped.to(self.device).permute(0, 3, 1, 2)
+        images = images.flip(1) if colours == 'RGB' else images
+        return normalise(self.model.data_preprocessor, images.float())
+
+    def _step(self, frame: np.ndarray) -> np.ndarray:
+        results = dict(img=frame, img_shape=frame.shape[:2], ori_shape=frame.shape[:2])
+        for step in self.steps:
+            results = step(results)
+        return results['img']
+
+    def logits(
+        self, images: Tensor, size: tuple[int, int], passes: int | None = None, seed: int = 0
+    ) -> Tensor:
+        """Logits, float (N, out_channels, H, W), of `inputs` at the frames' (height, width).
+
+        With several ``passes`` (default: the config's), logits of the mean over passes with active dropout.
+        """
+        size, network_size = tuple(size), tuple(images.shape[2:])
+        padded, padding = images, getattr(self.model.data_preprocessor, 'test_cfg', None)
+        if padding:
+            padded, _ = stack_batch(list(images), pad_val=self.model.data_preprocessor.pad_val, **padding)
+        meta = dict(ori_shape=size, img_shape=network_size, pad_shape=tuple(padded.shape[2:]))
+        metas = [dict(meta) for _ in images]
+        passes = self.passes if passes is None else passes
+        if passes > 1:
+            shares = monte_carlo(self.model, padded, metas, passes, seed)
+            logits = to_logits(shares, self.model.out_channels)
+        else:
+            logits = self.model.inference(padded, metas)
+        logits = logits[:, :, : network_size[0], : network_size[1]]
+        if network_size == size:
+            return logits
+        return resize(logits, size=size, mode='bilinear', align_corners=self.model.align_corners)
+
+    def ids(self, logits: Tensor) -> Tensor:
+        """Class ids, uint8 (N, H, W), of logits (N, out_channels, H, W)."""
+        return to_labels(logits, self.model.decode_head.threshold, self.thresholds)
+
+
+@MODELS.register_module()
+class LyftExportedSegmentor(BaseModel):
+    """A network in an exported file, for test runs: samples with their label maps, and no loss.
+
+    It takes batches as loaders give them: BGR bytes of the size that the test pipeline makes them. Label maps
+    are brought to the original size by the nearest pixel, where a checkpoint's logits would be interpolated.
+    Arguments and errors as in `open_exported`.
+    """
+
+    def __init__(self, path: str, device: str = 'cpu', trust: bool = False) -> None:
+        super().__init__()
+        self.path = path
+        # As many threads as PyTorch would take: each of several ranks has its share.
+        self.network = open_exported(path, device, torch.get_num_threads(), trust)
+        # DistributedDataParallel refuses a module that has no parameter.
+        self.unused = nn.Parameter(torch.zeros(1))
+        self._has_resized = False
+
+    def forward(
+        self, inputs: Sequence[Tensor], data_samples: list[SegDataSample] | None = None, mode: str = 'tensor'
+    ) -> list[SegDataSample]:
+        """Samples with ``pred_sem_seg``, uint8 (1, H, W) at the original size, of BGR uint8 (3, h, w)."""
+        if mode != 'predict':
+            raise InputError(f'{self.path}: is exported, and gives label maps alone; train its checkpoint')
+        frames = [frame.permute(1, 2, 0).cpu().numpy() for frame in inputs]
+        samples = [SegDataSample() for _ in frames] if data_samples is None else data_samples
+        for label, sample in zip(self._label_maps(frames), samples, strict=True):
+            height, width = sample.metainfo.get('ori_shape', label.shape)[:2]
+            if label.shape != (height, width):
+                if not self._has_resized:
+                    self._has_resized = True
+                    print_log(
+                        f'{self.path}: label maps of {label.shape[0]}x{label.shape[1]} are brought to '
+                        f"{height}x{width} by the nearest pixel, where a checkpoint's logits would be "
+                        'interpolated',
+                        logger='current',
+                    )
+                label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+            sample.pred_sem_seg = PixelData(data=torch.from_numpy(label)[None])
+        return samples
+
+    def _label_maps(self, frames: list[np.ndarray]) -> list[np.ndarray]:
+        """Class ids, uint8 (h, w), of each frame; those of one size are labelled at once."""
+        for frame in frames:
+            if frame.dtype != np.uint8:
+                raise InputError(
+                    f'{self.path}: takes frames of bytes, and the test pipeline makes them {frame.dtype}; '
+                    'leave to_float32 and Normalize out of it: what the network needs is in the file'
+                )
+        same = len({frame.shape for frame in frames}) == 1
+        batches = [np.stack(frames)] if same else [frame[None] for frame in frames]
+        labels = [label for batch in batches for label in self.network.label_maps(batch, 'BGR')]
+        highest = max(int(label.max()) for label in labels)
+        if highest >= len(self.network.classes):
+            raise InputError(
+                f'{self.path}: gives class id {highest}, and names {len(self.network.classes)} classes; '
+                'export the model again'
+            )
+        return labels
+
+
+def score_exported(
+    config: Config, path: str, device: str | None = None, trust: bool = False, uncertainty: int | None = None
+) -> list[str]:
+    """Replace a config's model by an exported file, for a test run.
+
+    Args:
+        config: Changed in place.
+        path: The file.
+        device: The CPU by default; with ``'cuda'`` each of several ranks has its own GPU.
+        trust: Whether a file that is a program may be run.
+        uncertainty: Passes of Monte-Carlo dropout, which a file does not have.
+
+    Returns:
+        A line on the thresholds that are not applied, if the config has any.
+
+    Raises:
+        InputError: If the file cannot be used, its classes are not the data set's, or the config asks for
+            what a file cannot do.
+    """
+    device = f'cuda:{this_process.local_rank}' if device == 'cuda' else device or 'cpu'
+    test_cfg = config.model.get('test_cfg') or {}
+    evaluators = config.get('test_evaluator') or []
+    evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
+    asked = [] if uncertainty is None else [f'--uncertainty {uncertainty}']
+    calibration = 'LyftCalibrationMetric'
+    asked += [f'test_evaluator: {calibration}' for one in evaluators if one['type'] == calibration]
+    asked += [f'model.test_cfg.{key}={test_cfg[key]}' for key in beyond_plain(test_cfg)]
+    if asked:
+        raise InputError(
+            f'{", ".join(asked)}: {path} is the network alone, on complete frames; leave them out, or score '
+            'the checkpoint it was exported from'
+        )
+    classes = open_exported(path, device, torch.get_num_threads(), trust).classes
+    wanted = (_named_by_config(config) or {}).get('classes')
+    if wanted is not None and list(wanted) != list(classes):
+        raise InputError(
+            f'{path}: labels {", ".join(classes)}; {config.filename or "the config"} tests on '
+            f'{", ".join(wanted)}. Name a config that tests on the classes of the file, or a file of its own'
+        )
+    config.model = dict(type=LyftExportedSegmentor.__name__, path=path, device=device, trust=trust)
+    config.load_from, config.resume = None, False
+    # These hooks average weights, which a file does not have.
+    averaging = ('EMAHook', 'LyftEMAHook')
+    config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if hook['type'] not in averaging]
+    said = f'{path}: has the class thresholds that it was exported with; those of the config are not applied'
+    return [said] if test_cfg.get('thresholds') is not None else []
