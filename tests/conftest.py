@@ -81,7 +81,7 @@ def _threads() -> Iterator[None]:
 def source_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the clone, links kept, with nothing built, drawn or trained in it."""
     copy = tmp_path_factory.mktemp('source') / 'clone'
-    # Building in the clone itself would leave build/ behind, and pick up what an earlier build left.
+    # Building in the clone itself would leave a build/ folder, and pick up what an earlier build left.
     return Path(shutil.copytree(ROOT, copy, symlinks=True, ignore=NOT_SOURCE))
 
 
@@ -130,13 +130,8 @@ def chromium() -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     options.binary_location = program
     # Root, as in a container, may not start it otherwise.
-    for option in (
-        '--headless=new',
-        '--no-sandbox',
-        '--disable-dev-shm-usage',
-        '--force-device-scale-factor=1',
-    ):
-        options.add_argument(option)
+    for name in ('headless=new', 'no-sandbox', 'disable-dev-shm-usage', 'force-device-scale-factor=1'):
+        options.add_argument(f'--{name}')
     options.set_capability('goog:loggingPrefs', dict(browser='ALL'))
     chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
     yield chrome
@@ -205,3 +200,61 @@ def kaggle(tmp_path: Path) -> KaggleFolder:
     root = tmp_path / 'kaggle'
     root.mkdir()
     return KaggleFolder(root)
+
+
+def build_segmentor(
+    num_stages: int = 3,
+    num_classes: int = 4,
+    out_channels: int | None = None,
+    dropout: tuple[float, float] = (0.0, 0.0),
+    norm_cfg: dict | None = None,
+    backbone: dict | None = None,
+    head: dict | None = None,
+    **kwargs: Any,
+) -> torch.nn.Module:
+    """A small `LyftSegmentor` with initialised weights, in evaluation mode.
+
+    Args:
+        num_stages: Of its `LyftUNet`, whose maps have 4, 8, 16, ... channels.
+        num_classes: 2 where ``out_channels`` is 1.
+        out_channels: 1 for a sigmoid output.
+        dropout: Ratios of the encoder and of the decoder.
+        norm_cfg: Of both.
+        backbone: Another one.
+        head: Another one, or keys of `LyftUNetHead` to change.
+        kwargs: As in `LyftSegmentor`.
+    """
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import MODELS
+
+    import mmseg_unet_lyft.register  # noqa: F401
+
+    init_default_scope('mmseg')
+    single, head = out_channels == 1, head or {}
+    unet = dict(
+        type='LyftUNet', base_channels=4, num_stages=num_stages, dropout=dropout[0], norm_cfg=norm_cfg
+    )
+    decoder = dict(
+        type='LyftUNetHead',
+        in_channels=tuple(4 * 2**stage for stage in range(num_stages)),
+        num_classes=2 if single else num_classes,
+        out_channels=out_channels,
+        dropout=dropout[1],
+        norm_cfg=norm_cfg,
+        loss_decode=dict(type='LyftCrossEntropyLoss', use_sigmoid=single),
+    )
+    decoder = head if 'type' in head else decoder | head
+    networks = dict(backbone=backbone or unet, decode_head=decoder, train_cfg={})
+    model = MODELS.build(dict(type='LyftSegmentor') | networks | kwargs)
+    model.init_weights()
+    return model.eval()
+
+
+def labelled(label: torch.Tensor, img_shape: tuple[int, int] | None = None) -> Any:
+    """A sample with ground truth (H, W) and the meta information that the pipeline writes."""
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    size = img_shape or tuple(label.shape)
+    meta = dict(img_shape=size, ori_shape=tuple(label.shape), pad_shape=size)
+    return SegDataSample(gt_sem_seg=PixelData(data=label[None]), metainfo=meta)

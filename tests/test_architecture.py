@@ -1,6 +1,9 @@
-"""Between the rooms arrows run one way, as docs/architecture.md draws them."""
+"""Imports run one way and without circles, registering stays light, and nothing needs Unix to be imported."""
 
 import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -8,74 +11,87 @@ import pytest
 import mmseg_unet_lyft
 
 PACKAGE = Path(mmseg_unet_lyft.__file__).parent
-# Each room may import from those before it.
-ROOMS = (
-    'datasets',
-    'models',
-    'evaluation',
-    'report',
-    'engine',
-    'inference',
-    'bench',
-    'torture',
-    'apps',
-    'cli',
-)
-PURE = 'evaluation.counts'  # Numbers alone: below every room.
+NAME = PACKAGE.name
+# Each may import from those before it, and from the modules next to the folders: errors, compat, processes.
+FOLDERS = 'datasets models synthetic evaluation engine report inference demo cli'.split()
+# The rest draws no sample frames.
+NEEDS_FRAMES = {'inference.export', 'inference.latency', 'demo.app', 'cli.draw_scenes'}
+UNIX_MODULES = {'fcntl', 'grp', 'pwd', 'resource', 'termios'}
 
 
-def imported_by(path: Path) -> set[str]:
-    """``room.module`` of what a file in a room imports from other rooms, functions' own imports included."""
+def modules() -> dict[str, Path]:
+    """Path of each module, by its dotted name within the package."""
+    paths = (path for path in PACKAGE.rglob('*.py') if '.mim' not in path.parts)
+    return {'.'.join(path.relative_to(PACKAGE).with_suffix('').parts): path for path in paths}
+
+
+MODULES = modules()
+
+
+def imports_of(name: str) -> set[str]:
+    """Modules of the package that one imports, in its functions too; not those for annotations only."""
+    package = [NAME, *name.split('.')[:-1]]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if isinstance(node, ast.ImportFrom) and node.level == 2:
-            names = [node.module] if node.module else []
-            if not node.module or node.module in ROOMS:
-                names = ['.'.join(filter(None, (node.module, alias.name))) for alias in node.names]
-            found.update(name for name in names if name.split('.')[0] in ROOMS)
+    tree = ast.parse(MODULES[name].read_text(encoding='utf-8'))
+    tree.body = [
+        node for node in tree.body if 'TYPE_CHECKING' not in ast.unparse(getattr(node, 'test', node))
+    ]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        base = package[: len(package) - node.level + 1] if node.level else []
+        target = [*base, *(node.module.split('.') if node.module else [])]
+        if target[:1] != [NAME]:
+            continue
+        for alias in node.names:
+            candidates = ('.'.join([*target[1:], alias.name]), '.'.join(target[1:]))
+            found.update(next(([one] for one in candidates if one in MODULES), []))
     return found
 
 
-@pytest.mark.parametrize('room', ROOMS)
-def test_a_room_imports_only_from_rooms_below(room):
-    below = ROOMS[: ROOMS.index(room)]
-    above = {
-        f'{path.name} imports {name}'
-        for path in (PACKAGE / room).glob('*.py')
-        for name in imported_by(path)
-        if name != PURE and name.split('.')[0] not in below
+def folder(name: str) -> str:
+    return name.partition('.')[0] if '.' in name else ''
+
+
+IMPORTS = {name: imports_of(name) for name in MODULES}
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {name: found for name, found in IMPORTS.items() if not name.endswith('__init__')}
+    list(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize('name', FOLDERS)
+def test_a_folder_imports_only_from_those_before_it(name):
+    allowed = {'', name, *FOLDERS[: FOLDERS.index(name)]} - ({'datasets'} if name == 'models' else set())
+    wrong = {
+        f'{module} imports {one}'
+        for module, found in IMPORTS.items()
+        for one in found
+        if folder(module) == name and (folder(one) not in allowed or one == 'register')
     }
-    assert above == set()
+    assert wrong == set()
 
 
-def test_models_know_no_data_sets():
-    found = set().union(*map(imported_by, (PACKAGE / 'models').glob('*.py')))
-    assert not {name for name in found if name.startswith('datasets.')}
+def test_only_what_needs_a_frame_draws_one():
+    users = {name for name, found in IMPORTS.items() if any(folder(one) == 'synthetic' for one in found)}
+    assert {name for name in users if folder(name) != 'synthetic'} <= NEEDS_FRAMES
 
 
-def code_lines(function: ast.FunctionDef, lines: list[str]) -> int:
-    """A function's lines without its docstring and blank ones."""
-    taken = set(range(function.lineno - 1, function.end_lineno))
-    if ast.get_docstring(function) is not None:
-        taken -= set(range(function.body[0].lineno - 1, function.body[0].end_lineno))
-    return sum(bool(lines[number].strip()) for number in taken)
+def test_registering_loads_few_modules():
+    code = f'import sys, {NAME}.register; print(*sys.modules)'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    loaded = [name for name in done.stdout.split() if name.partition('.')[0] == NAME]
+    assert f'{NAME}.models.unet' in loaded
+    assert len(loaded) <= 35, loaded
 
 
-def test_modules_and_functions_stay_short():
-    long = {}
-    for path in PACKAGE.rglob('*.py'):
-        text = path.read_text(encoding='utf-8')
-        lines, name = text.splitlines(), str(path.relative_to(PACKAGE))
-        if len(lines) > 300:
-            long[name] = len(lines)
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and code_lines(node, lines) > 50:
-                long[f'{name}: {node.name}'] = code_lines(node, lines)
-    assert long == {}
-
-
-def test_commands_only_parse_and_call():
-    commands = {path.name: path.read_text(encoding='utf-8') for path in (PACKAGE / 'cli').glob('*.py')}
-    lengths = {name: len(text.splitlines()) for name, text in commands.items() if '\nmain = guarded(' in text}
-    assert len(lengths) > 10
-    assert max(lengths.values()) <= 80, lengths
+def test_no_module_needs_unix_to_be_imported():
+    wrong = []
+    for name, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding='utf-8')).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                roots = {alias.name.partition('.')[0] for alias in node.names}
+                roots |= {node.module} if isinstance(node, ast.ImportFrom) else set()
+                wrong += [f'{name}: {root}' for root in roots & UNIX_MODULES]
+    assert wrong == []

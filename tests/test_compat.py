@@ -1,4 +1,4 @@
-"""What is said of an mm stack that is missing, doubled or broken, in environments that are just that."""
+"""Messages on an mm stack that is missing, doubled or broken, in environments that are just that."""
 
 import importlib.util
 import os
@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmseg_unet_lyft import compat
-from mmseg_unet_lyft.engine import plain_loading
+from mmseg_unet_lyft import compat, processes
 from mmseg_unet_lyft.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +22,7 @@ INSTALL = f"pip install -e '{ROOT}[onedl]'"
 
 
 class Environment:
-    """An environment of empty packages, beside the standard library."""
+    """An environment of empty packages and the standard library."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -90,7 +89,7 @@ def test_both_stacks_over_each_other(environment):
     environment.distributions(ONEDL | {'mmcv': '2.1.0'})
     assert environment.message() == (
         'both mm stacks are installed over each other: onedl-mmsegmentation 1.4.2 and onedl-mmcv 2.3.6 and '
-        'onedl-mmengine 0.10.12 beside mmcv 2.1.0 share their import names. Remove both and install one: '
+        'onedl-mmengine 0.10.12 and mmcv 2.1.0 share their import names. Remove both and install one: '
         f'pip uninstall -y onedl-mmsegmentation onedl-mmcv onedl-mmengine mmcv && {INSTALL}'
     )
 
@@ -106,7 +105,7 @@ def test_mmcv_and_mmcv_lite_together(environment):
 def test_an_mmcv_that_mmseg_refuses(environment):
     environment.distributions(dict(OPENMMLAB, **{'mmcv-lite': '2.2.0'}))
     assert environment.message() == (
-        'mmcv-lite 2.2.0: mmsegmentation 1.2.2 takes mmcv-lite from 2.0.0rc4 to below 2.2.0; mend it with: '
+        'mmcv-lite 2.2.0: mmsegmentation 1.2.2 takes mmcv-lite from 2.0.0rc4 to below 2.2.0; fix it with: '
         'pip uninstall -y mmcv-lite && pip install mmcv-lite==2.1.0'
     )
 
@@ -121,7 +120,7 @@ def test_setuptools_without_pkg_resources(environment):
     environment.distributions(OPENMMLAB | {'setuptools': '82.0.0'})
     remove(environment, 'pkg_resources')
     assert environment.message() == (
-        'mmengine 0.10.7 imports pkg_resources, which the setuptools here (82.0.0) does not have; '
+        'mmengine 0.10.7 imports pkg_resources, which the installed setuptools (82.0.0) does not have; '
         "install with: pip install 'setuptools<81'"
     )
 
@@ -184,7 +183,7 @@ def test_within_plain_types_the_log_history_loads_and_afterwards_all_is_as_befor
 
     torch.save(dict(loss=HistoryBuffer([1.0, 3.0], [1, 1])), tmp_path / 'history.pth')
     before = torch.serialization.get_safe_globals()
-    with plain_loading.plain_types_only():
+    with processes.plain_types_only():
         loaded = torch.load(tmp_path / 'history.pth', weights_only=True)
     np.testing.assert_array_equal(loaded['loss'].data[0], [1.0, 3.0])
     assert loaded['loss'].mean() == 2.0

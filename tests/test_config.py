@@ -226,8 +226,9 @@ def test_a_short_name_sets_no_other_keys_and_does_so_in_a_config_of_ones_own(lea
         keys = {re.sub(r'\[.*?\]', '', key) for key in SHORT_NAMES[name]}
         assert changed, f'{leaf}: {name} is {value} already, which shows nothing'
         assert all(any(f'{one}.'.startswith(f'{key}.') for key in keys) for one in changed), (name, changed)
-        own = write(tmp_path / 'own.py', f'_base_ = [{str(CONFIGS / leaf)!r}]\n{name} = {value!r}\n')
-        assert load_config(own).to_dict() == after.to_dict()
+        if leaf == 'unet_lyft_bn.py':  # One is enough: each takes seconds.
+            own = write(tmp_path / 'own.py', f'_base_ = [{str(CONFIGS / leaf)!r}]\n{name} = {value!r}\n')
+            assert load_config(own).to_dict() == after.to_dict()
 
 
 @pytest.mark.parametrize('leaf', LEAVES)

@@ -1,4 +1,11 @@
-"""`tools/export.py`: every format labels as PyTorch does, or there is no file; programs are read on trust."""
+"""`tools/export.py`: every format and precision labels as PyTorch does, or no file is left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
 
 import cv2
 import numpy as np
@@ -6,263 +13,326 @@ import onnx
 import pytest
 import torch
 
-from mmseg_unet_lyft.bench.subject import drawn_frames, save_random_weights
-from mmseg_unet_lyft.cli import export, predict
+from mmseg_unet_lyft.cli import export as command
+from mmseg_unet_lyft.datasets.carla import CARLA_CLASSES, hood_mask
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.errors import InputError
-from mmseg_unet_lyft.evaluation.challenge import challenge_ids
-from mmseg_unet_lyft.evaluation.thresholds import Thresholds, save_thresholds
-from mmseg_unet_lyft.inference import exporting, parity, samples
-from mmseg_unet_lyft.inference.export import FrameNetwork
-from mmseg_unet_lyft.inference.exported import LABEL_MAP, MASKS, METADATA_KEY
-from mmseg_unet_lyft.inference.exporting import Export
-from mmseg_unet_lyft.inference.formats import EXPORT_SUFFIXES as SUFFIXES
-from mmseg_unet_lyft.inference.parity import Parity
+from mmseg_unet_lyft.evaluation.thresholds import (
+    Thresholds,
+    mask_probabilities,
+    save_thresholds,
+    threshold_masks,
+)
+from mmseg_unet_lyft.inference import EXPORT_SUFFIXES, export
+from mmseg_unet_lyft.inference.export import Export, Parity, half_onnx, quantise_onnx
+from mmseg_unet_lyft.inference.latency import synthetic_frames
+from mmseg_unet_lyft.inference.runtimes import LABEL_MAP, MASKS
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 
-OPTIONS = dict(base_channels=4, image_scale_wh=(128, 96))
-SIZES = [(1, 16, 16), (3, 97, 45), (1, 96, 128)]
+from .test_segmenter import OPTIONS, SIZE, save_random, save_small, synthetic_frame
 
-
-@pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory):
-    return save_random(tmp_path_factory.mktemp('model') / 'best.pth')
-
-
-def save_random(path, **knobs):
-    """Random weights whose logits lie apart and whose classes occur."""
-    config = load_config(knobs.pop('name', 'unet_lyft_bn.py'), OPTIONS | knobs)
-    config.data_stats = dict(sha256='5eed' * 16)
-    save_random_weights(config, path)
-    content = torch.load(path, weights_only=True)
-    content['state_dict']['decode_head.conv_seg.weight'] *= 30
-    torch.save(content, path)
-    return str(path)
+SHA256 = '5eed' * 16
+# Near what the random network gives, so that both masks have an edge.
+MASK_THRESHOLDS = (0.3, 0.34)
 
 
 @pytest.fixture(autouse=True, scope='module')
-def _small_drawings():
+def _small_frames():
     """Frames of the set's own size take a second each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(samples, '_DRAWN', (('F1', 0, 96, 128), ('F62', 5, 97, 131)))
-        patch.setattr(parity, '_ROUNDS', 1)
+        patch.setattr(export, '_SYNTHETIC', (('F1', 0, *SIZE), ('F62', 5, 97, 131)))
+        patch.setattr(export, '_ROUNDS', 1)
         yield
 
 
 @pytest.fixture(scope='module')
-def frames():
-    return drawn_frames(3, (97, 131))
+def checkpoint(tmp_path_factory):
+    config = load_config('configs/unet_lyft_bn.py', OPTIONS)
+    config.data_stats = dict(sha256=SHA256)
+    path = save_random(config, tmp_path_factory.mktemp('model') / 'best.pth')
+    content = torch.load(path, weights_only=True)
+    # Logits that lie apart.
+    content['state_dict']['decode_head.conv_seg.weight'] *= 30
+    torch.save(content, path)
+    return path
 
 
 @pytest.fixture(scope='module')
 def files(checkpoint, tmp_path_factory):
     """A file of every format."""
     folder = tmp_path_factory.mktemp('exported')
-    for kind, suffix in SUFFIXES.items():
-        assert export.main([checkpoint, '--format', kind, '--out', str(folder / f'x{suffix}')]) == 0
+    for kind, suffix in EXPORT_SUFFIXES.items():
+        assert command.main([checkpoint, '--format', kind, '--out', str(folder / f'x{suffix}')]) == 0
     return folder
 
 
 @pytest.mark.stack
-@pytest.mark.parametrize('kind', SUFFIXES)
-@pytest.mark.parametrize('size', SIZES)
-def test_every_format_labels_frames_of_any_number_and_size_as_the_network(
-    checkpoint, files, frames, kind, size
-):
-    number, height, width = size
-    batch = np.ascontiguousarray(np.stack(frames[:number])[:, :height, :width])
-    module = FrameNetwork(Segmenter(checkpoint).network).eval()
-    with torch.no_grad():
-        label, masks = (one.numpy() for one in module(torch.from_numpy(batch)))
-    exported = Segmenter(files / f'x{SUFFIXES[kind]}', trust=True)
-    found_label, found_masks = exported.network.run(batch, LABEL_MAP, MASKS)
-    assert (found_label == label).mean() >= 0.9999
-    assert (found_masks == masks).mean() >= 0.9999
-    assert found_label.dtype == found_masks.dtype == np.uint8
-    assert found_masks.shape == (number, 2, height, width)
-    # Without thresholds, the masks are the classes', the hood among the vehicles.
-    expected = np.stack([np.isin(label, ids) for ids in challenge_ids(exported.classes)], axis=1)
-    np.testing.assert_array_equal(masks, expected)
-
-
-@pytest.mark.parametrize('kind', SUFFIXES)
+@pytest.mark.parametrize('kind', EXPORT_SUFFIXES)
 def test_a_file_says_what_it_is_of(checkpoint, files, kind):
-    network, made_from = (
-        Segmenter(path, trust=True).network for path in (files / f'x{SUFFIXES[kind]}', checkpoint)
-    )
+    suffix = EXPORT_SUFFIXES[kind]
+    network, made_from = (Segmenter(path, trust=True).network for path in (files / f'x{suffix}', checkpoint))
     assert network.classes == made_from.classes
     assert network.palette == made_from.palette
-    assert (network.scheme, network.data_sha256, network.precision) == ('carla13', '5eed' * 16, 'float32')
+    assert (network.scheme, network.data_sha256, network.precision) == ('carla13', SHA256, 'float32')
 
 
-def test_no_path_of_this_machine_goes_into_a_file(files):
-    for path in files.iterdir():
+def test_each_file_has_its_checksum_and_no_path_of_this_machine(files):
+    written = sorted(path for path in files.iterdir() if path.suffix != '.sha256')
+    assert [path.suffix for path in written] == ['.bin', '.onnx', '.pt2', '.xml']
+    for path in written:
         assert b'site-packages' not in path.read_bytes(), path
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert (files / f'{path.name}.sha256').read_text() == f'{digest}  {path.name}\n'
     assert 'mmseg_unet_lyft/' not in str(onnx.load(str(files / 'x.onnx')).graph.node)
 
 
-def test_the_command_tells_agreement_score_and_speed(checkpoint, tmp_path, capsys):
-    out = tmp_path / 'x.torchscript'
-    assert export.main([checkpoint, '--format', 'torchscript', '--out', str(out)]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(('drawn', 'wrote'))]
-    assert lines[0].startswith('drawn frames: 100.0000 % of 0.12 million pixels labelled alike')
-    assert 'mIoU' in lines[1]
-    assert lines[1].endswith('in the file (+0.00)')
-    assert lines[2].endswith('times as fast as PyTorch on the CPU')
-    assert lines[3].startswith(f'wrote {out} (')
-    assert list(tmp_path.iterdir()) == [out]
+def test_the_command_reports_agreement_score_and_speed(checkpoint, kaggle, tmp_path, capsys):
+    kaggle.add('F2-0', size=(33, 47), tags=7)
+    out = tmp_path / 'x.onnx'
+    arguments = ['--data-root', str(kaggle.root), '--drives', 'F2', '--out', str(out)]
+    assert command.main([checkpoint, *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    by_kind = [[line for line in lines if line.startswith(kind)] for kind in ('synthetic', 'real')]
+    assert '% of 0.12 million pixels' in by_kind[0][0]
+    # At the network's 96x128: a label map and two masks alone, and twice 77x101 in a batch.
+    assert '% of 0.08 million pixels' in by_kind[1][0]
+    for agreement, score, speed in by_kind:
+        assert float(agreement.split()[2]) >= 99.99
+        assert 'mIoU' in score
+        assert 'times as fast as PyTorch on the CPU' in speed
+    assert lines[-1].startswith(f'wrote {out} (')
+    assert sorted(tmp_path.glob('x.*')) == [out, tmp_path / 'x.onnx.sha256']
 
 
 def test_a_file_that_labels_otherwise_is_not_left(checkpoint, tmp_path, capsys, monkeypatch):
     def write_another(segmenter, *args):
         # For real: the weights of another network.
-        write(Segmenter(save_random(tmp_path / 'other.pth', base_channels=2)), *args)
+        write(Segmenter(save_small(tmp_path / 'other.pth', base_channels=2)), *args)
 
-    write = exporting._write
-    monkeypatch.setattr(exporting, '_write', write_another)
-    out = tmp_path / 'out' / 'x.torchscript'
+    write = export._write
+    monkeypatch.setattr(export, '_write', write_another)
+    out = tmp_path / 'out' / 'x.onnx'
     out.parent.mkdir()
-    assert export.main([checkpoint, '--format', 'torchscript', '--out', str(out)]) == 2
-    error = capsys.readouterr().err
-    assert f'{out}: not written, the file labels ' in error
-    assert 'as PyTorch does, and 99.99 % is asked for; try another --format' in error
+    assert command.main([checkpoint, '--out', str(out)]) == 2
+    assert re.search(f'{out}: .* 99.99 %', capsys.readouterr().err)
     assert list(out.parent.iterdir()) == []
-
-
-def test_agreement_and_score_by_hand():
-    found = Parity(
-        same_pixels=3, pixels=4, confusions=[np.array([[2, 0], [0, 2]]), np.array([[1, 1], [0, 2]])]
-    )
-    assert found.agreement == 0.75
-    assert found.miou == pytest.approx([100, 100 * (1 / 2 + 2 / 3) / 2])
-    assert Parity(1, 1).miou is None
-    lines = list(found.lines('real frames'))
-    assert lines[1] == 'real frames: mIoU 100.00 in PyTorch, 58.33 in the file (-41.67)'
-
-
-def test_real_frames_are_compared_and_scored(checkpoint, kaggle, tmp_path, capsys):
-    kaggle.add('F2-0', size=(33, 47), tags=7)
-    arguments = ['--data-root', str(kaggle.root), '--drives', 'F2', '--format', 'torchscript']
-    assert export.main([checkpoint, '--out', str(tmp_path / 'x.torchscript'), *arguments]) == 0
-    # At the network's 96x128: a label map and two masks alone, and twice 77x101 in a batch.
-    assert 'real frames: 100.0000 % of 0.08 million pixels' in capsys.readouterr().out
-
-
-def test_thresholds_go_into_the_masks(checkpoint, frames, tmp_path, capsys):
-    thresholds, out = tmp_path / 'thresholds.json', tmp_path / 'x.onnx'
-    segmenter = Segmenter(checkpoint)
-    arguments = [checkpoint, '--out', str(out), '--thresholds', str(thresholds)]
-    save_thresholds(thresholds, Thresholds((0.9, 0.1), (0, 2)), segmenter.classes, {})
-    assert export.main(arguments) == 2
-    assert 'the thresholds dilate masks by (0, 2) pixels, which an exported file' in capsys.readouterr().err
-    save_thresholds(thresholds, Thresholds((0.9, 0.1)), segmenter.classes, {})
-    assert export.main(arguments) == 0
-    plain, with_thresholds = (FrameNetwork(segmenter.network, given).eval() for given in (None, (0.9, 0.1)))
-    batch = torch.from_numpy(frames[0])[None]
-    with torch.no_grad():
-        expected, by_class = with_thresholds(batch)[1].numpy(), plain(batch)[1].numpy()
-    (found,) = Segmenter(out).network.run(frames[0][None], MASKS)
-    assert (found == expected).mean() >= 0.9999
-    assert (expected != by_class).any()
-
-
-def test_a_road_network_has_label_maps_alone(tmp_path):
-    checkpoint = save_random(tmp_path / 'road.pth', name='unet_lyft_road.py')
-    out = tmp_path / 'x.torchscript'
-    assert export.main([checkpoint, '--format', 'torchscript', '--out', str(out)]) == 0
-    assert Segmenter(out, trust=True).network.outputs == [LABEL_MAP]
-
-
-# --- trust -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('suffix', ['.pt2', '.torchscript'])
-def test_a_program_is_read_on_trust_alone(files, frames, tmp_path, capsys, suffix):
-    path = files / f'x{suffix}'
-    with pytest.raises(InputError, match=r'is a program, and reading it can run whatever it holds'):
-        Segmenter(path)
-    image = tmp_path / 'frame.png'
-    cv2.imwrite(str(image), frames[0])
-    out = ['--out', str(tmp_path / 'out')]
-    assert predict.main([str(path), str(image), *out]) == 2
-    assert 'give --trust (trust=True in Python)' in capsys.readouterr().err
-    assert predict.main([str(path), str(image), *out, '--trust']) == 0
-
-
-@pytest.mark.parametrize('suffix', ['.pt2', '.torchscript'])
-def test_a_program_that_is_none_is_named(tmp_path, caplog, suffix):
-    path = tmp_path / f'x{suffix}'
-    path.write_bytes(b'no program')
-    with pytest.raises(InputError, match=rf'x\{suffix}: cannot be read as a program \('):
-        Segmenter(path, trust=True)
-    # torch logs a traceback of its own.
-    assert not caplog.records
-
-
-def test_frames_too_small_for_a_program_are_named(files):
-    with pytest.raises(InputError, match=r'x\.pt2: does not take frames of 8x8 \('):
-        Segmenter(files / 'x.pt2', trust=True)(np.zeros((8, 8, 3), np.uint8), colours='BGR')
-
-
-# --- what is refused ---------------------------------------------------------------------------------------
-
-
-def test_a_file_that_is_there_stays_without_overwrite(checkpoint, tmp_path, capsys):
-    out = tmp_path / 'x.xml'
-    out.with_suffix('.bin').write_bytes(b'weights')
-    assert export.main([checkpoint, '--format', 'openvino', '--out', str(out)]) == 2
-    assert 'x.bin: is there already; name another --out, or give --overwrite' in capsys.readouterr().err
-    assert out.with_suffix('.bin').read_bytes() == b'weights'
-
-
-def test_a_folder_is_no_place_for_a_file(checkpoint, tmp_path, capsys):
-    (tmp_path / 'x.onnx').mkdir()
-    assert export.main([checkpoint, '--out', str(tmp_path / 'x.onnx'), '--overwrite']) == 2
-    assert 'x.onnx: is a folder; name a file with --out' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        (
-            ['--format', 'torch', '--half'],
-            '--format torch has no float16; formats that have it: onnx, openvino',
-        ),
-        (['--out', 'x.xml'], r'x.xml: files of --format onnx end in .onnx'),
-        (['--out', 'none/x.onnx'], 'none/x.onnx: none does not exist; name a folder that does'),
-        (['--frames', '0'], '--frames 0: give 1 or more'),
-        (['--max-loss', 'nan'], '--max-loss nan: give 0 or more'),
-        (['--drives', 'F1'], '--drives: are of --data-root; give that too'),
-        (['--format', 'safetensors', '--int8'], '--format safetensors: holds the weights as they are; leave'),
-    ],
-)
-def test_what_makes_no_sense_is_refused_before_work(
-    checkpoint, tmp_path, monkeypatch, capsys, arguments, message
-):
-    monkeypatch.chdir(tmp_path)
-    assert export.main([checkpoint, *arguments]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_words_that_are_no_checkpoint_are_refused(capsys):
-    assert export.main(['unet_lyft.py']) == 2
-    assert 'unet_lyft.py: name a checkpoint (.pth, .pt, .safetensors), or a config' in capsys.readouterr().err
 
 
 def test_another_precision_may_cost_no_more_than_asked(tmp_path):
     wanted = Export('onnx', tmp_path / 'x.onnx', 'int8', max_loss=1.0)
     worse = Parity(9, 10, [np.array([[2, 0], [0, 2]]), np.array([[1, 1], [0, 2]])])
-    with pytest.raises(InputError, match=r'int8 costs 41\.67 points of mIoU \(drawn\), and --max-loss is 1'):
-        exporting._require(worse, wanted, 'drawn')
-    with pytest.raises(InputError, match=r'int8 costs 10\.00 % of pixels \(drawn\), and --max-loss is 1'):
-        exporting._require(Parity(9, 10), wanted, 'drawn')
-    exporting._require(Parity(995, 1000), wanted, 'drawn')
+    assert worse.agreement == 0.9
+    assert worse.miou == pytest.approx([100, 100 * (1 / 2 + 2 / 3) / 2])
+    for parity, loss in ((worse, 41.67), (Parity(9, 10), '10.00 %')):
+        with pytest.raises(InputError, match=f'int8 .*{loss}'):
+            export._require_parity(parity, wanted, 'synthetic')
+    export._require_parity(Parity(995, 1000), wanted, 'synthetic')
 
 
-def test_safetensors_are_written_too(checkpoint, frames, tmp_path):
+# --- what goes into a file, and what does not ---
+
+
+@pytest.mark.parametrize('leaf', ['unet_lyft_resnet18', 'unet_lyft_road'])
+def test_other_networks_are_exported(tmp_path, leaf):
+    # One whose pyramid ends small, and one with a single output, without vehicles and so without masks.
+    options = dict(image_scale_wh=SIZE[::-1]) if leaf == 'unet_lyft_resnet18' else OPTIONS
+    segmenter = Segmenter(save_random(load_config(f'configs/{leaf}.py', options), tmp_path / 'random.pth'))
+    exported = Segmenter(export.export_onnx(segmenter.network, tmp_path / 'x.onnx'))
+    assert exported.network.outputs == [LABEL_MAP, MASKS][: 1 if leaf == 'unet_lyft_road' else 2]
+    found, expected = (one(synthetic_frame(), colours='BGR') for one in (exported, segmenter))
+    assert len(np.unique(expected)) > 1
+    assert (found == expected).mean() >= 0.9999
+    assert exported(synthetic_frame()[:77, :101], colours='BGR').shape == (77, 101)
+
+
+def test_thresholds_go_into_the_file(tmp_path, capsys):
+    checkpoint = save_small(tmp_path / 'random.pth')
+    options = OPTIONS | dict(class_thresholds=[0.2] * 6 + [0.05] * 7)
+    plain, frame, out = Segmenter(checkpoint), synthetic_frame(), tmp_path / 'x.onnx'
+    expected = Segmenter(load_config('unet_lyft_bn.py', options), checkpoint)(frame, colours='BGR')
+    assert (expected != plain(frame, colours='BGR')).mean() > 0.05
+    arguments = ['unet_lyft_bn.py', checkpoint, '--out', str(out), '--thresholds', str(tmp_path / 't.json')]
+    arguments += ['--cfg-options', *(f'{key}={value}'.replace(' ', '') for key, value in options.items())]
+    save_thresholds(tmp_path / 't.json', Thresholds((0.1, 0.03), (0, 2)), CARLA_CLASSES, {})
+    assert command.main(arguments) == 2
+    assert f'{out}: ' in (error := capsys.readouterr().err)
+    assert '(0, 2) pixels' in error
+    save_thresholds(tmp_path / 't.json', Thresholds((0.1, 0.03)), CARLA_CLASSES, {})
+    assert command.main(arguments) == 0
+    exported = Segmenter(out)
+    label, masks = exported.labels_and_masks(frame, colours='BGR')
+    assert (label == expected).mean() >= 0.9999
+    shares = mask_probabilities(plain.probabilities(frame, colours='BGR'), CARLA_CLASSES)
+    by_hand = threshold_masks(shares, Thresholds((0.1, 0.03)), hood_mask(*SIZE))
+    assert by_hand.any(axis=(1, 2)).all()
+    assert (masks == by_hand).mean() >= 0.999
+    np.testing.assert_array_equal(exported.masks(frame, colours='BGR'), masks)
+    with pytest.raises(InputError, match=re.escape(str(out))):
+        Segmenter(out, thresholds=Thresholds())
+
+
+@pytest.mark.parametrize(
+    ('options', 'key'),
+    [
+        (dict(test_flip=True), 'test_cfg.flip'),
+        (dict(test_scales=(0.5, 1.0)), 'test_cfg.scales'),
+        (dict(window_size=(32, 32)), 'test_cfg.mode'),
+    ],
+)
+def test_what_a_file_cannot_do_is_not_exported(checkpoint, tmp_path, options, key):
+    config = load_config('configs/unet_lyft_bn.py', OPTIONS | options)
+    with pytest.raises(InputError, match=f'^{key}: '):
+        export.export_onnx(Segmenter(config, checkpoint).network, tmp_path / 'x.onnx')
+    assert not (tmp_path / 'x.onnx').exists()
+
+
+def test_a_file_that_is_there_stays_without_overwrite(checkpoint, tmp_path, capsys):
+    out, weights = tmp_path / 'x.xml', tmp_path / 'x.bin'
+    weights.write_bytes(b'weights')
+    assert command.main([checkpoint, '--format', 'openvino', '--out', str(out)]) == 2
+    assert f'{weights}: ' in capsys.readouterr().err
+    assert weights.read_bytes() == b'weights'
+    (tmp_path / 'x.xml.sha256').write_text('0' * 64 + '  x.xml\n')
+    assert command.main([checkpoint, '--format', 'openvino', '--out', str(out), '--overwrite']) == 0
+    assert Segmenter(out).classes == list(CARLA_CLASSES)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--format', 'torch', '--half'], '--format torch has no float16'),
+        (['--out', 'x.xml'], 'x.xml: '),
+        (['--out', 'none/x.onnx'], 'none/x.onnx: '),
+        (['--max-loss', 'nan'], '--max-loss nan: '),
+        (['--drives', 'F1'], '--drives: '),
+        (['--format', 'safetensors', '--int8'], '--format safetensors: '),
+    ],
+)
+def test_mistakes_are_refused_before_work(checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert command.main([checkpoint, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_words_that_are_not_a_checkpoint_are_refused(capsys):
+    assert command.main(['unet_lyft.py']) == 2
+    assert 'unet_lyft.py: ' in capsys.readouterr().err
+
+
+def test_safetensors_are_written_too(checkpoint, tmp_path):
     out = tmp_path / 'x.safetensors'
-    assert export.main([checkpoint, '--format', 'safetensors', '--out', str(out)]) == 0
-    np.testing.assert_array_equal(
-        Segmenter(out)(frames[0], colours='BGR'), Segmenter(checkpoint)(frames[0], colours='BGR')
+    assert command.main([checkpoint, '--format', 'safetensors', '--out', str(out)]) == 0
+    labels = [Segmenter(path)(synthetic_frame(), colours='BGR') for path in (out, checkpoint)]
+    np.testing.assert_array_equal(*labels)
+
+
+# --- float16 and int8 ---
+
+
+@pytest.fixture(scope='module')
+def segmenter(tmp_path_factory):
+    """A random network of three classes that all occur, large enough for its weights to make up the file."""
+    path = tmp_path_factory.mktemp('model') / 'random.pth'
+    return Segmenter(save_small(path, 'unet_lyft_challenge', base_channels=8))
+
+
+@pytest.fixture(scope='module')
+def folder(segmenter, tmp_path_factory):
+    """The network exported with masks: as it is, in float16 and in int8."""
+    folder = tmp_path_factory.mktemp('exported')
+    plain = export.export_onnx(segmenter.network, folder / 'plain.onnx', MASK_THRESHOLDS)
+    half_onnx(plain, folder / 'half.onnx')
+    quantise_onnx(plain, folder / 'int8.onnx', synthetic_frames(4, SIZE))
+    for name in ('plain', 'half', 'int8'):
+        export.convert_to_openvino(folder / f'{name}.onnx', folder / f'{name}.xml')
+    return folder
+
+
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
+@pytest.mark.parametrize(('name', 'share'), [('half', 0.998), ('int8', 0.98)])
+def test_smaller_files_label_as_the_network_does(segmenter, folder, name, suffix, share):
+    # Frames that nothing was calibrated on; the last of an odd size.
+    frames = synthetic_frames(13, SIZE)[10:]
+    frames[2] = cv2.resize(frames[2], (101, 77))
+    found, plain = (Segmenter(folder / one, threads=1) for one in (f'{name}{suffix}', 'plain.onnx'))
+    for frame in frames:
+        labels, masks = found.labels_and_masks(frame, colours='BGR')
+        if frame.shape[:2] == SIZE:
+            expected = segmenter(frame, colours='BGR')
+            assert np.bincount(expected.ravel()).max() < 0.7 * expected.size
+            assert (labels == expected).mean() >= share
+        exact_labels, exact_masks = plain.labels_and_masks(frame, colours='BGR')
+        assert (labels == exact_labels).mean() >= share
+        assert 0.05 < exact_masks.mean() < 0.95
+        assert (masks == exact_masks).mean() >= share
+
+
+def test_weights_are_stored_in_float16_and_int8(segmenter, folder):
+    def weights(name: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for one in onnx.load(str(folder / name)).graph.initializer:
+            if len(one.dims) == 4:
+                kind = onnx.TensorProto.DataType.Name(one.data_type)
+                found[kind] = found.get(kind, 0) + int(np.prod(one.dims))
+        return found
+
+    kinds = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
+    layers = [layer for layer in segmenter.network.model.modules() if isinstance(layer, kinds)]
+    total, first_and_last = sum(layer.weight.numel() for layer in layers), 3 * 3 * 3 * 8 + 8 * 3
+    assert weights('plain.onnx') == dict(FLOAT=total)
+    assert weights('half.onnx') == dict(FLOAT16=total)
+    assert weights('int8.onnx') == dict(INT8=total - first_and_last, FLOAT=first_and_last)
+    for name, half_as_large, a_quarter in (('onnx', 1.9, 3), ('bin', 1.9, 3.5)):
+        plain, half, int8 = ((folder / f'{one}.{name}').stat().st_size for one in ('plain', 'half', 'int8'))
+        assert plain > half_as_large * half
+        assert plain > a_quarter * int8
+
+
+def test_metadata_are_kept_and_name_the_precision(folder):
+    plain, half, int8 = (
+        json.loads(onnx.load(str(folder / f'{name}.onnx')).metadata_props[0].value)
+        for name in ('plain', 'half', 'int8')
     )
-    assert METADATA_KEY.encode() in out.read_bytes()[:4000]
+    assert plain['classes'] == ['Background', 'Road', 'Vehicle']
+    assert half == plain | dict(precision='float16')
+    assert int8 == plain | dict(precision='int8')
+
+
+def test_all_frames_that_are_given_are_read_and_none_are_refused(folder, tmp_path):
+    frames = iter(synthetic_frames(3, SIZE))
+    quantise_onnx(folder / 'plain.onnx', tmp_path / 'x.onnx', frames)
+    assert next(frames, None) is None
+    with pytest.raises(InputError, match='frames'):
+        quantise_onnx(folder / 'plain.onnx', tmp_path / 'none.onnx', [])
+    assert not (tmp_path / 'none.onnx').exists()
+
+
+def test_real_frames_are_spread_over_a_split_and_take_the_networks_size(kaggle):
+    written = [cv2.imread(str(kaggle.add(f'F1-{frame}')[0])) for frame in range(5)]
+    kaggle.add('F2-0')
+    found = [image for image, _ in export.real_frames(kaggle.root, ['F1'], 3)]
+    np.testing.assert_array_equal(found, [written[index] for index in (0, 2, 4)])
+    assert len(list(export.real_frames(kaggle.root, ['F1'], 9))) == 5
+    ((halved, label),) = export.real_frames(kaggle.root, ['F1'], 1, 'carla13', (12, 16))
+    # Between four pixels, half way.
+    corner = written[0][:2, :2].reshape(4, 3).mean(axis=0)
+    np.testing.assert_allclose(halved[0, 0], corner, atol=0.75)
+    assert halved.shape[:2] == label.shape == (12, 16)
+
+
+@pytest.mark.parametrize(
+    'write', [half_onnx, lambda path, out: quantise_onnx(path, out, synthetic_frames(1, SIZE))]
+)
+def test_files_that_are_not_a_plain_export_are_refused(folder, tmp_path, monkeypatch, write):
+    out, foreign = tmp_path / 'out.onnx', tmp_path / 'foreign.onnx'
+    model = onnx.load(str(folder / 'plain.onnx'))
+    del model.metadata_props[:]
+    onnx.save(model, str(foreign))
+    given = [folder / name for name in ('half.onnx', 'int8.onnx', 'plain.xml')]
+    for path in (*given, foreign, tmp_path / 'no.onnx'):
+        with pytest.raises(InputError, match=re.escape(f'{path}: ')):
+            write(path, out)
+    assert not out.exists()
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    with pytest.raises(InputError, match='pip install onnx$'):
+        write(folder / 'plain.onnx', out)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mmseg_unet_lyft.cli import inspect_data, predict, train
-from mmseg_unet_lyft.datasets import labels
+from mmseg_unet_lyft.datasets import carla
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +22,7 @@ TINY = (
 
 @pytest.fixture
 def page(three_drives, monkeypatch):
-    """The page's files in the current folder, beside the package's configs and ``frames``."""
+    """The page's files in the current folder, with the package's configs and ``frames``."""
     folder = three_drives.parent
     text = (ROOT / 'docs/extending.md').read_text(encoding='utf-8')
     # A name in code, at the start of a paragraph, is the file that the next block is.
@@ -31,7 +31,7 @@ def page(three_drives, monkeypatch):
     (folder / 'configs').symlink_to(ROOT / 'configs')
     monkeypatch.syspath_prepend(str(folder))
     # The page's scheme is gone with the test.
-    monkeypatch.setattr(labels, 'SCHEMES', dict(labels.SCHEMES))
+    monkeypatch.setattr(carla, 'SCHEMES', dict(carla.SCHEMES))
     return folder
 
 
@@ -52,7 +52,7 @@ def test_a_label_scheme_of_ones_own_is_trained_and_predicted_with(page):
         predict.main(['run/walkable.py', str(checkpoint), 'frames', '--out', 'out', '--device', 'cpu']) == 0
     )
     tags = np.arange(13, dtype=np.uint8)[None]
-    assert labels.tags_to_ids(tags, labels.get_scheme('walkable')).tolist() == [
+    assert carla.tags_to_ids(tags, carla.get_scheme('walkable')).tolist() == [
         [0, 0, 0, 0, 2, 0, 1, 1, 1, 0, 0, 0, 0]
     ]
 

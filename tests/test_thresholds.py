@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from mmseg_unet_lyft.datasets.labels import CARLA_CLASSES, SCHEMES
+from mmseg_unet_lyft.datasets.carla import CARLA_CLASSES, SCHEMES
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.evaluation.challenge import count_pixels, hood_region, mask_scores
 from mmseg_unet_lyft.evaluation.thresholds import (
@@ -109,13 +109,8 @@ def test_the_best_of_all_thresholds_and_dilations_is_found():
 def test_a_set_without_vehicles_cannot_be_tuned_on():
     curves = MaskCurves()
     curves.add(np.full((2, 4, 5), 0.5, np.float32), np.zeros((2, 4, 5), np.uint8), NO_HOOD)
-    with pytest.raises(
-        InputError, match='no frame has a vehicle pixel that is found; tune on drives that have'
-    ):
+    with pytest.raises(InputError, match='vehicle'):
         curves.best()
-
-
-# --- the file -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -132,29 +127,24 @@ def test_thresholds_come_back_from_their_file(written):
     assert label_thresholds(CLASSES, (0.4, 0.9), 0.5) == thresholds.labels
 
 
+def changed(**road):
+    return lambda fields: fields['masks']['road'].update(road)
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda fields: fields.update(format=2), 'is of format 2, this version knows 1; make it with'),
-        (lambda fields: fields.pop('masks'), r"holds no thresholds \(KeyError\('masks'\)\)"),
-        (lambda fields: fields['masks']['road'].update(threshold=0), 'thresholds are above 0 and up to 1'),
-        (lambda fields: fields['masks']['road'].update(threshold='abc'), "holds no .*'abc' is no number"),
-        (lambda fields: fields['masks']['road'].update(threshold='0.5'), "holds no .*'0.5' is no number"),
-        (lambda fields: fields['masks']['road'].update(threshold=True), 'holds no .*True is no number'),
-        (lambda fields: fields['masks']['road'].update(threshold=10**400), r'holds no .*\(OverflowError'),
-        (
-            lambda fields: fields['masks']['road'].update(dilation=-1),
-            r'dilations are whole pixels, 0 to 50, not \(1\.0, -1\.0\); make it with',
-        ),
-        (lambda fields: fields['masks']['road'].update(dilation=51), 'dilations are .*, 51'),
-        (lambda fields: fields['masks']['road'].update(dilation=1.5), 'dilations are .*, 1.5'),
-        (lambda fields: fields['masks']['road'].update(dilation=float('nan')), 'dilations are .*, nan'),
-        (lambda fields: fields['masks']['road'].update(dilation=float('inf')), 'dilations are .*, inf'),
-        (lambda fields: fields.update(labels=[1, 1]), 'thresholds are above 0 and up to 1, one a class'),
-        (lambda fields: fields.update(labels=[]), 'thresholds are above 0 and up to 1, one a class'),
-        (lambda fields: fields.update(labels=['x']), "holds no .*'x' is no number"),
-        (lambda fields: fields.update(labels=[float('nan')] * 3), 'thresholds are above 0 and .* nan'),
-        (lambda fields: fields.update(classes=['A']), 'is for the classes A, the model has Background, Road'),
+        (lambda fields: fields.update(format=2), 'format 2, .* 1;'),
+        (lambda fields: fields.pop('masks'), 'masks'),
+        (changed(threshold=0), r'\(0\.4, 0\.0, '),
+        (changed(threshold='abc'), 'abc'),
+        (changed(threshold=10**400), 'OverflowError'),
+        (changed(dilation=-1), r'dilations \(1\.0, -1\.0\)'),
+        (changed(dilation=51), r'dilations \(1\.0, 51\.0\)'),
+        (changed(dilation=1.5), r'dilations \(1\.0, 1\.5\)'),
+        (lambda fields: fields.update(labels=[1, 1]), r'\(0\.4, 0\.9, 1\.0, 1\.0\)'),
+        (lambda fields: fields.update(labels=[]), r'\(0\.4, 0\.9\)'),
+        (lambda fields: fields.update(classes=['A']), 'classes A, .* Background, Road'),
     ],
 )
 def test_files_that_hold_none_are_refused(written, change, message):
@@ -162,17 +152,13 @@ def test_files_that_hold_none_are_refused(written, change, message):
     fields = json.loads(path.read_text())
     change(fields)
     path.write_text(json.dumps(fields))
-    with pytest.raises(InputError, match=f'{re.escape(str(path))}: {message}'):
+    with pytest.raises(InputError, match=f'{re.escape(str(path))}: .*{message}'):
         load_thresholds(path, CLASSES)
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path):
-    with pytest.raises(InputError, match=r'no\.json: cannot be read \(No such file'):
-        load_thresholds(tmp_path / 'no.json', CLASSES)
-
-
-@pytest.mark.parametrize('text', ['{', '[' * 100_000, '1' * 5000], ids=['cut', 'nested', 'long number'])
-def test_files_that_are_no_json_are_refused(tmp_path, text):
-    (tmp_path / 'x.json').write_text(text)
-    with pytest.raises(InputError, match=r'x\.json: is no JSON \(.*\); make it with tools/tune_thresh'):
+@pytest.mark.parametrize('text', [None, '{', '[' * 100_000, '1' * 5000, '[]'])
+def test_files_that_cannot_be_read_are_named(tmp_path, text):
+    if text is not None:
+        (tmp_path / 'x.json').write_text(text)
+    with pytest.raises(InputError, match=r'x\.json: .*tools/tune_thresholds'):
         load_thresholds(tmp_path / 'x.json', CLASSES)

@@ -1,7 +1,6 @@
-"""Several processes: the same result as one, and their signals, exit codes and messages."""
+"""Several processes: the same result as one, and how they end together."""
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -12,14 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 
-from mmseg_unet_lyft.cli import console
-from mmseg_unet_lyft.engine import launch, ranks
-from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, read_weights
-from mmseg_unet_lyft.engine.saving import is_intact
-from mmseg_unet_lyft.engine.stopping import EXIT_STOPPED
-from mmseg_unet_lyft.errors import InputError
+from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, is_intact, read_weights
+from mmseg_unet_lyft.engine.train_loop import EXIT_STOPPED
 from mmseg_unet_lyft.inference.export import export_onnx
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 
@@ -32,7 +26,7 @@ PATIENCE_SECONDS = 120
 
 
 def comes_true(condition):
-    """Whether a condition holds within our patience."""
+    """Whether a condition holds before `PATIENCE_SECONDS` are over."""
     end = time.monotonic() + PATIENCE_SECONDS
     while not condition() and time.monotonic() < end:
         time.sleep(0.05)
@@ -40,7 +34,7 @@ def comes_true(condition):
 
 
 def all_end(pids):
-    """Whether all of these processes end within our patience."""
+    """Whether all of these processes end in that time."""
     return comes_true(lambda: not any(map(is_running, pids)))
 
 
@@ -64,19 +58,11 @@ def proofs(drawn_root, trained, tmp_path_factory):
     code = 'import mmseg_unet_lyft; from tests.end_to_end import two_ranks; two_ranks.main()'
     command = [sys.executable, '-c', code, str(out), str(drawn_root), str(checkpoint)]
     place = dict(SLURM_NTASKS='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1')
+    environ = os.environ | place | dict(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES='')
     # A folder nobody can write to, not even root: the stock metric would leave a file in it.
+    options = dict(cwd='/proc', stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     ranks = [
-        subprocess.Popen(
-            command,
-            cwd='/proc',
-            env=os.environ
-            | place
-            | dict(SLURM_PROCID=str(rank), PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES=''),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
+        subprocess.Popen(command, env=environ | dict(SLURM_PROCID=str(one)), **options) for one in range(2)
     ]
     outputs = [rank.communicate()[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
@@ -84,21 +70,18 @@ def proofs(drawn_root, trained, tmp_path_factory):
     return *(torch.load(out / f'rank{rank}.pth', weights_only=False) for rank in range(2)), alone, out
 
 
-def test_parameters_and_statistics_are_identical_on_both_ranks_after_20_steps(proofs):
-    first, second, alone, _ = proofs
-    assert any(name.endswith('running_var') for name in first['weights'])
-    torch.testing.assert_close(first['weights'], second['weights'], rtol=0, atol=0)
+def assert_equal(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_parameters_and_statistics_are_identical_on_both_ranks_and_saved(proofs):
+    first, second, alone = (proof['weights'] for proof in proofs[:3])
+    assert any(name.endswith('running_var') for name in first)
+    assert_equal(first, second)
+    assert_equal(read_weights(str(proofs[3] / 'twenty/iter_20.pth')), second)
     # They did train: on more frames than one process.
-    assert not torch.equal(
-        first['weights']['decode_head.conv_seg.weight'], alone['weights']['decode_head.conv_seg.weight']
-    )
-
-
-def test_the_saved_checkpoint_has_the_statistics_of_both_ranks(proofs):
-    _, second, _, out = proofs
-    torch.testing.assert_close(
-        read_weights(str(out / 'twenty/iter_20.pth')), second['weights'], rtol=0, atol=0
-    )
+    name = 'decode_head.conv_seg.weight'
+    assert not torch.equal(first[name], alone[name])
 
 
 @pytest.mark.parametrize('case', ['equal', 'unequal'])
@@ -108,37 +91,29 @@ def test_a_step_on_a_split_batch_is_the_step_on_the_whole(proofs, case):
     torch.testing.assert_close(second[case], alone[case], rtol=0, atol=1e-5)
 
 
-def test_mmsegs_own_loss_would_weigh_a_nearly_ignored_frame_as_a_full_one(proofs):
-    first, _, alone, _ = proofs
-    name = 'decode_head.conv_seg.bias'
-    assert (first['stock'][name] - alone['stock'][name]).abs().max() > 1e-4
-
-
 def test_evaluation_counts_the_same_on_one_and_two_processes(proofs):
-    first, second, alone, _ = proofs
+    first, second, alone = (proof['evaluation'] for proof in proofs[:3])
     for counts in ('confusion', 'counts'):
-        torch.testing.assert_close(first['evaluation'][counts], alone['evaluation'][counts], rtol=0, atol=0)
-        assert alone['evaluation'][counts].any()
-    assert first['evaluation']['confusion'].sum() == 5 * 96 * 128
-    assert first['evaluation']['metrics'] == second['evaluation']['metrics'] == alone['evaluation']['metrics']
+        assert_equal(first[counts], alone[counts])
+        assert alone[counts].any()
+    assert first['confusion'].sum() == 5 * 96 * 128
+    assert first['metrics'] == second['metrics'] == alone['metrics']
     scalars = {'val_loss', 'challenge/F_avg', 'calibration/ECE', 'calibration/entropy_AUROC'}
-    assert scalars <= set(alone['evaluation']['metrics'])
+    assert scalars <= set(alone['metrics'])
 
 
 def test_a_report_shows_the_same_frames_of_one_and_two_processes(proofs):
-    first, _, alone, _ = proofs
-    assert first['evaluation']['frames'] == alone['evaluation']['frames']
-    # Five frames: two, two and one.
-    assert [frame['group'] for frame in alone['evaluation']['frames']] == 2 * ['worst'] + 2 * ['median'] + [
-        'best'
-    ]
+    first, _, alone = (proof['evaluation'] for proof in proofs[:3])
+    assert first['frames'] == alone['frames']
+    groups = [frame['group'] for frame in alone['frames']]
+    assert groups == ['worst', 'worst', 'median', 'median', 'best']
 
 
 def test_an_exported_file_counts_as_its_checkpoint_on_one_and_two_processes(proofs):
     first, second, alone, _ = proofs
     expected = alone['evaluation']
     for found in (first['exported'], second['exported'], alone['exported']):
-        torch.testing.assert_close(found['confusion'], expected['confusion'], rtol=0, atol=0)
+        assert_equal(found['confusion'], expected['confusion'])
         assert found['metrics'].items() < expected['metrics'].items()
         assert 'val_loss' not in found['metrics']
 
@@ -149,11 +124,11 @@ def test_early_stopping_stops_all_ranks_at_once(proofs):
 
 
 def test_a_bad_loss_on_one_rank_is_skipped_on_both_and_its_batch_is_kept(proofs):
-    first, second, alone, _ = proofs
-    assert first['guarded']['kept'] == second['guarded']['kept'] == ['step_3_rank_1.pth']
-    assert alone['guarded']['kept'] == ['step_3_rank_0.pth']
-    torch.testing.assert_close(first['guarded']['weights'], second['guarded']['weights'], rtol=0, atol=0)
-    assert all(weight.isfinite().all() for weight in first['guarded']['weights'].values())
+    first, second, alone = (proof['guarded'] for proof in proofs[:3])
+    assert first['kept'] == second['kept'] == ['step_3_rank_1.pth']
+    assert alone['kept'] == ['step_3_rank_0.pth']
+    assert_equal(first['weights'], second['weights'])
+    assert all(weight.isfinite().all() for weight in first['weights'].values())
 
 
 def dist_train(drawn_root, work_dir, *arguments, options=()) -> subprocess.Popen:
@@ -188,21 +163,29 @@ def test_a_mistake_is_told_once_and_its_exit_code_comes_back(drawn_root, tmp_pat
     assert 'Traceback' not in stderr
 
 
-def ranks_of(launcher: subprocess.Popen, work_dir: Path) -> list[int]:
-    """Process ids of the two ranks, once they train."""
-    assert comes_true(lambda: any(work_dir.glob('*/vis_data/scalars.json')) or launcher.poll() is not None)
-    children = Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text().split()
-    assert len(children) == 2, launcher.communicate()
-    return [int(pid) for pid in children]
-
-
 ENDLESS = ('max_iters=100000', 'val_interval=50000', 'num_workers=1', 'default_hooks.logger.interval=1')
 
 
-@pytest.mark.parametrize('name', ['SIGTERM', pytest.param('SIGUSR1', marks=pytest.mark.slow)])
-def test_a_signal_saves_the_run_ends_both_ranks_and_nothing_survives(drawn_root, tmp_path, name):
+@pytest.fixture
+def endless(drawn_root, tmp_path):
+    """The launcher of two ranks that train, and their process ids."""
     launcher = dist_train(drawn_root, tmp_path, options=ENDLESS)
-    ranks = ranks_of(launcher, tmp_path)
+    assert comes_true(lambda: any(tmp_path.glob('*/vis_data/scalars.json')) or launcher.poll() is not None)
+    # Of its main thread; others come and go.
+    ranks = Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text().split()
+    assert len(ranks) == 2, launcher.communicate()
+    return launcher, [int(pid) for pid in ranks]
+
+
+def all_children(pid: int) -> list[int]:
+    """Process ids of a process's children."""
+    tasks = Path(f'/proc/{pid}/task').iterdir()
+    return [int(child) for task in tasks for child in (task / 'children').read_text().split()]
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', pytest.param('SIGUSR1', marks=pytest.mark.slow)])
+def test_a_signal_saves_the_run_ends_both_ranks_and_nothing_survives(endless, tmp_path, name):
+    launcher, ranks = endless
     workers = [pid for rank in ranks for pid in all_children(rank)]
     assert workers
     launcher.send_signal(getattr(signal, name))
@@ -214,203 +197,43 @@ def test_a_signal_saves_the_run_ends_both_ranks_and_nothing_survives(drawn_root,
     assert all_end(ranks + workers)
 
 
-def all_children(pid: int) -> list[int]:
-    """Process ids of a process's children."""
-    tasks = Path(f'/proc/{pid}/task').iterdir()
-    return [int(child) for task in tasks for child in (task / 'children').read_text().split()]
-
-
 @pytest.mark.slow
-def test_a_killed_rank_takes_the_other_with_it(drawn_root, tmp_path):
-    launcher = dist_train(drawn_root, tmp_path, options=ENDLESS)
-    ranks = ranks_of(launcher, tmp_path)
+def test_a_killed_rank_takes_the_other_with_it(endless):
+    launcher, ranks = endless
     os.kill(ranks[1], signal.SIGKILL)
     _, stderr = launcher.communicate(timeout=PATIENCE_SECONDS)
     assert launcher.returncode == 137, stderr
-    assert 'rank 1 was ended by SIGKILL (the machine may be out of memory)' in stderr
+    assert 'rank 1 was ended by SIGKILL' in stderr
     assert all_end(ranks)
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_both_ranks_and_what_was_learnt_is_saved(drawn_root, tmp_path):
-    launcher = dist_train(drawn_root, tmp_path, options=ENDLESS)
-    ranks = ranks_of(launcher, tmp_path)
-    (worker,) = (pid for pid in all_children(ranks[0]) if is_loader_worker(pid))
+def test_a_killed_worker_ends_both_ranks_and_what_was_learnt_is_saved(endless, tmp_path):
+    launcher, ranks = endless
+    # A fork of the rank, and not a helper of Python's.
+    (worker,) = (
+        pid for pid in all_children(ranks[0]) if b'train' in Path(f'/proc/{pid}/cmdline').read_bytes()
+    )
     os.kill(worker, signal.SIGKILL)
     _, stderr = launcher.communicate(timeout=60)
     assert launcher.returncode == 2, stderr
-    assert re.search(rf'error: loader worker {worker} .*: most often memory ran out', stderr)
-    assert 'rank 1: error: another rank is gone' in stderr
+    assert f'error: loader worker {worker} ' in stderr
+    assert 'rank 1: error: another rank ' in stderr
     assert 'Traceback' not in stderr
     (saved,) = tmp_path.glob('iter_*.pth')
     assert is_intact(saved)
     assert all_end(ranks)
 
 
-def is_loader_worker(pid: int) -> bool:
-    """Whether a process is a fork of a rank, and not a helper of Python's."""
-    return 'train' in Path(f'/proc/{pid}/cmdline').read_text().split('\0')
-
-
 @pytest.mark.slow
-def test_ranks_do_not_outlive_a_killed_launcher(drawn_root, tmp_path):
-    launcher = dist_train(drawn_root, tmp_path, options=ENDLESS)
-    ranks = ranks_of(launcher, tmp_path)
+def test_ranks_do_not_outlive_a_killed_launcher(endless):
+    launcher, ranks = endless
     launcher.kill()
     assert all_end(ranks)
 
 
-def test_more_processes_than_gpus_names_the_cpu_way(monkeypatch):
-    # This machine's GPUs are what they are.
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
-    with pytest.raises(InputError, match=r'2 processes, but 1 usable GPU: .* add --device cpu to run all 2'):
-        launch.check_gpus(2, on_cpu=False)
-    launch.check_gpus(2, on_cpu=True)
-    launch.check_gpus(1, on_cpu=False)
-
-
-@pytest.mark.parametrize(
-    ('launcher', 'message'),
-    [
-        (
-            'pytorch',
-            r'RANK and WORLD_SIZE not in the environment, .*Start it by tools/dist_train\.sh CONFIG 4',
-        ),
-        ('slurm', r'SLURM_PROCID and SLURM_NTASKS not in the environment, .*tools/slurm_train\.sh'),
-        ('mpi', r'OMPI_COMM_WORLD_RANK and .* not in the environment, .*by mpirun'),
-    ],
-)
-def test_a_launcher_that_did_not_start_this_process_is_refused(monkeypatch, launcher, message):
-    for name in ('RANK', 'WORLD_SIZE', 'SLURM_PROCID', 'SLURM_NTASKS'):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(InputError, match=f'--launcher {launcher}: {message}'):
-        launch.join_group(Config(dict(launcher=launcher, model=dict())))
-
-
-def test_several_nodes_need_their_number_and_the_first_ones_address(monkeypatch):
-    monkeypatch.setenv('NNODES', '2')
-    monkeypatch.delenv('NODE_RANK', raising=False)
-    monkeypatch.delenv('MASTER_ADDR', raising=False)
-    with pytest.raises(
-        InputError, match='NNODES=2 needs NODE_RANK and MASTER_ADDR too: NNODES=2 NODE_RANK=0'
-    ):
-        launch.run_ranks(2, 'train', [])
-
-
-def test_nodes_are_numbered(monkeypatch):
-    monkeypatch.setenv('NNODES', 'two')
-    with pytest.raises(InputError, match='NNODES=two: give whole numbers'):
-        launch.run_ranks(2, 'train', [])
-
-
-def test_a_variable_of_slurm_mutes_no_process_that_runs_alone(monkeypatch, capsys):
-    monkeypatch.setenv('SLURM_PROCID', '3')
-    ranks.take_place('none')
-    console.say('heard')
-    monkeypatch.setenv('SLURM_NTASKS', '4')
-    ranks.take_place('slurm')
-    console.say('not heard')
-    ranks.take_place('none')
-    assert capsys.readouterr().out == 'heard\n'
-
-
-def test_batch_line_counts_ranks_frames_and_accumulation():
-    wrapper = dict(type='OptimWrapper', accumulative_counts=3, optimizer=dict(type='SGD', lr=0.01))
-    config = Config(dict(train_dataloader=dict(batch_size=4), optim_wrapper=wrapper))
-    assert launch.describe_batch(config) == '12 frames a step (1 x 4 x 3 accumulated); learning rate 0.01'
-    config.auto_scale_lr = dict(base_batch_size=6)
-    assert launch.describe_batch(config).endswith('meant for 6 frames; --auto-scale-lr would make it 0.02')
-    launch.scale_learning_rate(config, enable=True)
-    # mmengine divides 1 x 4 by this.
-    assert config.auto_scale_lr == dict(enable=True, base_batch_size=2)
-    assert launch.describe_batch(config).endswith('learning rate 0.01 x 2 = 0.02')
-
-
-def test_scaling_needs_a_base():
-    config = Config(dict(optim_wrapper=dict()))
-    with pytest.raises(InputError, match=r'--auto-scale-lr: .* auto_scale_lr = dict\(base_batch_size=16\)'):
-        launch.scale_learning_rate(config, enable=True)
-    launch.scale_learning_rate(config, enable=False)
-
-
-def test_sync_bn_becomes_bn_where_there_is_no_gpu():
-    model = dict(
-        backbone=dict(norm_cfg=dict(type='SyncBN', eps=1e-3)), heads=[dict(norm_cfg=dict(type='SyncBN'))]
-    )
-    assert launch._without_sync_bn(model) == dict(
-        backbone=dict(norm_cfg=dict(type='BN', eps=1e-3)), heads=[dict(norm_cfg=dict(type='BN'))]
-    )
-
-
-@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh'])
-def test_scripts_tell_their_usage(script):
-    done = subprocess.run([ROOT / 'tools' / script], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert re.match(rf'usage: .*{script} .*CONFIG', done.stderr)
-
-
-def test_dist_test_passes_its_arguments_on(tmp_path):
-    python = tmp_path / 'python'
-    python.write_text('#!/bin/sh\necho "$@"\n')
-    python.chmod(0o755)
-    command = [ROOT / 'tools/dist_test.sh', 'a config.py', 'b.pth', '4', '--out', 'c d']
-    done = subprocess.run(command, env=os.environ | dict(PYTHON=str(python)), capture_output=True, text=True)
-    assert done.stdout == f'{ROOT}/tools/launch.py 4 test a config.py b.pth --out c d\n'
-
-
-# Slurm itself is not at hand: these stand for its commands, and srun runs the task it is given.
-SBATCH = '#!/bin/sh\necho "$@"; echo "tools $LYFT_TOOLS"\n'
-SRUN = (
-    '#!/bin/sh\necho "srun $@; port $MASTER_PORT"\nwhile [ "$1" != "$PYTHON" ]; do shift; done\nexec "$@"\n'
-)
-SCONTROL = '#!/bin/sh\necho "scontrol $@"\n'
-
-
-def slurm_train(tmp_path, *arguments, **environ):
-    """What tools/slurm_train.sh and the commands it calls printed, and its exit code."""
-    for name, text in dict(sbatch=SBATCH, srun=SRUN, scontrol=SCONTROL).items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    environ = (
-        os.environ | dict(PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}', GPUS_PER_NODE='0') | environ
-    )
-    command = [ROOT / 'tools/slurm_train.sh', 'gpu', 'job', *arguments]
-    done = subprocess.run(list(map(str, command)), env=environ, capture_output=True, text=True, check=False)
-    return done.stdout, done.returncode
-
-
-def test_slurm_train_submits_a_task_a_gpu_that_is_warned_and_may_be_queued_again(tmp_path):
-    wanted = dict(GPUS='16', GPUS_PER_NODE='8', SBATCH_ARGS='--time=60 --qos=low')
-    stdout, code = slurm_train(tmp_path, 'configs/unet_lyft.py', '--amp', **wanted)
-    assert code == 0
-    assert stdout == (
-        '-p gpu --job-name=job --ntasks=16 --cpus-per-task=5 --gres=gpu:8 --ntasks-per-node=8 --requeue '
-        f'--open-mode=append --signal=USR1@120 --export=ALL --time=60 --qos=low {ROOT}/tools/slurm_train.sh '
-        f'gpu job configs/unet_lyft.py --amp\ntools {ROOT}/tools\n'
-    )
-
-
-@pytest.mark.parametrize(('code', 'queued'), [(75, True), (0, False), (2, False)])
-def test_a_saved_job_is_queued_again_and_goes_on(tmp_path, code, queued):
-    python = tmp_path / 'python'
-    python.write_text(f'#!/bin/sh\necho "task $@"\nexit {code}\n')
-    python.chmod(0o755)
-    job = dict(PYTHON=str(python), SLURM_JOB_ID='41', LYFT_TOOLS='/tools', GPUS='2', SLURM_RESTART_COUNT='1')
-    stdout, found = slurm_train(tmp_path, 'a.py', '--amp', **job)
-    assert 'srun --ntasks=2 --cpus-per-task=5 --kill-on-bad-exit=1 ' in stdout
-    assert 'port 20041' in stdout
-    assert 'task -u /tools/train.py a.py --launcher slurm --amp --resume if-any\n' in stdout
-    assert ('scontrol requeue 41' in stdout) == queued
-    assert found == (0 if queued else code)
-    first, _ = slurm_train(tmp_path, 'a.py', '--amp', **job | dict(SLURM_RESTART_COUNT='0'))
-    assert '--resume if-any' not in first
-
-
 def test_resuming_if_there_is_anything_starts_a_run_and_goes_on_with_it(drawn_root, tmp_path):
-    options = ('max_iters=2', 'val_interval=2')
-    best = best_checkpoint(str(tmp_path / 'run'))
-    assert best is None
-    assert train_tiny(drawn_root, tmp_path / 'run', '--resume', 'if-any', options=options) == 0
-    options = ('max_iters=4', 'val_interval=2')
-    assert train_tiny(drawn_root, tmp_path / 'run', '--resume', 'if-any', options=options) == 0
+    for steps in (2, 4):
+        options = (f'max_iters={steps}', 'val_interval=2')
+        assert train_tiny(drawn_root, tmp_path / 'run', '--resume', 'if-any', options=options) == 0
     assert sorted(path.name for path in (tmp_path / 'run').glob('iter_*.pth')) == ['iter_2.pth', 'iter_4.pth']

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmseg_unet_lyft.report.run_data import read_scalars
+from mmseg_unet_lyft.report.run_page import read_scalars
 
 from .conftest import train_tiny
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 
 def train_tracked(drawn_root, work_dir, tracker):
-    """mIoU of the validation behind step 2, as the run's own log has it."""
+    """mIoU of the validation after step 2, in the log of the run itself."""
     pytest.importorskip(tracker)
     steps = ('max_iters=2', 'val_interval=2')
     assert train_tiny(drawn_root, work_dir, f'--{tracker}', '--seed', '0', options=steps) == 0
@@ -37,7 +37,7 @@ def test_wandb_has_the_scores_without_a_server(drawn_root, tmp_path, monkeypatch
     miou = train_tracked(drawn_root, tmp_path / 'run', 'wandb')
     (file,) = (tmp_path / 'run').glob('**/offline-run-*/run-*.wandb')
     content = file.read_bytes()
-    # Of what was logged each name stands beside its value as JSON.
+    # Each name that was logged is next to its value as JSON.
     assert b'mIoU' in content
     assert f'{miou}'.encode() in content
 

@@ -1,0 +1,129 @@
+"""Label PNGs of every kind give the same ids; damaged files and those that lie about sizes are named."""
+
+import re
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmseg_unet_lyft.datasets.image_io import SIGNATURE, read_image, read_label, read_raw_label
+from mmseg_unet_lyft.errors import InputError
+from mmseg_unet_lyft.inference.frames import read_frame
+
+TAGS = np.random.default_rng(0).integers(0, 13, (24, 32), dtype=np.uint8)
+NOISE = np.random.default_rng(1).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+
+
+def label_image(mode: str) -> Image.Image:
+    """TAGS as a picture of a mode; channels that must not be read hold noise."""
+    if mode == 'P':
+        picture = Image.fromarray(TAGS)
+        # A palette that is not the identity: its colours must not be taken for ids.
+        picture.putpalette([value for tag in range(13) for value in (255 - tag, tag * 7 % 256, 40)])
+        return picture
+    channels = dict(
+        L=TAGS,
+        LA=np.dstack([TAGS, NOISE[..., 0]]),
+        RGB=np.dstack([TAGS, NOISE[..., :2]]),
+        RGBA=np.dstack([TAGS, NOISE]),
+    )
+    return Image.fromarray(channels[mode], mode)
+
+
+def png_of_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG with right checksums."""
+    content = SIGNATURE
+    for name, data in chunks:
+        content += struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+    return content
+
+
+def header(width: int = 4, height: int = 4, colour: int = 0) -> tuple[bytes, bytes]:
+    return b'IHDR', struct.pack('>IIBBBBB', width, height, 8, colour, 0, 0, 0)
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'L', 'LA', 'P'])
+def test_every_kind_of_label_png_gives_the_tags(tmp_path, mode):
+    label_image(mode).save(tmp_path / 'label.png')
+    np.testing.assert_array_equal(read_raw_label(tmp_path / 'label.png'), TAGS)
+    label = read_label(tmp_path / 'label.png', 'carla13')
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label, TAGS)
+
+
+def test_a_4_bit_palette_of_odd_width_gives_the_tags(tmp_path):
+    label_image('P').crop((0, 0, 17, 1)).save(tmp_path / 'label.png', bits=4)
+    assert (tmp_path / 'label.png').read_bytes()[24] == 4
+    np.testing.assert_array_equal(read_raw_label(tmp_path / 'label.png'), TAGS[:1, :17])
+
+
+def test_files_that_are_not_8_bit_pngs_are_named(tmp_path):
+    path = tmp_path / 'label.png'
+
+    def refused(fault):
+        with pytest.raises(InputError, match=re.escape(f'{path}: {fault}')):
+            read_raw_label(path)
+
+    refused('no such file')
+    path.mkdir()
+    refused('cannot be read (')
+    path.rmdir()
+    path.touch()
+    refused('is empty')
+    label_image('RGB').save(path, format='JPEG')
+    refused('is a JPEG')
+    Image.fromarray(TAGS.astype(np.uint16)).save(path)
+    refused('16 bits')
+    path.write_bytes(png_of_chunks(header(), (b'IEND', b'')))
+    refused('damaged')
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'P'])
+def test_a_label_cut_short_or_changed_anywhere_is_refused(tmp_path, mode):
+    path = tmp_path / 'label.png'
+    label_image(mode).crop((0, 0, 8, 8)).save(path)
+    content = path.read_bytes()
+    # After the last image chunk's checksum only the end chunk follows: 12 bytes without a pixel.
+    assert content.index(b'IEND') == len(content) - 8
+    for position in range(len(content) - 12):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        for broken in (damaged, content[: position + 1]):
+            path.write_bytes(broken)
+            with pytest.raises(InputError, match=re.escape(f'{path}: ')):
+                read_raw_label(path)
+    path.write_bytes(content[:-4] + b'\0\0\0\0')
+    np.testing.assert_array_equal(read_raw_label(path), TAGS[:8, :8])
+
+
+@pytest.mark.parametrize('colour', [0, 2, 3], ids=['L', 'RGB', 'P'])
+@pytest.mark.parametrize('data', [b'no zlib stream', zlib.compress(b'\0' * 7)], ids=['garbage', 'too little'])
+def test_image_data_that_does_not_decode_is_refused_although_its_checksum_is_right(tmp_path, colour, data):
+    path = tmp_path / 'label.png'
+    palette = [(b'PLTE', bytes(range(39)))] if colour == 3 else []
+    path.write_bytes(png_of_chunks(header(colour=colour), *palette, (b'IDAT', data), (b'IEND', b'')))
+    with pytest.raises(InputError, match=re.escape(f'{path}: damaged image data')):
+        read_raw_label(path)
+
+
+@pytest.mark.parametrize('read', [read_image, read_raw_label, read_frame])
+@pytest.mark.parametrize('side', [8193, 60_000])
+def test_a_small_file_that_declares_a_gigantic_image_is_not_decoded(tmp_path, read, side):
+    path = tmp_path / 'F1-0.png'
+    path.write_bytes(png_of_chunks(header(side, side), (b'IDAT', zlib.compress(b'')), (b'IEND', b'')))
+    with pytest.raises(InputError, match=rf'F1-0\.png: .*{side}x{side} '):
+        read(path)
+
+
+def test_a_frame_may_be_a_link_and_what_it_leads_to_is_read_as_an_image_only(kaggle, tmp_path):
+    image, _ = kaggle.add('F1-0')
+    expected = read_image(image)
+    elsewhere = image.rename(tmp_path / 'elsewhere.png')
+    image.symlink_to(elsewhere)
+    np.testing.assert_array_equal(read_image(image), expected)
+    elsewhere.write_text('root:x:0:0')
+    with pytest.raises(InputError, match=r'F1-0\.png: is not a PNG file') as caught:
+        read_image(image)
+    assert 'root:x' not in str(caught.value)

@@ -1,0 +1,396 @@
+"""Unzipping untrusted archives, preparing and packing a root, and being killed on the way."""
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmseg_unet_lyft.cli.prepare_data import main
+from mmseg_unet_lyft.datasets import atomic_io, packed
+from mmseg_unet_lyft.datasets.dataset_stats import load_stats
+from mmseg_unet_lyft.datasets.layout import find_pairs
+from mmseg_unet_lyft.datasets.packed import PackedFrames
+from mmseg_unet_lyft.datasets.prepare import pack, prepare, required_bytes, unzip
+from mmseg_unet_lyft.errors import InputError
+
+from .conftest import KaggleFolder, flip_bit, tree
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def frames(kaggle):
+    for stem in ('F1-0', 'F1-1', 'F2-0', 'F3-0', 'F901-0'):
+        kaggle.add(stem)
+    return kaggle
+
+
+@pytest.fixture
+def pairs(frames):
+    return find_pairs(frames.root, ['F1', 'F2', 'F3', 'F901'])
+
+
+def zip_of(folder: Path, path: Path) -> Path:
+    with zipfile.ZipFile(path, 'w') as archive:
+        for file in sorted(folder.rglob('*')):
+            archive.write(file, file.relative_to(folder).as_posix())
+    return path
+
+
+def leave_free(monkeypatch, size: int) -> None:
+    usage = types.SimpleNamespace(free=size)
+    monkeypatch.setattr(atomic_io.shutil, 'disk_usage', lambda folder: usage)
+
+
+def test_an_archive_is_unpacked_and_a_second_run_writes_only_what_is_missing_or_damaged(frames, tmp_path):
+    archive, out = zip_of(frames.root, tmp_path / 'a.zip'), tmp_path / 'out'
+    unzip(archive, out)
+    assert tree(out) == tree(frames.root)
+    files = sorted(path for path in out.rglob('*') if path.is_file())
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:-1] + b'?')
+    files[2].write_bytes(b'')
+    written = []
+    unzip(archive, out, lambda members, total: written.extend(members) or members)
+    assert [one.filename for one in written] == [path.relative_to(out).as_posix() for path in files[:3]]
+    assert tree(out) == tree(frames.root)
+
+
+def member(name: str, mode: int = 0) -> zipfile.ZipInfo:
+    one = zipfile.ZipInfo('x')
+    one.filename, one.external_attr = name, (mode and mode | 0o777) << 16
+    return one
+
+
+@pytest.mark.parametrize(
+    'one',
+    [
+        member('../evil.png'),
+        member('data/../../evil.png'),
+        member('/tmp/evil.png'),
+        member('C:/evil.png'),
+        member('..\\evil.png'),
+        member('data\\evil.png'),
+        member('dataA/evil', stat.S_IFLNK),
+        member('dataA/evil', stat.S_IFIFO),
+        member('dataA/dataA/CameraRGB/F1-0.png'),
+    ],
+    ids=lambda one: f'{one.filename} {one.external_attr >> 28}',
+)
+def test_a_dangerous_member_is_refused_before_anything_is_written(frames, tmp_path, one):
+    archive = zip_of(frames.root, tmp_path / 'a.zip')
+    with zipfile.ZipFile(archive, 'a') as opened:
+        opened.writestr(one, b'' if one.filename.endswith('/') else b'/etc/passwd')
+    with pytest.raises(InputError, match=re.escape(f'{archive}: ') + '.*nothing was unpacked'):
+        unzip(archive, tmp_path / 'deep/out')
+    assert not (tmp_path / 'deep').exists()
+    assert not list(tmp_path.rglob('evil*'))
+
+
+def test_an_archive_that_expands_too_far_is_refused_before_anything_is_written(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'a.zip', 'w', zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr('bomb.png', bytes(10_000_000))
+    with pytest.raises(InputError, match=r'expand \d+ times, to 0.01 GB'):
+        unzip(tmp_path / 'a.zip', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_disk_that_is_too_small_for_an_archive_is_reported(frames, tmp_path, monkeypatch):
+    archive = zip_of(frames.root, tmp_path / 'a.zip')
+    size = sum(len(content) for content in tree(frames.root).values()) + 4 * 5 * 24 * 32
+    leave_free(monkeypatch, size - 1)
+    with pytest.raises(InputError, match=re.escape(f'{archive}: needs 0.00 GB')):
+        unzip(archive, tmp_path / 'out', room_for_packing=True)
+    assert not (tmp_path / 'out').exists()
+    leave_free(monkeypatch, size)
+    unzip(archive, tmp_path / 'out', room_for_packing=True)
+
+
+@pytest.mark.parametrize('damage', ['cut', 'flipped', 'text'])
+def test_a_damaged_archive_is_named(frames, tmp_path, damage):
+    archive = zip_of(frames.root, tmp_path / 'a.zip')
+    content = archive.read_bytes()
+    flipped = content[:300] + bytes([content[300] ^ 1]) + content[301:]
+    archive.write_bytes(dict(cut=content[:-100], flipped=flipped, text=b'not a zip')[damage])
+    with pytest.raises(InputError, match=re.escape(f'{archive}: ')):
+        unzip(archive, tmp_path / 'out')
+
+
+def test_a_folder_with_other_files_or_links_is_refused(frames, tmp_path):
+    archive, out = zip_of(frames.root, tmp_path / 'a.zip'), tmp_path / 'out'
+    out.mkdir()
+    (out / 'mine.txt').write_text('x')
+    with pytest.raises(InputError, match=re.escape(f'{out / "mine.txt"}: is not from {archive}')):
+        unzip(archive, out)
+    (out / 'mine.txt').unlink()
+    (tmp_path / 'elsewhere').mkdir()
+    (out / 'dataA').symlink_to(tmp_path / 'elsewhere')
+    with pytest.raises(InputError, match=re.escape(f'{out / "dataA"}: is not from {archive}')):
+        unzip(archive, out)
+    assert not list((tmp_path / 'elsewhere').iterdir())
+
+
+def test_a_folder_becomes_a_prepared_root_and_stays_as_it_is(frames, tmp_path):
+    frames.add('F1-10', 'dataB')
+    (frames.root / 'DRAWN_SCENES.json').write_text('{}')
+    before, out = tree(frames.root), tmp_path / 'out'
+    prepared = prepare(frames.root, out, workers=1)
+    assert tree(frames.root) == before
+    assert list(PackedFrames(out).frames) == ['F1-0', 'F1-1', 'F1-10', 'F2-0', 'F3-0', 'F901-0']
+    assert prepared.pairs == find_pairs(frames.root, ['F1', 'F2', 'F3', 'F901'])
+    split = dict(train={'F1': 3}, val={'F3': 1}, test={'F2': 1}, other={'F901': 1})
+    assert json.loads((out / 'split.json').read_text()) == split
+    assert load_stats(out).drives['F1'].frames == 3
+    assert json.loads((out / 'left_out.json').read_text()) == []
+    # Synthetic scenes stay marked as such.
+    assert (out / 'DRAWN_SCENES.json').read_text() == '{}'
+
+
+def test_an_archive_becomes_a_prepared_root(frames, tmp_path, capsys):
+    archive, out = zip_of(frames.root, tmp_path / 'a.zip'), tmp_path / 'out'
+    assert main([str(archive), str(out), '--workers', '1']) == 0
+    assert tree(out / 'raw') == tree(frames.root)
+    assert capsys.readouterr().out.splitlines() == ['prepared 5 frames, 0.00 GB', f'wrote {out}']
+    first = tree(out)
+    assert {name for name in first if not name.startswith('raw/')} == set(
+        'inspection/inspection.json inspection/manifest.json inspection/report.html left_out.json '
+        'packed.json image_24x32.npy label_24x32.npy split.json stats.json'.split()
+    )
+    assert main([str(archive), str(out), '--workers', '2']) == 0
+    assert tree(out) == first
+
+
+def test_problems_stop_it_before_anything_is_written(frames, tmp_path, capsys):
+    frames.add('F1-7', tags=40)
+    frames.add('F1-8')[1].unlink()
+    out = tmp_path / 'out'
+    assert main([str(frames.root), str(out), '--workers', '1']) == 2
+    assert not out.exists()
+    found = f'error: {frames.root}: 2 problems, .*dataA/dataA/CameraRGB/F1-8.png.*--skip-bad'
+    assert re.search(found, capsys.readouterr().err)
+    archive = zip_of(frames.root, tmp_path / 'a.zip')
+    assert main([str(archive), str(out), '--workers', '1']) == 2
+    assert [path.name for path in out.iterdir()] == ['raw']
+
+
+def test_skip_bad_leaves_frames_out_and_lists_them(frames, tmp_path, capsys):
+    frames.add('F1-7', tags=40)
+    frames.add('F1-8')[1].unlink()
+    out = tmp_path / 'out'
+    assert main([str(frames.root), str(out), '--workers', '1', '--skip-bad']) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ['left out: F1-7', 'left out: F1-8']
+    assert 'F1-7' not in PackedFrames(out).frames
+    left_out = json.loads((out / 'left_out.json').read_text())
+    expected = [('F1-8', 'missing_label'), ('F1-7', 'bad_id')]
+    assert [(one['frame'], one['kind']) for one in left_out] == expected
+    # Nor do they count: tag 40 fills all of F1-7.
+    assert load_stats(out).drives['F1'].frames == 2
+
+
+def test_skip_bad_does_not_accept_a_divided_drive_nor_nothing_left(tmp_path, kaggle):
+    kaggle.add('F1-0', 'train/dataA')
+    kaggle.add('F1-1', 'test/dataA')
+    with pytest.raises(InputError, match='drive F1 .*--accept split_drive'):
+        prepare(kaggle.root, tmp_path / 'out', skip_bad=True, workers=1)
+    prepare(kaggle.root, tmp_path / 'out', accept=['split_drive'], workers=1)
+    kaggle.add('F1-0', 'train/dataA', tags=40)
+    kaggle.add('F1-1', 'test/dataA', tags=40)
+    with pytest.raises(InputError, match=re.escape(f'{kaggle.root}: no valid frame')):
+        prepare(kaggle.root, tmp_path / 'out', skip_bad=True, accept=['split_drive'], workers=1)
+
+
+def test_too_small_a_disk_is_reported_before_anything_is_written(frames, pairs, tmp_path, monkeypatch):
+    out = tmp_path / 'out'
+    leave_free(monkeypatch, required_bytes(pairs) - 1)
+    for write in (lambda: prepare(frames.root, out, workers=1), lambda: pack(pairs, out)):
+        with pytest.raises(InputError, match=re.escape(f'{out}: packing 5 frames takes 0.00 GB')):
+            write()
+    assert not out.exists()
+    leave_free(monkeypatch, required_bytes(pairs))
+    prepare(frames.root, out, workers=1)
+    # What is packed already needs no room.
+    leave_free(monkeypatch, 0)
+    prepare(frames.root, out, workers=1)
+
+
+@pytest.mark.parametrize('change', ['another frame', 'another content of the same size'])
+def test_a_root_packed_from_other_frames_stays_as_it_is(frames, tmp_path, change):
+    out, (image, _) = tmp_path / 'out', frames.add('F1-0')
+    pixels = np.array(Image.open(image))
+    # Uncompressed, so that the size of the file does not tell its pixels.
+    Image.fromarray(pixels).save(image, compress_level=0)
+    prepare(frames.root, out, workers=1)
+    before, size = tree(out), image.stat().st_size
+    if change == 'another frame':
+        frames.add('F5-0')
+    else:
+        Image.fromarray(255 - pixels).save(image, compress_level=0)
+        assert image.stat().st_size == size
+    with pytest.raises(InputError, match=f'{re.escape(str(out))}: holds other packed frames'):
+        prepare(frames.root, out, workers=1)
+    assert tree(out) == before
+
+
+def test_sources_and_places_that_cannot_be_are_refused(frames, tmp_path, capsys):
+    with pytest.raises(InputError, match=r'no\.zip: .*https://www.kaggle.com.*--download'):
+        prepare(tmp_path / 'no.zip', tmp_path / 'out')
+    with pytest.raises(InputError, match=f'lies inside {frames.root}'):
+        prepare(frames.root, frames.root / 'prepared')
+    (tmp_path / 'mine').write_text('mine')
+    with pytest.raises(InputError, match=re.escape(f'{tmp_path / "mine"}: is a file')):
+        prepare(frames.root, tmp_path / 'mine', workers=1)
+    assert main([str(tmp_path / 'out')]) == 2
+    assert '--download' in capsys.readouterr().err
+    assert main([str(frames.root), str(tmp_path / 'out'), '--verify']) == 2
+    assert '--verify' in capsys.readouterr().err
+
+
+def test_verify_reads_every_frame_and_names_the_damaged(frames, tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert main([str(frames.root), str(out), '--workers', '1']) == 0
+    capsys.readouterr()
+    assert main([str(out), '--verify']) == 0
+    assert capsys.readouterr().out.startswith(f'{out}: 5 frames ')
+    stats = (out / 'stats.json').read_text()
+    (out / 'stats.json').write_text(stats.replace('"frames": ', '"frames": 1', 1))
+    assert main([str(out), '--verify']) == 2
+    assert f'error: {out / "stats.json"}: damaged' in capsys.readouterr().err
+    (out / 'stats.json').write_text(stats)
+    flip_bit(out / 'image_24x32.npy', -1)
+    flip_bit(out / 'label_24x32.npy', -1)
+    assert main([str(out), '--verify']) == 2
+    assert '2 of 10 arrays are damaged: image of F901-0, label of F901-0' in capsys.readouterr().err
+
+
+def test_download_prepares_what_kagglehub_fetched_and_says_what_is_missing(
+    frames, tmp_path, monkeypatch, capsys
+):
+    command = ['--download', str(tmp_path / 'out'), '--workers', '1']
+    hub, answers = types.ModuleType('kagglehub'), [ConnectionError('no route'), str(frames.root)]
+
+    def download(name):
+        assert name == 'kumaresanmanickavelu/lyft-udacity-challenge'
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    hub.dataset_download = download
+    for module, said in ((None, 'pip install kagglehub'), (hub, 'no route.*https://www.kaggle.com/settings')):
+        monkeypatch.setitem(sys.modules, 'kagglehub', module)
+        assert main(command) == 2
+        assert re.search(said, capsys.readouterr().err)
+    assert main(command) == 0
+
+
+def test_the_same_frames_give_the_same_bytes_in_the_order_of_the_pairs(pairs, tmp_path):
+    pack(pairs, tmp_path / 'one')
+    pack(pairs, tmp_path / 'two')
+    assert tree(tmp_path / 'one') == tree(tmp_path / 'two')
+    pack(pairs[2:0:-1], tmp_path / 'turned')
+    first = np.load(tmp_path / 'turned' / 'image_24x32.npy')[0]
+    np.testing.assert_array_equal(first[..., ::-1], np.asarray(Image.open(pairs[2]['img_path'])))
+
+
+def test_a_frame_at_fault_is_named_and_nothing_is_left(pairs, tmp_path):
+    path = Path(pairs[1]['seg_map_path'])
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save(path)
+    with pytest.raises(InputError, match=re.escape(f'{path}: label of 5x6') + '.*24x32'):
+        pack(pairs, tmp_path / 'packed')
+    assert tree(tmp_path / 'packed') == {}
+    for bad, counts in (([*pairs, pairs[0]], '6 .* 5'), ([], '0 ')):
+        with pytest.raises(InputError, match=counts):
+            pack(bad, tmp_path / 'packed')
+
+
+def test_the_space_asked_for_suffices_and_is_close_to_what_is_taken(kaggle, tmp_path):
+    for number in range(3):
+        kaggle.add(f'F1-{number}', size=(600, 800), tags=7)
+    pairs = find_pairs(kaggle.root, ['F1'])
+    pack(pairs, tmp_path / 'packed')
+    taken = sum(path.stat().st_size for path in (tmp_path / 'packed').iterdir())
+    # 600 x 800 pixels of four bytes are 1.92 MB.
+    assert 3 * 1_920_000 < taken <= required_bytes(pairs) < 3 * 1_920_000 + 2000
+
+
+def test_a_disk_that_fills_up_is_an_error_that_leaves_nothing(pairs, tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic_io, 'sync', full)
+        with pytest.raises(InputError, match=rf'{re.escape(str(tmp_path / "out"))}/.*npy: .*No space'):
+            pack(pairs, tmp_path / 'out')
+    assert tree(tmp_path / 'out') == {}
+    pack(pairs, tmp_path / 'out')
+    assert packed.is_packed(tmp_path / 'out')
+
+
+KILL = """
+import os, signal, sys
+from pathlib import Path
+import mmseg_unet_lyft.datasets.prepare as preparation
+from mmseg_unet_lyft.report.inspection_page import write_reports
+source, out, point = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+seen = 0
+def tick(name):
+    global seen
+    seen += name == point.partition(':')[0]
+    if seen == int(point.partition(':')[2] or -1):
+        os.kill(os.getpid(), signal.SIGKILL)
+def counted(name, function):
+    def call(*args, **kwargs):
+        tick(name)
+        return function(*args, **kwargs)
+    return call
+# Before each rename the new content has another name; before each copy a file is half written.
+Path.replace = counted('rename', Path.replace)
+copy = preparation.shutil.copyfileobj
+def half(source, target, size):
+    target.write(source.read(100)); target.flush()
+    tick('copy')
+    copy(source, target, size)
+preparation.shutil.copyfileobj = half
+preparation.zlib.crc32 = counted('pixels', preparation.zlib.crc32)
+os.fsync = counted('sync', os.fsync)
+preparation.prepare(source, out, workers=1, report=lambda folder, one: write_reports(folder, one, []))
+"""
+
+
+def run_killed(archive: Path, out: Path, point: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, '-c', KILL, str(archive), str(out), point]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """An archive of six frames, and the tree a run that was not killed makes of it."""
+    folder = tmp_path_factory.mktemp('finished')
+    for stem in ('F1-0', 'F1-1', 'F2-0', 'F3-0', 'F3-1', '02_00_000'):
+        KaggleFolder(folder / 'data').add(stem, 'dataA')
+    archive = zip_of(folder / 'data', folder / 'a.zip')
+    done = run_killed(archive, folder / 'out', 'none')
+    assert done.returncode == 0, done.stderr
+    return archive, tree(folder / 'out')
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='SIGKILL is not there')
+@pytest.mark.parametrize('point', ['copy:7', 'rename:5', 'rename:15', 'pixels:7', 'rename:18', 'rename:19'])
+def test_a_run_killed_anywhere_is_completed_by_the_next_to_the_same_bytes(finished, tmp_path, point):
+    archive, expected = finished
+    killed = run_killed(archive, tmp_path / 'out', point)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert 'packed.json' not in tree(tmp_path / 'out')
+    done = run_killed(archive, tmp_path / 'out', 'none')
+    assert done.returncode == 0, done.stderr
+    assert tree(tmp_path / 'out') == expected

@@ -1,0 +1,341 @@
+"""How `LyftSegmentor` applies its network: ``test_cfg``, views, windows, thresholds, passes and the loss."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from mmseg.models.segmentors import EncoderDecoder
+from mmseg.models.segmentors.base import BaseSegmentor
+from mmseg.structures import SegDataSample
+
+from mmseg_unet_lyft.errors import InputError
+from mmseg_unet_lyft.models.predict_modes import monte_carlo
+from mmseg_unet_lyft.models.segmentor import complete_test_cfg
+
+from .conftest import build_segmentor, labelled
+
+SIZE = (37, 50)
+FRAME = torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(7))
+SLIDE = dict(mode='slide', crop_size=(32, 48))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def segmentor(out_channels: int = 4, dropout: float = 0.0, **test_cfg) -> torch.nn.Module:
+    """A network of three levels whose answers differ from pixel to pixel."""
+    model = build_segmentor(3, out_channels, out_channels, (0.0, dropout), test_cfg=test_cfg)
+    model.decode_head.conv_seg.weight.data *= 6
+    return model
+
+
+def variant(model: torch.nn.Module, **test_cfg) -> torch.nn.Module:
+    """A model of the same weights that is applied another way."""
+    other = segmentor(model.out_channels, **test_cfg)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def metas(size: tuple[int, int] = SIZE, ori_shape: tuple[int, int] | None = None) -> list[dict]:
+    return [dict(img_shape=size, ori_shape=ori_shape or size, pad_shape=size)]
+
+
+def samples(ori_shape: tuple[int, int] = SIZE) -> list[SegDataSample]:
+    return [SegDataSample(metainfo=metas(ori_shape=ori_shape)[0])]
+
+
+@torch.no_grad()
+def infer(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    return model.inference(inputs, metas(tuple(inputs.shape[2:])) * len(inputs))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return raised / raised.sum(axis=1, keepdims=True)
+
+
+def resized(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear, by the pixels' middles, (N, C, H, W) in NumPy."""
+    for axis, length in zip((2, 3), size, strict=True):
+        before = maps.shape[axis]
+        place = np.clip((np.arange(length) + 0.5) * before / length - 0.5, 0, None)
+        low = np.floor(place).astype(int)
+        share = (place - low).reshape([-1 if index == axis else 1 for index in range(4)])
+        high = np.minimum(low + 1, before - 1)
+        maps = maps.take(low, axis) * (1 - share) + maps.take(high, axis) * share
+    return maps
+
+
+def test_what_is_left_out_is_mmsegs_behaviour_and_the_stride_half_the_window():
+    rest = dict(crop_size=None, stride=None, window='uniform', scales=(1.0,), flip=False)
+    assert (
+        complete_test_cfg(dict(mode='whole'), 13) == dict(mode='whole', thresholds=None, passes=None) | rest
+    )
+    # Both are there in many configs of mmseg that do not slide.
+    complete_test_cfg(dict(mode='whole', crop_size=(512, 512), stride=(341, 341)), 13)
+    config = complete_test_cfg(dict(mode='slide', crop_size=[289, 1]), 13)
+    assert (config['crop_size'], config['stride']) == ((289, 1), (144, 1))
+    given = complete_test_cfg(dict(mode='slide', crop_size=(8, 8), stride=[8, 3]), 13)
+    assert given['stride'] == (8, 3)
+    config = complete_test_cfg(dict(scales=[1, 0.5], thresholds=[1, 0.25]), 2)
+    assert (config['scales'], config['thresholds']) == ((1.0, 0.5), (1.0, 0.25))
+
+
+@pytest.mark.parametrize(
+    ('test_cfg', 'message'),
+    [
+        (dict(scale=(1.0,)), r'test_cfg\.scale: .*test_cfg\.scales'),
+        (dict(mode='windows'), r"test_cfg\.mode='windows'"),
+        (dict(SLIDE, window='hann'), r"test_cfg\.window='hann'"),
+        (dict(mode='slide'), r'test_cfg\.crop_size=None'),
+        (dict(stride=(8, 8)), r'test_cfg\.stride=\(8, 8\)'),
+        (dict(SLIDE, stride=(32, 49)), r'test_cfg\.stride=\(32, 49\)'),
+        (dict(mode='slide', crop_size=32), r'test_cfg\.crop_size=32'),
+        (dict(mode='slide', crop_size=(32, 8.5)), r'test_cfg\.crop_size=\(32, 8\.5\)'),
+        (dict(scales=()), r'test_cfg\.scales=\(\)'),
+        (dict(scales=(1.0, -0.5)), r'test_cfg\.scales=\(1\.0, -0\.5\)'),
+        (dict(scales=(float('nan'),)), r'test_cfg\.scales=\(nan,\)'),
+        (dict(flip='yes'), r"test_cfg\.flip='yes'"),
+        (dict(thresholds=[0.5, 0.5]), r'test_cfg\.thresholds=\[0\.5, 0\.5\]: .*3 '),
+        (dict(thresholds=[0.5, 0, 0.5]), r'test_cfg\.thresholds=\[0\.5, 0, 0\.5\]'),
+        (dict(passes=0), r'test_cfg\.passes=0'),
+        (dict(passes=2), 'no dropout'),
+    ],
+)
+def test_what_makes_no_sense_is_refused_when_the_model_is_built(test_cfg, message):
+    with pytest.raises(InputError, match=message):
+        segmentor(3, **test_cfg)
+
+
+def test_a_single_output_keeps_the_heads_threshold():
+    with pytest.raises(InputError, match=r'test_cfg\.thresholds=\[0\.5\]: .*model\.decode_head\.threshold'):
+        segmentor(1, thresholds=[0.5])
+
+
+@pytest.mark.parametrize(
+    'test_cfg',
+    [{}, dict(scales=(1.0,), flip=False), dict(mode='slide', crop_size=(16, 20), stride=(9, 13))],
+    ids=['default', 'written out', 'uniform windows'],
+)
+def test_without_views_inference_is_mmsegs_own_bit_for_bit(test_cfg):
+    model = segmentor(**test_cfg)
+    with torch.no_grad():
+        expected = EncoderDecoder.inference(model, FRAME, metas())
+        if not test_cfg:
+            torch.testing.assert_close(expected, model(FRAME), rtol=0, atol=0)
+        theirs = EncoderDecoder.slide_inference if 'mode' in test_cfg else EncoderDecoder.whole_inference
+        torch.testing.assert_close(theirs(model, FRAME, metas()), expected, rtol=0, atol=0)
+    torch.testing.assert_close(infer(model, FRAME), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('out_channels', [4, 1])
+@pytest.mark.parametrize('window', [{}, dict(mode='slide', crop_size=(16, 20), window='gaussian')])
+def test_the_mean_over_scales_and_flips_equals_separately_computed_probabilities(out_channels, window):
+    model = segmentor(out_channels, **window)
+    views = []
+    for size in ((28, 38), SIZE, (46, 62)):
+        view = resized(FRAME.numpy(), size)
+        for mirrored in (False, True):
+            seen = view[..., ::-1].copy() if mirrored else view
+            logits = infer(model, torch.tensor(seen, dtype=torch.float32)).numpy()
+            logits = resized(logits[..., ::-1] if mirrored else logits, SIZE)
+            views.append(1 / (1 + np.exp(-logits)) if out_channels == 1 else softmax(logits))
+    mean = np.mean(views, axis=0)
+    # Of the views, none would do alone.
+    assert min(np.abs(view - mean).max() for view in views) > 0.02
+    logits = infer(variant(model, scales=(0.75, 1.0, 1.25), flip=True, **window), FRAME)
+    assert logits.shape == (1, out_channels, *SIZE)
+    answered = logits.sigmoid() if out_channels == 1 else logits.softmax(1)
+    np.testing.assert_allclose(answered.numpy(), mean, atol=2e-5)
+    np.testing.assert_array_equal(logits.argmax(1).numpy(), mean.argmax(axis=1))
+
+
+@pytest.mark.parametrize(('scale', 'size'), [(0.1, '3x5'), (0.001, '1x1')])
+def test_a_scaled_frame_below_the_networks_smallest_side_is_refused(scale, size):
+    with pytest.raises(InputError, match=f'{size} .* 4x4'):
+        infer(segmentor(scales=(1.0, scale)), FRAME[..., :30, :])
+
+
+def test_gaussian_windows_equal_a_loop_over_them():
+    model = segmentor()
+    crop, stride = (16, 20), (9, 13)
+    rows, columns = (np.arange(side) - side // 2 for side in crop)
+    weights = np.exp(-0.5 * ((rows[:, None] / (16 / 8)) ** 2 + (columns[None] / (20 / 8)) ** 2))
+    total, count = np.zeros((1, 4, *SIZE)), np.zeros(SIZE)
+    for top in (0, 9, 18, 21):
+        for left in (0, 13, 26, 30):
+            place = np.s_[..., top : top + 16, left : left + 20]
+            total[place] += infer(model, FRAME[place].contiguous()).numpy() * weights
+            count[place] += weights
+    logits = infer(variant(model, mode='slide', crop_size=crop, stride=stride, window='gaussian'), FRAME)
+    np.testing.assert_allclose(logits.numpy(), total / count, atol=1e-4)
+    uniform = infer(variant(model, mode='slide', crop_size=crop, stride=stride), FRAME)
+    assert (uniform - logits).abs().max() > 0.01
+
+
+def test_a_frame_smaller_than_the_window_is_seen_whole():
+    model = segmentor()
+    windowed = variant(model, mode='slide', crop_size=(64, 64), window='gaussian')
+    torch.testing.assert_close(infer(windowed, FRAME), infer(model, FRAME), rtol=0, atol=1e-5)
+
+
+def test_auxiliary_head_supervises_a_deeper_map():
+    auxiliary = dict(type='FCNHead', in_channels=8, in_index=1, channels=8, num_convs=1, num_classes=4)
+    model = build_segmentor(auxiliary_head=auxiliary | dict(concat_input=False)).train()
+    losses = model.loss(torch.rand(2, 3, 32, 32), [labelled(torch.randint(0, 4, (32, 32))) for _ in range(2)])
+    assert {'decode.loss_ce', 'aux.loss_ce'} <= set(losses)
+    losses['aux.loss_ce'].backward()
+    assert model.backbone.levels[1][1].conv.weight.grad.abs().sum() > 0
+    assert model.backbone.levels[2][1].conv.weight.grad is None
+
+
+def test_prediction_is_the_argmax_as_uint8_at_the_original_size():
+    image, sample = torch.rand(1, 3, 30, 40), labelled(torch.zeros(60, 80, dtype=torch.long), (30, 40))
+    model = build_segmentor(keep_logits=True)
+    with torch.no_grad():
+        result = model(image, [sample], mode='predict')[0]
+        logits = torch.nn.functional.interpolate(model(image), size=(60, 80), mode='bilinear')
+        assert 'seg_logits' not in build_segmentor()(image, mode='predict')[0]
+    assert result.pred_sem_seg.data.dtype == torch.uint8
+    torch.testing.assert_close(result.pred_sem_seg.data[0], logits[0].argmax(dim=0).to(torch.uint8))
+    torch.testing.assert_close(result.seg_logits.data, logits[0])
+
+
+def test_validation_loss_of_a_frame_does_not_depend_on_its_batch():
+    model = build_segmentor()
+    images = torch.rand(3, 3, 24, 32)
+    labels = torch.randint(0, 4, (3, 24, 32))
+    labels[1, :12] = 255
+    with torch.no_grad():
+        together = model(images, [labelled(label) for label in labels], mode='predict')
+        alone = [model(images[i : i + 1], [labelled(labels[i])], mode='predict')[0] for i in range(3)]
+        expected = torch.nn.functional.cross_entropy(model(images[:1]), labels[:1], ignore_index=255)
+    torch.testing.assert_close(together[0].val_loss, expected)
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one.val_loss, other.val_loss)
+
+
+def test_samples_from_logits_are_those_of_mmseg():
+    model = build_segmentor(keep_logits=True)
+    logits = torch.randn(3, 4, 24, 32)
+    metas = [
+        dict(ori_shape=(24, 32)),
+        dict(ori_shape=(40, 50), padding_size=[1, 3, 0, 4]),
+        dict(ori_shape=(20, 32), img_padding_size=[0, 0, 4, 0], flip=True, flip_direction='horizontal'),
+    ]
+    found, expected = (
+        method(logits, [SegDataSample(metainfo=meta) for meta in metas])
+        for method in (model.postprocess_result, partial(BaseSegmentor.postprocess_result, model))
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.seg_logits.data, other.seg_logits.data)
+        assert torch.equal(one.pred_sem_seg.data, other.pred_sem_seg.data.to(torch.uint8))
+
+
+def test_channels_last_changes_the_memory_format_and_not_the_result():
+    plain, fast = build_segmentor(), build_segmentor(channels_last=True)
+    fast.load_state_dict(plain.state_dict())
+    image = torch.rand(1, 3, 32, 48)
+    with torch.no_grad():
+        assert fast.extract_feat(image)[0].is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(fast(image), plain(image), atol=1e-5, rtol=1e-5)
+
+
+def by_hand(probabilities: list[list[float]], **kwargs) -> SegDataSample:
+    """The sample of one row of pixels with the given class probabilities."""
+    model = segmentor(3, **kwargs)
+    model.keep_logits = True
+    logits = torch.tensor(probabilities).T.log()[None, :, None]
+    return model.postprocess_result(logits, samples((1, len(probabilities))))[0]
+
+
+def test_thresholds_by_hand():
+    pixels = [[0.5, 0.4, 0.1], [0.8, 0.1, 0.1], [0.45, 0.35, 0.2]]
+    assert by_hand(pixels).pred_sem_seg.data.tolist() == [[[0, 0, 0]]]
+    # p / t: .55 .80 .50, .89 .20 .50, .50 .70 1.0.
+    decided = by_hand(pixels, thresholds=[0.9, 0.5, 0.2])
+    assert decided.pred_sem_seg.data.dtype == torch.uint8
+    assert decided.pred_sem_seg.data.tolist() == [[[1, 0, 2]]]
+    # What else is read from the logits is not moved.
+    np.testing.assert_allclose(decided.seg_logits.data.softmax(0)[:, 0].T.numpy(), pixels, atol=1e-6)
+
+
+def test_equal_thresholds_change_nothing_and_others_what_they_say():
+    model = segmentor()
+    sample = labelled(torch.randint(0, 4, (74, 99)), SIZE)
+    with torch.no_grad():
+        results = [
+            variant(model, **test_cfg).predict(FRAME, [sample.clone()])[0]
+            for test_cfg in ({}, dict(thresholds=[0.3] * 4), dict(thresholds=[0.2, 0.9, 0.5, 0.5]))
+        ]
+        plain, equal, moved = (result.pred_sem_seg.data for result in results)
+        large = resized(infer(model, FRAME).double().numpy(), (74, 99))
+    np.testing.assert_array_equal(plain.numpy(), equal.numpy())
+    quotients = softmax(large) / np.array([0.2, 0.9, 0.5, 0.5])[:, None, None]
+    assert (moved.numpy() == quotients.argmax(1)).mean() > 0.999
+    assert (moved != plain).float().mean() > 0.05
+    # The validation loss is that of the logits.
+    assert results[0].val_loss == results[2].val_loss
+
+
+def entropy_of(probabilities: np.ndarray) -> np.ndarray:
+    return -(probabilities * np.log(probabilities)).sum(axis=0)
+
+
+@pytest.mark.parametrize('thresholds', [None, [0.2, 0.9, 0.5, 0.5]])
+def test_one_pass_attaches_the_softmaxs_confidence_and_entropy_at_the_original_size(thresholds):
+    model = segmentor(passes=1, thresholds=thresholds)
+    with torch.no_grad():
+        result = model.predict(FRAME, samples((74, 99)))[0]
+        plain = variant(model, thresholds=thresholds).predict(FRAME, samples((74, 99)))[0]
+    probabilities = softmax(resized(infer(model, FRAME).double().numpy(), (74, 99)))[0]
+    pred = result.pred_sem_seg.data[0]
+    torch.testing.assert_close(pred, plain.pred_sem_seg.data[0], rtol=0, atol=0)
+    assert 'confidence' not in plain
+    for maps, expected in (
+        (result.confidence.data, np.take_along_axis(probabilities, pred[None].numpy().astype(int), 0)[0]),
+        (result.entropy.data, entropy_of(probabilities)),
+    ):
+        assert (maps.shape, maps.dtype) == ((1, 74, 99), torch.float32)
+        np.testing.assert_allclose(maps[0].numpy(), expected, atol=1e-4)
+    assert 'seg_logits' not in result
+
+
+def test_several_passes_give_the_label_map_and_the_loss_of_the_mean_probabilities():
+    model, label = segmentor(dropout=0.5, passes=3), torch.randint(0, 4, SIZE)
+    result = model.predict(FRAME, [labelled(label)])[0]
+    mean = monte_carlo(model, FRAME, metas(), passes=3)[0]
+    torch.testing.assert_close(result.val_loss, -mean.gather(0, label[None]).log().mean())
+    mean = mean.numpy()
+    np.testing.assert_array_equal(result.pred_sem_seg.data[0].numpy(), mean.argmax(0))
+    np.testing.assert_allclose(result.confidence.data[0].numpy(), mean.max(0), atol=1e-5)
+    np.testing.assert_allclose(result.entropy.data[0].numpy(), entropy_of(mean), atol=1e-4)
+    with torch.no_grad():
+        plain = model.inference(FRAME, metas()).softmax(1)[0].numpy()
+    assert np.abs(plain - mean).max() > 0.02
+
+
+def test_of_a_single_output_the_confidence_is_that_of_either_class():
+    model = segmentor(1, passes=1)
+    with torch.no_grad():
+        result = model.predict(FRAME, samples())[0]
+        road = model.inference(FRAME, metas()).sigmoid()[0, 0].double().numpy()
+    pred = result.pred_sem_seg.data[0].numpy()
+    np.testing.assert_array_equal(pred, road > 0.5)
+    assert 0 < pred.mean() < 1
+    np.testing.assert_allclose(result.confidence.data[0].numpy(), np.where(pred, road, 1 - road), atol=1e-6)
+    np.testing.assert_allclose(
+        result.entropy.data[0].numpy(), entropy_of(np.stack([1 - road, road])), atol=1e-5
+    )
+
+
+def test_images_without_meta_information_get_maps_of_their_own_size():
+    model = segmentor(passes=1)
+    with torch.no_grad():
+        result = model.predict(FRAME)[0]
+        given = model.predict(FRAME, samples())[0]
+    torch.testing.assert_close(result.entropy.data, given.entropy.data)
+    assert result.pred_sem_seg.shape == SIZE

@@ -1,0 +1,281 @@
+"""A run that is ended anywhere and resumed has, to the bit, the weights of one that never was."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from mmengine.hooks import EMAHook
+from mmseg.registry import HOOKS
+
+from mmseg_unet_lyft.engine.checkpoint import use_resume
+from mmseg_unet_lyft.engine.config import load_config
+from mmseg_unet_lyft.engine.device import use_amp
+from mmseg_unet_lyft.engine.guard import explained
+from mmseg_unet_lyft.engine.train_loop import StopOnSignalHook, steps_to_keep
+from mmseg_unet_lyft.errors import InputError
+
+from .conftest import flip_bit
+from .training import OPTIONS, At, KilledError, assert_same, kill, run, steps_in, weights_of
+
+TIMES = ('time', 'data_time')
+
+
+def run_killed(work_dir, step, where='step', seed=3, **options):
+    with pytest.raises(KilledError):
+        run(work_dir, At(step, kill, where), seed=seed, **options)
+
+
+def run_stopped(work_dir, *hooks, **options):
+    """What heard the signals of a run, and the runner if training returned it."""
+    asked, runner = StopOnSignalHook(), None
+    with asked:
+        runner = run(work_dir, *hooks, asked, seed=3, **options)
+    return asked, runner
+
+
+def send(*names):
+    def act():
+        for name in names:
+            signal.raise_signal(getattr(signal, name))
+
+    return act
+
+
+def scores(runner):
+    """Steps and values of the validations that a run knows of."""
+    values, _ = runner.message_hub.get_scalar('val/mIoU').data
+    return [(2 * (index + 1), value) for index, value in enumerate(values)]
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(),
+        dict(name='unet_lyft_bn.py', ema_momentum=0.25, accumulate=2),
+        pytest.param(
+            {'optim_wrapper.type': 'LyftCpuAmpOptimWrapper', 'num_workers': 1}, marks=pytest.mark.slow
+        ),
+    ],
+    ids=['dropout', 'average-accumulate', 'bfloat16-worker'],
+)
+def test_a_run_killed_anywhere_ends_with_the_same_weights(three_drives, tmp_path, options):
+    whole = weights_of(run(tmp_path / 'whole', seed=3, **options))
+    for step, where in ((3, 'step'), (4, 'validation'), (5, 'step'))[: 1 if options else 3]:
+        work_dir = tmp_path / f'{step}-{where}'
+        run_killed(work_dir, step, where, **options)
+        # With another number of workers: samples follow from their position alone.
+        resumed = run(work_dir, resume='auto', **options | dict(num_workers=int(step == 5)))
+        assert_same(weights_of(resumed), whole)
+    different = weights_of(run(tmp_path / 'different', seed=4, **options))
+    assert any(not torch.equal(weight, whole[name]) for name, weight in different.items())
+
+
+def test_without_a_seed_a_random_one_is_kept(three_drives, tmp_path):
+    run_killed(tmp_path / 'run', 3, seed=None)
+    shutil.copytree(tmp_path / 'run', tmp_path / 'again')
+    first, second = (weights_of(run(tmp_path / name, resume='auto')) for name in ('run', 'again'))
+    assert_same(first, second)
+    with pytest.raises(InputError, match=r'--seed 1: .* seed \d+'):
+        run(tmp_path / 'run', resume='auto', seed=1)
+
+
+def test_a_moved_work_dir_goes_on_and_keeps_one_best(three_drives, tmp_path):
+    whole = weights_of(run(tmp_path / 'whole', seed=3))
+    run_killed(tmp_path / 'run', 5)
+    (tmp_path / 'run').rename(tmp_path / 'moved')
+    assert_same(weights_of(run(tmp_path / 'moved', resume='auto')), whole)
+    assert len(list((tmp_path / 'moved').glob('best_*.pth'))) == 1
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_named(three_drives, tmp_path):
+    whole = weights_of(run(tmp_path / 'whole', seed=3))
+    run_killed(tmp_path / 'run', 5)
+    newest = tmp_path / 'run/iter_4.pth'
+    flip_bit(newest, newest.stat().st_size // 2)
+    with pytest.raises(InputError, match=r'iter_4\.pth: .* checksum'):
+        run(tmp_path / 'run', resume=str(newest))
+    resumed = run(tmp_path / 'run', resume='auto')
+    (note,) = resumed.notes
+    assert note.startswith(f'{newest}: ')
+    assert 'iter_4.pth.sha256' in note
+    assert_same(weights_of(resumed), whole)
+    for path in (tmp_path / 'run').glob('iter_*.pth'):
+        path.write_bytes(b'cut')
+    with pytest.raises(InputError, match=r'--resume\n  .*iter_6'):
+        run(tmp_path / 'run', resume='auto')
+
+
+@pytest.mark.stack
+def test_a_new_best_between_two_updates_is_saved_with_the_second(three_drives, tmp_path):
+    options = {'accumulate': 2, 'val_interval': 3, 'max_iters': 8, 'default_hooks.checkpoint.interval': 2}
+    whole = run(tmp_path / 'whole', seed=3, **options)
+    run_killed(tmp_path / 'run', 3, **options)
+    # The first validation is always a new best; the gradients of step 3 are used in step 4.
+    assert [path.name for path in (tmp_path / 'run').glob('best*.pth')] == ['best_mIoU_iter_3.pth']
+    assert steps_in(tmp_path / 'run') == [2]
+    resumed = run(tmp_path / 'run', resume='auto', **options)
+    assert_same(weights_of(resumed), weights_of(whole))
+    assert scores(resumed) == scores(whole)
+
+
+def test_a_bad_file_on_the_third_day_costs_no_step(three_drives, tmp_path):
+    labels = list((three_drives / 'dataA/dataA/CameraSeg').glob('F1-*.png'))
+    whole = weights_of(run(tmp_path / 'whole', seed=3))
+    kept = {path: path.read_bytes() for path in labels}
+    damage = At(3, lambda: [path.write_bytes(b'not a PNG') for path in labels])
+    with pytest.raises(InputError, match=r'CameraSeg/F1-\d\.png: '):
+        run(tmp_path / 'run', damage, seed=3)
+    assert steps_in(tmp_path / 'run') == [2, 4]
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert_same(weights_of(run(tmp_path / 'run', resume='auto')), whole)
+
+
+def test_early_stopping_goes_on_counting(three_drives, tmp_path):
+    # Nothing can improve: the first validation is the best, and two more may pass.
+    options = dict(learning_rate=0.0, early_stop_patience=2, max_iters=20, val_interval=1)
+    assert run(tmp_path / 'whole', seed=3, **options).iter == 3
+    run_killed(tmp_path / 'run', 2, **options)
+    assert run(tmp_path / 'run', resume='auto', **options).iter == 3
+
+
+@pytest.mark.parametrize('measured', ['OptimWrapper', 'LyftCpuAmpOptimWrapper'])
+def test_a_resumed_run_keeps_the_precision_that_was_measured(three_drives, tmp_path, measured):
+    run(tmp_path / 'run', seed=3, max_iters=2, **{'optim_wrapper.type': measured})
+    config = load_config('unet_lyft.py', OPTIONS)
+    config.work_dir = str(tmp_path / 'run')
+    use_resume(config, 'auto')
+    precision = {'OptimWrapper': 'float32', 'LyftCpuAmpOptimWrapper': 'bfloat16'}[measured]
+    assert f'--amp: {precision}' in use_amp(config, on_cuda=False)
+    assert config.optim_wrapper.type == measured
+
+
+@pytest.mark.parametrize(
+    ('name', 'at', 'where', 'accumulate', 'ended', 'saved'),
+    [
+        ('SIGTERM', 2, 'step', 1, 3, [2, 3]),
+        # In a validation the run ends at once: it was saved before.
+        ('SIGUSR1', 4, 'frame', 1, None, [2, 4]),
+        # Between two updates of the weights it waits for the second.
+        ('SIGTERM', 2, 'step', 2, 4, [2, 4]),
+    ],
+)
+def test_a_signal_saves_the_run_and_ends_it(
+    three_drives, tmp_path, name, at, where, accumulate, ended, saved
+):
+    whole = run(tmp_path / 'whole', seed=3, accumulate=accumulate)
+    asked, stopped = run_stopped(tmp_path / 'run', At(at, send(name), where), accumulate=accumulate)
+    assert (asked.signal, asked.has_saved, stopped and stopped.iter) == (name, True, ended)
+    assert steps_in(tmp_path / 'run') == saved
+    assert signal.getsignal(getattr(signal, name)) == signal.SIG_DFL
+    resumed = run(tmp_path / 'run', resume='auto', accumulate=accumulate)
+    assert scores(resumed) == scores(whole)
+    assert_same(weights_of(resumed), weights_of(whole))
+
+
+def test_a_second_signal_ends_the_process_at_once(three_drives, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_stopped(tmp_path / 'run', At(1, send('SIGTERM', 'SIGUSR1')))
+    assert steps_in(tmp_path / 'run') == []
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopOnSignalHook() as asked:
+            signal.raise_signal(signal.SIGINT)
+        assert asked.signal is None
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(('at', 'saved'), [(2, None), (4, 3)])
+def test_a_signal_in_a_validation_tells_how_far_the_run_was_saved(three_drives, tmp_path, at, saved):
+    interval = {'default_hooks.checkpoint.interval': 3}
+    asked, _ = run_stopped(tmp_path / 'run', At(at, send('SIGTERM'), 'frame'), **interval)
+    assert (asked.has_saved, asked.saved_step) == (False, saved)
+    assert ('step 3' in asked.describe()) == bool(saved)
+
+
+def test_a_loop_of_mmengines_own_is_stopped_too_and_says_what_was_saved(three_drives, tmp_path):
+    others = {'train_cfg.type': 'IterBasedTrainLoop', 'default_hooks.checkpoint.type': 'CheckpointHook'}
+    asked, _ = run_stopped(tmp_path / 'run', At(2, send('SIGTERM')), **others)
+    assert (asked.signal, asked.has_saved) == ('SIGTERM', False)
+
+
+def test_a_worker_does_not_hear_ctrl_c(three_drives, tmp_path):
+    def interrupt():
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, signal.SIGINT)
+
+    asked, runner = run_stopped(tmp_path / 'run', At(1, interrupt), num_workers=1)
+    assert (asked.signal, runner.iter) == (None, OPTIONS['max_iters'])
+
+
+def test_a_dead_worker_is_explained_and_the_run_saved(three_drives, tmp_path):
+    def kill_worker():
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+
+    # No two batches are ready beyond the one that is being trained on.
+    few = {'num_workers': 1, 'train_dataloader.prefetch_factor': 1, 'max_iters': 50, 'val_interval': 50}
+    with pytest.raises(InputError, match=r'^loader worker \d+ .*memory'), explained():
+        run(tmp_path / 'run', At(2, kill_worker), seed=3, **few)
+    (saved,) = steps_in(tmp_path / 'run')
+    assert 3 <= saved <= 6
+
+
+def train(work_dir, **processor):
+    """A runner that trained six steps, logged each, and validated after every second."""
+    logs = {'default_hooks.logger.interval': 1, 'log_processor': dict(window_size=2, **processor)}
+    return run(work_dir, seed=3, **logs)
+
+
+def lengths(runner):
+    """How many values of each scalar a run remembers."""
+    return {name: len(history.data[0]) for name, history in runner.message_hub.log_scalars.items()}
+
+
+def logged(work_dir):
+    """What was logged, but for what took how long."""
+    (path,) = work_dir.glob('*/vis_data/scalars.json')
+    lines = map(json.loads, path.read_text().splitlines())
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+@pytest.mark.stack
+def test_only_what_the_log_is_made_of_is_remembered_and_it_stays_the_same(
+    three_drives, tmp_path, monkeypatch
+):
+    bounded = train(tmp_path / 'bounded')
+    # Three frames of a validation reach back further than the window of two.
+    assert steps_to_keep(bounded) == 3
+    found = lengths(bounded)
+    assert (found['train/loss'], found['train/lr'], found['val/time'], found['val/mIoU']) == (3, 3, 3, 3)
+    assert max(found.values()) == 3
+    monkeypatch.setattr('mmseg_unet_lyft.engine.train_loop.steps_to_keep', lambda runner: None)
+    whole = train(tmp_path / 'whole')
+    assert (lengths(whole)['train/loss'], lengths(whole)['val/time']) == (6, 9)
+    assert logged(tmp_path / 'bounded') == logged(tmp_path / 'whole')
+
+
+def test_a_window_that_reaches_to_the_start_keeps_all(three_drives, tmp_path):
+    mean = [dict(data_src='loss', log_name='mean_loss', method_name='mean', window_size='global')]
+    runner = train(tmp_path / 'run', custom_cfg=mean)
+    assert steps_to_keep(runner) is None
+    assert lengths(runner)['train/loss'] == 6
+
+
+def test_without_a_momentum_there_is_no_average():
+    none, average = (HOOKS.build(dict(type='LyftEMAHook', momentum=value)) for value in (None, 0.1))
+    assert isinstance(average, EMAHook)
+    assert not isinstance(none, EMAHook)
