@@ -4,7 +4,7 @@
 EXTRA ?= onedl
 VENV ?= .venv$(addprefix -,$(filter-out onedl,$(EXTRA)))
 PYTHON ?= python3
-# What pytest is told beyond pyproject.toml.
+# Options of pytest beyond pyproject.toml.
 TESTS ?=
 DATA ?= data/drawn
 DEMO ?= work_dirs/unet_lyft_demo

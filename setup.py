@@ -30,7 +30,7 @@ TORCH = [
 # To run an exported file: neither torch nor an mm stack.
 DEPLOY = ['onnxruntime>=1.18,<2', 'opencv-python>=4.8', 'av>=14,<19']
 OPENVINO = ['openvino>=2024.4', 'opencv-python>=4.8', 'av>=14,<19']
-# ONNX Runtime makes the smaller files, and runs what was written beside PyTorch.
+# ONNX Runtime makes the smaller files, and runs the written file next to PyTorch.
 EXPORT = ['onnx>=1.16,<2', 'onnxscript>=0.5', 'onnxruntime>=1.18,<2']
 KERAS = ['h5py>=3.8,<4']
 ONEDL = [
@@ -88,6 +88,7 @@ setup(
             '.mim/tools/*',
             '.mim/*.yml',
             'report/templates/*',
+            'demo/templates/*',
         ]
     },
     # No mm distribution, torch or OpenCV here: whoever has an mmseg project keeps theirs.
