@@ -45,7 +45,7 @@ def challenge_ids(classes: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, .
         classes: Class names; the position is the train id.
 
     Raises:
-        InputError: If there is no vehicle class or no road class; the message lists the classes.
+        InputError: If a vehicle or a road class is missing; the message lists the classes.
     """
     vehicle, road = (
         tuple(index for index, name in enumerate(classes) if name in names) for names in _CLASSES

@@ -172,7 +172,7 @@ def entropy_auroc(counts: np.ndarray) -> float:
         counts: As from `entropy_counts`.
 
     Returns:
-        Area under the ROC curve in [0, 1]: 0.5 if entropy is no better than chance; ``nan`` if no pixel
+        Area under the ROC curve in [0, 1]: 0.5 if entropy does not beat chance; ``nan`` if no pixel
         is wrong, or none is right.
     """
     wrong, right = counts.astype(np.float64)

@@ -260,7 +260,7 @@ class Canvas:
         near = self.way + NEAR_METRES
         if max(z0, z1) <= near:
             return
-        # Cut off the part behind the camera, and the same share of the texture's columns.
+        # Cut off the part not in front of the camera, and the same share of the texture's columns.
         cut0 = max((near - z0) / (z1 - z0), 0) if z0 < near else 0.0
         cut1 = max((near - z1) / (z0 - z1), 0) if z1 < near else 0.0
         x0, z0, x1, z1 = x0 + cut0 * (x1 - x0), max(z0, near), x1 + cut1 * (x0 - x1), max(z1, near)
