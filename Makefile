@@ -88,10 +88,11 @@ UV = --quiet --universal --python-version 3.10 --no-header --no-annotate
 # Needs uv. What torch itself pins (its CUDA libraries) is left to torch, so that a CPU build stays one.
 lock:
 	for extra in onedl openmmlab; do \
-		{ echo "$(MADE)"; uv pip compile $(UV) --extra $$extra -c requirements/constraints.txt setup.py \
+		{ echo "$(MADE)"; uv pip compile $(UV) --extra $$extra --extra pretrained \
+		-c requirements/constraints.txt setup.py \
 		| grep -Ev '^(cuda|nvidia|triton)'; } > requirements/$$extra.txt; done
 	{ echo "$(MADE)"; uv pip compile $(UV) --extra dev -c requirements/onedl.txt setup.py \
-		| grep -Ev '^(markdown-it-py|mdurl|numpy|pillow|rich)='; } > requirements/dev.txt
+		| grep -Ev '^(cuda|nvidia|triton|(torch|markdown-it-py|mdurl|numpy|pillow|rich)=)'; } > requirements/dev.txt
 	{ echo "$(MADE)"; uv pip compile $(UV) --extra slow -c requirements/onedl.txt setup.py \
 		| grep -Ev '^(cuda|nvidia|triton|torch=)'; } > requirements/slow.txt
 	@echo "wrote requirements/onedl.txt requirements/openmmlab.txt requirements/dev.txt requirements/slow.txt"

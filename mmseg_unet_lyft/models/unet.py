@@ -25,14 +25,20 @@ KERAS_INIT = (
 
 
 def unet_level(
-    in_channels: int, out_channels: int, norm_cfg: dict | None = None, act_cfg: dict | None = None
+    in_channels: int,
+    out_channels: int,
+    norm_cfg: dict | None = None,
+    act_cfg: dict | None = None,
+    num_convs: int = 2,
 ) -> nn.Sequential:
-    """Two 3x3 "same" convolutions, each with norm (if any) and activation: (N, C, H, W) -> (N, C', H, W)."""
+    """3x3 "same" convolutions, each with norm (if any) and activation: (N, C, H, W) -> (N, C', H, W)."""
     act_cfg = act_cfg or dict(type='ReLU')
     # A plain Sequential: a ConvModule directly below a BaseModule would redo its own initialisation.
     return nn.Sequential(
-        ConvModule(in_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=act_cfg),
-        ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=act_cfg),
+        *(
+            ConvModule(channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=act_cfg)
+            for channels in (in_channels, *[out_channels] * (num_convs - 1))
+        )
     )
 
 
@@ -101,16 +107,10 @@ class LyftUNet(BaseModule):
         self.pools = nn.ModuleList(nn.Sequential(nn.MaxPool2d(2), nn.Dropout(ratio)) for ratio in dropout)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """Maps of all levels, finest first.
+        """Maps of all levels, float (N, c * 2**i, H // 2**i, W // 2**i), finest first.
 
-        Args:
-            inputs: Normalised images, float (N, C, H, W), any size from 16x16 up (for 5 stages).
-
-        Returns:
-            ``num_stages`` tensors, float (N, c * 2**i, H // 2**i, W // 2**i).
-
-        Raises:
-            InputError: If the input is too small for the pools.
+        Takes normalised images, float (N, C, H, W). An InputError if they are too small for the pools: below
+        16x16 for 5 stages.
         """
         if min(inputs.shape[2:]) < self.smallest_side:
             height, width = inputs.shape[2:]
