@@ -3,9 +3,6 @@
 Importing this module imports neither torch nor an mm package; only functions that need them do.
 """
 
-from __future__ import annotations
-
-import ast
 import importlib
 import os
 import sys
@@ -19,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, install_command
 
 # Also read by __init__.py, before anything else is imported.
 _OPS_STAND_IN = 'MMSEG_UNET_LYFT_OPS_STAND_IN'
@@ -27,25 +24,14 @@ _MODULES = ('torch', 'mmengine', 'mmcv', 'mmseg')
 _ONEDL = ('onedl-mmsegmentation', 'onedl-mmcv', 'onedl-mmengine')
 _OPENMMLAB = ('mmsegmentation', 'mmcv', 'mmcv-lite', 'mmengine')
 _NO_ONEDL = 'Could not import OneDL'
-_PARENT = Path(__file__).resolve().parents[1]
 # The first release that loads a training checkpoint without running code from the file.
 _TORCH_MIN = '2.6'
-
-
-def install_command(extra: str = 'onedl') -> str:
-    """The command that installs an extra, from a clone or for an installed package."""
-    if (_PARENT / 'setup.py').is_file():
-        return f"pip install -e '{_PARENT}[{extra}]'"
-    return f"pip install 'mmseg_unet_lyft[{extra}]'"
 
 
 def require_stack() -> None:
     """Check that one complete mm stack is installed; make `mmcv.ops` importable where nothing is compiled.
 
-    Imports neither torch nor an mm package.
-
-    Raises:
-        InputError: If the stack is missing, doubled, or cannot work; with the command that fixes it.
+    Imports neither torch nor an mm package. An InputError names a fault and the command that fixes it.
     """
     for fault in stack_faults():
         raise InputError(fault)
@@ -66,10 +52,10 @@ def installed_stack() -> dict[str, str]:
     return {name: version for name in (*_ONEDL, *_OPENMMLAB) if (version := installed_version(name))}
 
 
-def stack_name(found: dict[str, str]) -> str | None:
-    """The stack they belong to: ``'onedl'`` or ``'openmmlab'``; None for neither or both."""
-    names = {'onedl' if name in _ONEDL else 'openmmlab' for name in found}
-    return names.pop() if len(names) == 1 else None
+def stack_title(found: dict[str, str]) -> str:
+    """Name of the stack that distributions belong to; '' for neither or both."""
+    names = {'OneDL' if name in _ONEDL else 'OpenMMLab' for name in found}
+    return names.pop() if len(names) == 1 else ''
 
 
 def stack_faults() -> Iterator[str]:
@@ -103,20 +89,6 @@ def require_opencv() -> None:
             f'OpenCV does not load ({error}); the build for machines without a screen needs no '
             f'system library: {command}'
         ) from error
-
-
-def require_pages() -> None:
-    """Raise an InputError with the remedy unless Jinja2 and Matplotlib, which pages need, are installed."""
-    missing = [name for name in ('jinja2', 'matplotlib') if find_spec(name) is None]
-    if missing:
-        names = ' '.join(missing)
-        raise InputError(f'this command needs {", ".join(missing)}; install with: pip install {names}')
-
-
-def require_torch(path: str) -> None:
-    """Raise an InputError with the remedy unless PyTorch, which runs a file, is installed."""
-    if find_spec('torch') is None:
-        raise InputError(f'{path}: needs torch; install with: pip install torch')
 
 
 def stand_in_for_ops() -> None:
@@ -196,7 +168,7 @@ def _doubled(found: dict[str, str]) -> Iterator[str]:
 
 
 def _wrong_versions(found: dict[str, str]) -> Iterator[str]:
-    """A torch that is too old, and an mmcv or mmengine that mmseg would refuse with an assertion."""
+    """A torch that is too old, and an mmcv that mmseg would refuse with an assertion."""
     from packaging.version import Version
 
     torch = installed_version('torch')
@@ -205,31 +177,12 @@ def _wrong_versions(found: dict[str, str]) -> Iterator[str]:
             f'torch {torch}: checkpoints of a training run load safely from torch {_TORCH_MIN} on; '
             f"upgrade with: pip install 'torch>={_TORCH_MIN}'"
         )
-    limits = constants_of(find_spec('mmseg').origin)
-    for what, names, wanted in (
-        ('MMCV', ('mmcv', 'mmcv-lite'), 'mmcv-lite==2.1.0'),
-        ('MMENGINE', ('mmengine',), "'mmengine>=0.10.4,<0.11'"),
-    ):
-        low, high = limits.get(f'{what}_MIN'), limits.get(f'{what}_MAX')
-        for name in names:
-            if name in found and low and high and not Version(low) <= Version(found[name]) < Version(high):
-                yield (
-                    f'{name} {found[name]}: mmsegmentation {found.get("mmsegmentation")} takes {name} from '
-                    f'{low} to below {high}; fix it with: pip uninstall -y {name} && pip install {wanted}'
-                )
-
-
-def constants_of(path: str) -> dict[str, str]:
-    """Strings that a Python file assigns at its top level, read without running it."""
-    tree = ast.parse(Path(path).read_text(encoding='utf-8'))
-    return {
-        node.targets[0].id: node.value.value
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    }
+    for name in ('mmcv', 'mmcv-lite'):
+        if name in found and not Version('2.0.0rc4') <= Version(found[name]) < Version('2.2'):
+            yield (
+                f'{name} {found[name]}: mmsegmentation {found.get("mmsegmentation")} takes it below 2.2.0; '
+                f'fix it with: pip uninstall -y {name} && pip install mmcv-lite==2.1.0'
+            )
 
 
 def _undeclared(found: dict[str, str]) -> Iterator[str]:

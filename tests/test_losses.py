@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from mmseg.models.losses import CrossEntropyLoss
+from mmseg.models.losses import CrossEntropyLoss, FocalLoss
 
-from mmseg_unet_lyft.models.losses import LyftCrossEntropyLoss
+from mmseg_unet_lyft.models.losses import LyftCrossEntropyLoss, apply_loss
 
 WEIGHTS = [0.5, 2.0, 3.0]
 
@@ -35,8 +35,28 @@ def by_hand(logits, label, weights):
 @pytest.mark.parametrize('weights', [None, WEIGHTS])
 def test_mean_is_over_valid_pixels_by_their_class_weight(batch, weights):
     logits, label = batch
-    loss = LyftCrossEntropyLoss(class_weight=weights)(logits, label)
-    np.testing.assert_allclose(loss.item(), by_hand(logits, label, weights or [1.0] * 3), rtol=1e-6)
+    expected = by_hand(logits, label, weights or [1.0] * 3)
+    # As samples hold them, labels have a dimension more.
+    for given in (label, label[:, None]):
+        loss = LyftCrossEntropyLoss(class_weight=weights)(logits, given)
+        np.testing.assert_allclose(loss.item(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('weighted', [False, True])
+def test_the_focal_loss_of_class_ids_by_its_formula(batch, channels, weighted):
+    logits, label = batch[0][:, :channels], batch[1]
+    label = label.where(label == 255, label.clamp(max=max(channels - 1, 1)))
+    pixel_weight = torch.rand(label.shape, generator=torch.Generator().manual_seed(1)) if weighted else None
+    loss = apply_loss(FocalLoss(gamma=2.0, alpha=0.25, loss_weight=3.0), logits, label, pixel_weight, 255)
+    total = 0.0
+    for n, row, column in np.argwhere(label.numpy() != 255):
+        for channel, x in enumerate(logits[n, :, row, column].tolist()):
+            is_class = int(label[n, row, column]) == (1 if channels == 1 else channel)
+            p = 1 / (1 + np.exp(-x if is_class else x))
+            share = (0.25 if is_class else 0.75) * (pixel_weight[n, row, column].item() if weighted else 1)
+            total -= share * (1 - p) ** 2 * np.log(p)
+    assert loss.item() == pytest.approx(3 * total / logits.numel(), rel=1e-5)
 
 
 @pytest.mark.parametrize('channels', [1, 3])

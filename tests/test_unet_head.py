@@ -90,6 +90,22 @@ def test_any_size_gives_logits_of_exactly_that_size(size):
         assert build_segmentor(5, 13)(torch.rand(2, 3, *size)).shape == (2, 13, *size)
 
 
+@pytest.mark.parametrize('convs', [1, 2])
+@pytest.mark.parametrize('size', [(16, 16), (33, 18)])
+def test_a_level_more_than_skip_maps_doubles_the_size(size, convs):
+    model = build_segmentor(head=dict(in_channels=(4, 8, 16), decoder_channels=(3, 4, 8), num_convs=convs))
+    head = model.decode_head
+    assert [len(level) for level in head.levels] == [convs] * 3
+    maps = model.extract_feat(torch.randn(1, 3, *size))
+    expected = head(maps)
+    assert expected.shape[2:] == tuple(2 * side for side in size)
+    # The step without gradient takes another way, on maps of NHWC.
+    with torch.no_grad():
+        given = [one.contiguous(memory_format=torch.channels_last) for one in maps]
+        torch.testing.assert_close(head(given), expected, rtol=1e-4, atol=1e-5)
+    assert model(torch.randn(1, 3, *size), mode='tensor').shape[2:] == size
+
+
 @pytest.mark.parametrize('norm_cfg', [None, dict(type='BN')])
 def test_every_parameter_gets_a_gradient(norm_cfg):
     model = build_segmentor(5, 13, norm_cfg=norm_cfg).train()
@@ -114,19 +130,11 @@ def test_checkpointed_levels_give_the_same_loss_and_gradients():
     torch.testing.assert_close(results[0], results[1])
 
 
-RESNET = dict(type='ResNetV1c', depth=18, norm_cfg=dict(type='BN'))
-DILATED = dict(RESNET, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contract_dilation=True)
-MOBILE = dict(type='MobileNetV2', widen_factor=0.5, norm_cfg=dict(type='BN'), out_indices=(0, 1, 2, 4, 6))
-
-
-@pytest.mark.parametrize(
-    ('backbone', 'in_channels'),
-    [(RESNET, (64, 128, 256, 512)), (DILATED, (64, 128, 256, 512)), (MOBILE, (8, 16, 16, 48, 160))],
-    ids=['resnet', 'dilated-resnet', 'mobilenet'],
-)
-def test_head_sits_on_other_pyramids_and_restores_the_size(backbone, in_channels):
-    widths = (16,) * (len(in_channels) - 1)
-    model = build_segmentor(backbone=backbone, head=dict(in_channels=in_channels, decoder_channels=widths))
+def test_head_sits_on_dilated_pyramids_and_restores_the_size():
+    resnet = dict(type='ResNetV1c', depth=18, norm_cfg=dict(type='BN'), contract_dilation=True)
+    head = dict(in_channels=(64, 128, 256, 512), decoder_channels=(16, 16, 16))
+    dilated = resnet | dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
+    model = build_segmentor(backbone=dilated, head=head)
     image, label = torch.rand(1, 3, 97, 131), torch.randint(0, 4, (97, 131))
     with torch.no_grad():
         assert model(image).shape == (1, 4, 97, 131)
@@ -134,12 +142,11 @@ def test_head_sits_on_other_pyramids_and_restores_the_size(backbone, in_channels
         assert np.isfinite(model.loss(image, [labelled(label)])['decode.loss_ce'])
 
 
-def test_dropout_per_level_can_be_set():
-    head = LyftUNetHead(in_channels=(4, 8), num_classes=2, out_channels=1)
-    assert [dropout.p for dropout in head.concat_dropouts] == [0.5]
+@pytest.mark.parametrize(('arguments', 'ratios'), [({}, [0.5, 0.5]), (dict(dropout=(0.1, 0.2)), [0.1, 0.2])])
+def test_dropout_per_level_can_be_set(arguments, ratios):
+    head = LyftUNetHead(in_channels=(4, 8, 16), num_classes=13, **arguments)
+    assert [dropout.p for dropout in head.concat_dropouts] == ratios
     assert head.dropout is None
-    per_level = LyftUNetHead(in_channels=(4, 8, 16), num_classes=13, dropout=(0.1, 0.2))
-    assert [dropout.p for dropout in per_level.concat_dropouts] == [0.1, 0.2]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,37 @@
-"""A cross-entropy that mmseg lacks: one mean over the batch, however many processes share it."""
+"""A cross-entropy with one mean over all processes, and how losses of mmseg are called."""
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from mmengine.dist import all_reduce
-from mmseg.models.losses import CrossEntropyLoss
+from mmseg.models.losses import CrossEntropyLoss, FocalLoss
+from mmseg.models.losses.focal_loss import py_sigmoid_focal_loss
 from mmseg.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def apply_loss(loss: nn.Module, logits: Tensor, label: Tensor, weight: Tensor | None, ignored: int) -> Tensor:
+    """A loss of mmseg or of this package, computed from the arguments that its ``forward`` takes.
+
+    Takes logits (N, C, H, W), class ids int64 (N, H, W), one of them ignored, and pixel weights (N, H, W).
+    """
+    if isinstance(loss, FocalLoss):
+        # Its own forward fails with class ids on a CPU, and on a GPU needs an operator that mmcv-lite lacks.
+        channels, valid = logits.shape[1], label != ignored
+        one_hot = functional.one_hot(label.where(valid, 0), max(channels, 2))[..., -channels:]
+        settings = {name: getattr(loss, name) for name in ('gamma', 'alpha', 'class_weight', 'reduction')}
+        weight = None if weight is None else weight.flatten()
+        rows = logits.movedim(1, -1).reshape(-1, channels)
+        value = py_sigmoid_focal_loss(
+            rows, one_hot.flatten(0, -2), None, weight, valid_mask=valid.view(-1, 1), **settings
+        )
+        return loss.loss_weight * value
+    taken, options = inspect.signature(loss.forward).parameters, dict(weight=weight, ignore_index=ignored)
+    options = {name: value for name, value in options.items() if name in taken or 'kwargs' in taken}
+    return loss(logits, label, **options)
 
 
 @MODELS.register_module()
@@ -38,9 +63,10 @@ class LyftCrossEntropyLoss(CrossEntropyLoss):
     ) -> Tensor:
         """The loss, a scalar; float (N, H, W) without reduction. Arguments as in mmseg.
 
-        Takes logits (N, C, H, W), class ids int64 (N, H, W) and pixel weights (N, H, W).
-        ``avg_factor`` replaces the valid pixels' weight as the divisor of the sum.
+        Takes logits (N, C, H, W), class ids int64 (N, H, W) or (N, 1, H, W), and pixel weights (N, H, W).
         """
+        if label.dim() == 4 and label.shape[1] == 1:
+            label = label.squeeze(1)
         reduction = reduction_override or self.reduction
         if reduction == 'mean' and avg_factor is None:
             avg_factor = self._valid_weight(cls_score, label, ignore_index)

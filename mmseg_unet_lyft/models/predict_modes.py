@@ -29,14 +29,7 @@ def at_size(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> T
 
 
 def to_probabilities(logits: Tensor) -> Tensor:
-    """Probabilities of every class.
-
-    Args:
-        logits: Float (N, C, H, W); a single channel is the logit of class 1.
-
-    Returns:
-        Softmax, float32 (N, C, H, W); for a single channel both classes' sigmoids, (N, 2, H, W).
-    """
+    """Softmax of logits (N, C, H, W), float32; of a single channel both classes' sigmoids, (N, 2, H, W)."""
     logits = logits.float()
     if logits.shape[1] > 1:
         return logits.softmax(dim=1)
@@ -47,13 +40,10 @@ def to_probabilities(logits: Tensor) -> Tensor:
 def to_labels(
     logits: Tensor, threshold: float | None = None, class_thresholds: Sequence[float] | None = None
 ) -> Tensor:
-    """Class ids, uint8 (N, H, W).
+    """Class ids, uint8 (N, H, W), of logits (N, C, H, W).
 
-    Args:
-        logits: Float (N, C, H, W); a single channel is the logit of class 1.
-        threshold: For a single channel: the probability above which a pixel is of class 1.
-        class_thresholds: For several channels: t_c > 0 of each class c; the label is the class with the
-            largest p_c / t_c. None: the largest p_c.
+    A single channel is of class 1 above the probability ``threshold``. Of several, the label is the class
+    with the largest p_c / t_c, where ``class_thresholds`` are t_c > 0, or with the largest p_c.
     """
     if logits.shape[1] == 1:
         return (logits[:, 0].sigmoid() > threshold).to(torch.uint8)
@@ -64,14 +54,9 @@ def to_labels(
 
 
 def to_logits(probabilities: Tensor, out_channels: int) -> Tensor:
-    """Logits whose softmax (sigmoid if ``out_channels`` is 1) gives these probabilities.
+    """Logits, float32 (N, out_channels, H, W), whose softmax (or sigmoid) gives these probabilities.
 
-    Args:
-        probabilities: Float32 (N, C, H, W), as from `to_probabilities`.
-        out_channels: Channels of the network's output, C or 1.
-
-    Returns:
-        Float32 (N, out_channels, H, W), finite: a probability of 0 becomes a logarithm of -87.
+    Inverts `to_probabilities`. All are finite: a probability of 0 becomes a logarithm of -87.
     """
     logarithms = probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log_()
     return logarithms if out_channels > 1 else logarithms[:, 1:] - logarithms[:, :1]
@@ -80,16 +65,10 @@ def to_logits(probabilities: Tensor, out_channels: int) -> Tensor:
 def average_views(
     network: Callable[[Tensor], Tensor], inputs: Tensor, scales: Sequence[float], flip: bool
 ) -> Tensor:
-    """Test-time augmentation: mean probabilities over scales of an input, each also mirrored.
+    """Test-time augmentation: mean probabilities over scales of an input, each also mirrored with ``flip``.
 
-    Args:
-        network: Maps images (N, 3, H, W) to logits (N, C, H, W), for any H and W.
-        inputs: Normalised images, float (N, 3, H, W).
-        scales: Factors on height and width, > 0; 1 is the input itself.
-        flip: Whether each scale is also seen mirrored left to right.
-
-    Returns:
-        Float32 (N, C, H, W), or (N, 2, H, W) for a single logit.
+    ``network`` maps images (N, 3, H, W) of any size to logits (N, C, H, W); ``scales`` are factors > 0 on
+    height and width. Returns float32 (N, C, H, W), or (N, 2, H, W) for a single logit.
     """
     size = inputs.shape[2:]
     total = None
@@ -104,55 +83,38 @@ def average_views(
     return total.div_(len(scales) * (2 if flip else 1))
 
 
-def gaussian_weights(size: tuple[int, int], sigma_scale: float = 1 / 8) -> Tensor:
-    """Weight of each pixel of a window: a Gaussian around its middle.
-
-    Args:
-        size: Height and width of the window.
-        sigma_scale: Standard deviation, as a share of the window's side.
-
-    Returns:
-        Float32 (height, width), 1 in the middle, above 0 everywhere: weights that would round to 0 get the
-        smallest positive one.
+def gaussian_weights(size: tuple[int, int]) -> Tensor:
+    """Weight of each pixel of a window (height, width), float32: a Gaussian, 1 in the middle.
 
     Source: nnU-Net, nnunetv2/inference/sliding_window_prediction.py, compute_gaussian
     """
     sides = []
     for side in size:
         distance = torch.arange(side, dtype=torch.float64) - side // 2
-        sides.append(torch.exp(-0.5 * (distance / (side * sigma_scale)) ** 2))
-    weights = torch.outer(*sides).float()
-    return weights.clamp_(min=weights[weights > 0].min())
+        # The standard deviation is an eighth of the side, so no weight rounds to 0.
+        sides.append(torch.exp(-0.5 * (distance / (side / 8)) ** 2))
+    return torch.outer(*sides).float()
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixel of each window along a side, as mmseg places them: the last window ends at the border.
+    """First pixel of each window along a frame's side of ``length``, as mmseg places them.
 
-    Args:
-        length: The frame's side.
-        window: The window's side; a shorter frame is one window.
-        stride: Pixels between windows, no more than the window's side.
+    The last window ends at the border; a frame shorter than a window is one. ``stride <= window``.
     """
     number = math.ceil(max(length - window, 0) / stride) + 1
     return [max(min(index * stride, length - window), 0) for index in range(number)]
 
 
 def slide(
-    network: Callable[[Tensor], Tensor],
-    inputs: Tensor,
-    window: tuple[int, int],
-    stride: tuple[int, int],
+    network: Callable[[Tensor], Tensor], inputs: Tensor, window: tuple[int, int], stride: tuple[int, int]
 ) -> Tensor:
     """Sliding-window logits: each pixel's mean over all windows that hold it, Gaussian-weighted.
 
     Args:
         network: Maps images (N, 3, h, w) to logits (N, C, h, w), h and w up to the window's.
-        inputs: Normalised images, float (N, 3, H, W), of any size.
+        inputs: Normalised images, float (N, 3, H, W), of any size; the logits are float32 (N, C, H, W).
         window: Height and width of the windows; cut to a smaller frame's.
         stride: Pixels between windows, down and across.
-
-    Returns:
-        Logits, float32 (N, C, H, W).
     """
     frame = inputs.shape[2:]
     height, width = (min(side, length) for side, length in zip(window, frame, strict=True))
@@ -181,7 +143,7 @@ class _SeededDropout(nn.Module):
         self.ratio, self.by_channel, self.generator = ratio, by_channel, generator
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The inputs (N, C, ...) with some elements set to 0 and the others scaled up to keep the mean."""
+        """The inputs (N, C, ...), some elements 0 and the others scaled up to keep the mean."""
         kept = 1 - self.ratio
         if not kept:
             return torch.zeros_like(inputs)
@@ -245,10 +207,8 @@ def monte_carlo(
         Float32 (N, C, H, W); (N, 2, H, W) for a single logit.
 
     Raises:
-        InputError: If passes is below 1, or no dropout layer has a ratio above 0.
+        InputError: If no dropout layer has a ratio above 0.
     """
-    if passes < 1:
-        raise InputError(f'Monte-Carlo dropout: passes={passes}; take 1 or more, usually 10')
     check_dropout(model)
     # A copy in evaluation mode that shares all parameters and buffers.
     shared = [*model.parameters(), *model.buffers()]
@@ -271,13 +231,9 @@ def monte_carlo(
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """Entropy of each pixel's distribution over C classes.
+    """Entropy of each pixel's distribution over C classes, in nats, from 0 to ln C.
 
-    Args:
-        probabilities: Float (N, C, H, W), summing to 1 over C.
-
-    Returns:
-        Nats, float (N, H, W): 0 where one class is certain, ln C where all are equally likely.
+    Float (N, H, W) from probabilities (N, C, H, W).
     """
     # entr is -p ln p, 0 at 0. A probability that rounding puts above 1 gives a negative entropy.
     return torch.special.entr(probabilities).sum(dim=1).clamp_(min=0)

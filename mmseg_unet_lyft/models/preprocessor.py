@@ -64,12 +64,7 @@ class LyftDataPreProcessor(SegDataPreProcessor):
     """
 
     def forward(self, data: dict, training: bool = False) -> dict[str, Any]:
-        """The batch for the network: ``inputs`` float (N, 3, H, W) and ``data_samples``.
-
-        Args:
-            data: A batch from ``lyft_collate`` or from mmengine's ``pseudo_collate``.
-            training: Whether the batch is for training.
-        """
+        """``inputs`` float (N, 3, H, W) and ``data_samples`` of a batch of ``lyft_collate`` or mmengine's."""
         if 'pixels' not in data:
             return super().forward(data, training)
         metas = data['metas']

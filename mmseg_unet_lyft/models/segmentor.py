@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from mmengine.config import ConfigDict
 from mmengine.structures import PixelData
-from mmseg.models.segmentors import EncoderDecoder
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.segmentors import EncoderDecoder, SegTTAModel
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, shorten_list
 from .predict_modes import (
     at_size,
     average_views,
@@ -27,6 +28,7 @@ from .predict_modes import (
     to_logits,
     to_probabilities,
 )
+from .unet_head import LyftUNetHead
 
 # Value of each `test_cfg` key that a config leaves out: mmseg's own behaviour.
 _DEFAULTS = dict(
@@ -40,20 +42,14 @@ _DEFAULTS = dict(
     passes=None,
 )
 TEST_KEYS = frozenset(_DEFAULTS)
+_LOSSES_OF_LOGITS = (BaseDecodeHead.loss_by_feat, LyftUNetHead.loss_by_feat)
 
 
 def complete_test_cfg(test_cfg: Mapping[str, Any], out_channels: int) -> dict[str, Any]:
-    """A ``test_cfg`` with every key.
+    """A ``test_cfg``, as in `LyftSegmentor`, with every key; missing ones get mmseg's behaviour.
 
-    Args:
-        test_cfg: As in `LyftSegmentor`; missing keys get mmseg's behaviour.
-        out_channels: Channels of the network's output.
-
-    Returns:
-        All keys; ``scales`` and ``thresholds`` as tuples of floats, ``stride`` half the window by default.
-
-    Raises:
-        InputError: If a key is unknown, or a value makes no sense.
+    ``scales`` and ``thresholds`` become tuples of floats, ``stride`` is half the window by default. An
+    InputError names a key that is unknown, or a value that makes no sense.
     """
     for key in test_cfg:
         if key not in TEST_KEYS:
@@ -64,12 +60,14 @@ def complete_test_cfg(test_cfg: Mapping[str, Any], out_channels: int) -> dict[st
     if slides and config['stride'] is None and _is_size(crop_size):
         config['stride'] = tuple(max(side // 2, 1) for side in crop_size)
     stride, passes = config['stride'], config['passes']
+    fits = stride is None or crop_size is not None
     if slides and _is_size(crop_size):
         # A stride longer than the window would leave pixels without logits.
         fits = _is_size(stride) and stride[0] <= crop_size[0] and stride[1] <= crop_size[1]
-    else:
-        fits = stride is None or crop_size is not None
     one_a_class = _are_positive(thresholds) and len(thresholds) == out_channels > 1
+    wanted = 'None: a single output has model.decode_head.threshold'
+    if out_channels > 1:
+        wanted = f'{out_channels} numbers above 0, one a class'
     checks = dict(
         mode=(config['mode'] in ('whole', 'slide'), "'whole' or 'slide'"),
         window=(config['window'] in ('gaussian', 'uniform'), "'gaussian' or 'uniform'"),
@@ -77,33 +75,25 @@ def complete_test_cfg(test_cfg: Mapping[str, Any], out_channels: int) -> dict[st
         stride=(fits, "(height, width) up to test_cfg.crop_size, with mode='slide'"),
         scales=(_are_positive(config['scales']), 'a list of numbers above 0, such as [0.75, 1.0]'),
         flip=(isinstance(config['flip'], bool), 'True or False'),
-        thresholds=(
-            thresholds is None or one_a_class,
-            f'{out_channels} numbers above 0, one a class'
-            if out_channels > 1
-            else 'None: a single output has model.decode_head.threshold',
-        ),
+        thresholds=(thresholds is None or one_a_class, wanted),
         passes=(passes is None or (type(passes) is int and passes > 0), 'a number of 1 or more, or None'),
     )
     for key, (is_valid, expected) in checks.items():
         if not is_valid:
             raise InputError(f'test_cfg.{key}={config[key]!r}: expected {expected}')
-    for key, convert in (('crop_size', int), ('stride', int), ('scales', float), ('thresholds', float)):
-        if config[key] is not None and (slides or convert is float):
-            config[key] = tuple(map(convert, config[key]))
-    return config
-
-
-def _is_size(value: Any) -> bool:
-    """Whether a value is a height and a width."""
-    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
-    return is_pair and all(type(side) is int and side > 0 for side in value)
+    numbers = dict(scales=float, thresholds=float) | (dict(crop_size=int, stride=int) if slides else {})
+    return config | {key: tuple(map(kind, config[key])) for key, kind in numbers.items() if config[key]}
 
 
 def _are_positive(value: Any) -> bool:
     """Whether a value is a list of numbers above 0."""
     is_list = isinstance(value, (list, tuple)) and len(value) > 0
     return is_list and all(isinstance(one, (int, float)) and 0 < one < math.inf for one in value)
+
+
+def _is_size(value: Any) -> bool:
+    """Whether a value is a height and a width."""
+    return _are_positive(value) and [type(side) for side in value] == [int, int]
 
 
 def beyond_plain(test_cfg: Mapping[str, Any] | None) -> list[str]:
@@ -118,9 +108,9 @@ def beyond_plain(test_cfg: Mapping[str, Any] | None) -> list[str]:
 class LyftSegmentor(EncoderDecoder):
     """Backbone and decode head as one network.
 
-    Differs from mmseg's ``EncoderDecoder``: ``mode='tensor'`` gives logits of the input's size for any
-    pyramid; label maps are uint8; float logits are kept only on request; samples with ground truth get
-    their validation loss. The preprocessor's mean and standard deviation are saved with the weights.
+    Differs from mmseg's ``EncoderDecoder``: ``mode='tensor'``, which exports use, gives logits of the input's
+    size for any pyramid and ignores ``test_cfg``; label maps are uint8; samples with ground truth get their
+    validation loss. The preprocessor's mean and standard deviation are saved with the weights.
 
     ``test_cfg`` says how predictions are made, in validation and test, with ``mmseg.apis`` and with
     `Segmenter`:
@@ -133,8 +123,6 @@ class LyftSegmentor(EncoderDecoder):
     - ``thresholds``: t_c > 0 of each class c; the label is the class with the largest p_c / t_c.
     - ``passes``: if set, samples get ``confidence`` and ``entropy``, and predictions are the mean of that
       many passes with active dropout; 1 is the plain softmax.
-
-    ``mode='tensor'``, which exports use, ignores ``test_cfg``.
 
     Args:
         test_cfg: See above.
@@ -220,17 +208,12 @@ class LyftSegmentor(EncoderDecoder):
         )
 
     def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
-        """Label maps, and the validation loss where there is ground truth.
+        """Samples with label maps of normalised images, float (N, C, H, W).
 
-        Args:
-            inputs: Normalised images, float (N, C, H, W).
-            data_samples: Meta information and ground truth of each image.
-
-        Returns:
-            One sample per image with ``pred_sem_seg`` uint8 (1, H, W) at the original size, and
-            ``val_loss``, a float tensor: the mean over that image's valid pixels, so it does not depend
-            on the batch size. With ``test_cfg.passes`` also ``confidence``, the probability of the
-            predicted class, and ``entropy`` in nats, both float32 (1, H, W).
+        They have ``pred_sem_seg`` uint8 (1, H, W) at the original size, and with ground truth ``val_loss``,
+        the mean over that image's valid pixels, so it does not depend on the batch size. With
+        ``test_cfg.passes`` also ``confidence``, the probability of the predicted class, and ``entropy`` in
+        nats, both float32 (1, H, W).
         """
         if data_samples is None:
             size = inputs.shape[2:]
@@ -242,7 +225,9 @@ class LyftSegmentor(EncoderDecoder):
             seg_logits = to_logits(monte_carlo(self, inputs, metas, passes), self.out_channels)
         else:
             seg_logits = self.inference(inputs, metas)
-        if data_samples is not None and all('gt_sem_seg' in sample for sample in data_samples):
+        has_truth = data_samples is not None and all('gt_sem_seg' in sample for sample in data_samples)
+        # Other heads' losses, such as DAHead's, are of more than the logits.
+        if has_truth and type(self.decode_head).loss_by_feat in _LOSSES_OF_LOGITS:
             for logits, sample in zip(seg_logits, data_samples, strict=True):
                 losses = self.decode_head.loss_by_feat(logits[None], [sample])
                 sample.val_loss = sum(value for name, value in losses.items() if 'loss' in name)
@@ -280,6 +265,47 @@ class LyftSegmentor(EncoderDecoder):
         if meta.get('flip'):
             logits = logits.flip(dims=(3 if meta['flip_direction'] == 'horizontal' else 2,))
         return at_size(logits, meta['ori_shape'][:2], self.align_corners)
+
+
+def check_widths(model: EncoderDecoder, images: Tensor) -> None:
+    """Raise an InputError if a head's ``in_channels`` are not those of the backbone's maps it takes."""
+    widths = [maps.shape[1] for maps in model.extract_feat(images)]
+    for name, head in model.named_modules():
+        if isinstance(head, BaseDecodeHead):
+            asked, indices = head.in_channels, head.in_index
+            indices = [indices] if isinstance(indices, int) else indices
+            taken = [widths[index] for index in indices if -len(widths) <= index < len(widths)]
+            fits = sum(taken) == asked if isinstance(asked, int) else taken == list(asked)
+            if not fits or len(taken) < len(indices):
+                raise InputError(
+                    f'model.{name}.in_channels={asked} with in_index={head.in_index} does not fit the '
+                    f'backbone, whose {len(widths)} maps have {shorten_list(widths)} channels'
+                )
+
+
+@MODELS.register_module()
+class LyftTTAModel(SegTTAModel):
+    """mmseg's test-time augmentation for its ``test.py --tta``, on a network that keeps its logits.
+
+    Arguments as in mmseg's ``SegTTAModel``.
+    """
+
+    def __init__(self, module: dict, **kwargs) -> None:
+        super().__init__(module=dict(module, keep_logits=True), **kwargs)
+
+    def merge_preds(self, data_samples_list: list[list[SegDataSample]]) -> list[SegDataSample]:
+        """The first view of each frame with the label map of all views' mean probability."""
+        merged = [views[0] for views in data_samples_list]
+        for sample, views in zip(merged, data_samples_list, strict=True):
+            maps = torch.stack([view.seg_logits.data for view in views])
+            # A single logit was kept as its sigmoid.
+            shares = torch.cat([1 - maps, maps], dim=1) if maps.shape[1] == 1 else to_probabilities(maps)
+            logits = to_logits(shares.mean(dim=0, keepdim=True), self.module.out_channels)
+            head, config = self.module.decode_head, self.module.test_cfg
+            sample.pred_sem_seg = PixelData(data=to_labels(logits, head.threshold, config.thresholds))
+            # The loss was of this view alone.
+            sample.pop('val_loss', None)
+        return merged
 
 
 def _metas_of(view: Tensor, metas: list[dict]) -> list[dict]:

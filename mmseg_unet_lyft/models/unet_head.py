@@ -11,7 +11,7 @@ from torch import Tensor, library, nn
 from torch.nn import functional
 
 from ..errors import InputError
-from .losses import LyftCrossEntropyLoss
+from .losses import LyftCrossEntropyLoss, apply_loss
 from .predict_modes import at_size, to_labels
 from .unet import KERAS_INIT, run_level, unet_level
 
@@ -23,9 +23,8 @@ _MOST_CHANNELS = 128
 def fit_to_skip(upsampled: Tensor, skip: Tensor) -> Tensor:
     """The upsampled map, cut to the skip map's size, or resized if cutting does not fit.
 
-    A stride-2 transposed convolution without padding turns n rows into 2n+1. Keras' "same" cuts off the
-    last row and column; cutting serves skips of 2n (even), 2n+1 (odd) and 2n-1 rows (backbones that
-    round up). Any other ratio (dilated stages) is resized.
+    A stride-2 transposed convolution without padding turns n rows into 2n+1. Cutting, as Keras' "same" does,
+    serves skips of 2n, 2n+1 and 2n-1 rows (backbones that round up); other ratios are resized.
     """
     if _is_cut(upsampled.shape[2:], skip):
         return upsampled[:, :, : skip.shape[2], : skip.shape[3]]
@@ -37,8 +36,8 @@ def _is_cut(size: tuple[int, int], skip: Tensor) -> bool:
     return all(0 <= big - small <= 2 for big, small in zip(size, skip.shape[2:], strict=True))
 
 
-def upsample_and_join(upsampling: nn.ConvTranspose2d, below: Tensor, skip: Tensor) -> Tensor:
-    """``[upsampled, skip]``, concatenated along the channels.
+def upsample_and_join(upsampling: nn.ConvTranspose2d, below: Tensor, skip: Tensor | None) -> Tensor:
+    """``[upsampled, skip]``, float (N, D + S, H, W); without a skip map, twice the size.
 
     Where that is faster and no gradient is needed, the transposed convolution is computed as four ordinary
     ones that write into the joined map: the same sums in another order.
@@ -46,17 +45,18 @@ def upsample_and_join(upsampling: nn.ConvTranspose2d, below: Tensor, skip: Tenso
     Args:
         upsampling: 3x3, stride 2, no padding, C -> D channels.
         below: float (N, C, n, m).
-        skip: float (N, S, H, W).
-
-    Returns:
-        float (N, D + S, H, W).
+        skip: float (N, S, H, W), or None.
     """
+    if skip is None:
+        skip = below.new_empty((len(below), 0, 2 * below.shape[2], 2 * below.shape[3]))
     full_size = tuple(2 * side + 1 for side in below.shape[2:])
     if _in_four(below) and _is_cut(full_size, skip):
         bias = None if upsampling.bias is None else upsampling.bias.repeat(4)
         quarters = functional.conv2d(below, quarter_kernels(upsampling.weight), bias, padding=1)
         return interleave_and_join(quarters, skip)
-    return torch.cat([fit_to_skip(upsampling(below), skip), skip], dim=1)
+    upsampled = fit_to_skip(upsampling(below), skip)
+    # Exported files keep no map without channels.
+    return torch.cat([upsampled, skip], dim=1) if skip.shape[1] else upsampled
 
 
 def _in_four(below: Tensor) -> bool:
@@ -77,12 +77,8 @@ def quarter_kernels(weight: Tensor) -> Tensor:
     """Kernels of the four ordinary convolutions that make up a 3x3 stride-2 transposed one.
 
     Row ``2i + a`` of the result sums ``x[i - s] w[a + 2s]`` over s = 0, 1, with ``w[3] = 0``; columns alike.
-
-    Args:
-        weight: (C, D, 3, 3), as in ``nn.ConvTranspose2d``.
-
-    Returns:
-        (4 D, C, 2, 2), for a padding of 1; channel ``(2a + b) D + d`` is row ``2i + a``, column ``2j + b``.
+    From a weight (C, D, 3, 3), as in ``nn.ConvTranspose2d``, to (4 D, C, 2, 2) for a padding of 1: channel
+    ``(2a + b) D + d`` is row ``2i + a``, column ``2j + b``.
     """
     channels, width = weight.shape[:2]
     padded = functional.pad(weight, (0, 1, 0, 1)).view(channels, width, 2, 2, 2, 2)
@@ -92,16 +88,13 @@ def quarter_kernels(weight: Tensor) -> Tensor:
 
 @library.custom_op('mmseg_unet_lyft::interleave_and_join', mutates_args=())
 def interleave_and_join(quarters: Tensor, skip: Tensor) -> Tensor:
-    """The upsampled map put together from its four parts, joined with the skip map.
+    """The upsampled map from its four parts, joined with the skip map: (N, D + S, H, W), channels last.
 
     A custom operator, because ``torch.compile`` makes these copies ten times as slow.
 
     Args:
         quarters: float (N, 4 D, n + 1, m + 1), channels as in `quarter_kernels`.
         skip: float (N, S, H, W), H and W up to 2n + 1 and 2m + 1.
-
-    Returns:
-        float (N, D + S, H, W), channels last.
     """
     joined = _empty_joined(quarters, skip)
     width, (height, breadth) = quarters.shape[1] // 4, skip.shape[2:]
@@ -139,9 +132,11 @@ class LyftUNetHead(BaseDecodeHead):
         threshold: Probability above which a single logit counts as class 1; 0.5 if not given.
         channels: Channels of the finest decoder level; ``decoder_channels[0]`` by default.
         decoder_channels: Channels of each decoder level, finest first; those of the skip maps by
-            default, as in the reference. Wide backbones want fewer.
+            default, as in the reference. Wide backbones want fewer. One more than there are skip maps
+            adds a finest level without one, at twice the size.
         in_index: Which of the backbone's maps to take, finest first; all by default.
         dropout: Dropout ratio after each concatenation, one number or one per level, finest first.
+        num_convs: Convolutions in a decoder level.
         norm_cfg: Normalisation after each convolution of a level; the reference has none.
         act_cfg: Activation; ReLU by default.
         loss_decode: Loss or losses; by default cross-entropy over the valid pixels.
@@ -163,6 +158,7 @@ class LyftUNetHead(BaseDecodeHead):
         decoder_channels: Sequence[int] | None = None,
         in_index: Sequence[int] | None = None,
         dropout: float | Sequence[float] = 0.5,
+        num_convs: int = 2,
         norm_cfg: dict | None = None,
         act_cfg: dict | None = None,
         loss_decode: dict | Sequence[dict] | None = None,
@@ -172,10 +168,11 @@ class LyftUNetHead(BaseDecodeHead):
     ) -> None:
         in_channels = tuple(in_channels)
         widths = tuple(in_channels[:-1] if decoder_channels is None else decoder_channels)
-        if len(in_channels) < 2 or len(widths) != len(in_channels) - 1:
+        skips = len(in_channels) - 1
+        if skips < 1 or len(widths) not in (skips, skips + 1):
             raise InputError(
-                f'LyftUNetHead: in_channels={in_channels} and decoder_channels={widths}; '
-                'a head over n maps (2 or more) has n - 1 decoder levels'
+                f'LyftUNetHead: in_channels={in_channels} and decoder_channels={widths}; a head over n maps '
+                '(2 or more) has n - 1 decoder levels, or n, of which the finest has no skip map'
             )
         if channels not in (None, widths[0]):
             raise InputError(
@@ -210,33 +207,28 @@ class LyftUNetHead(BaseDecodeHead):
             raise InputError(f'LyftUNetHead: {len(ratios)} dropout ratios for {len(widths)} decoder levels')
         self.concat_dropouts = nn.ModuleList(nn.Dropout(ratio) for ratio in ratios)
         self.levels = nn.ModuleList(
-            unet_level(width + skip, width, norm_cfg, act_cfg)
-            for width, skip in zip(widths, in_channels, strict=False)
+            unet_level(width + skip, width, norm_cfg, act_cfg, num_convs)
+            for width, skip in zip(widths, [0] * (len(widths) - skips) + list(in_channels[:-1]), strict=True)
         )
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Logits at the finest map's size.
+        """Logits, float (N, out_channels, H_0, W_0), or twice that with a level more than skip maps.
 
-        Args:
-            inputs: Maps of the backbone, float (N, C_i, H_i, W_i), finest first. A list is emptied, so
-                that each map is freed once it is joined.
-
-        Returns:
-            Logits, float (N, out_channels, H_0, W_0).
+        ``inputs`` are the backbone's maps, float (N, C_i, H_i, W_i), finest first. A list is emptied, so that
+        each map is freed once it is joined.
         """
         maps = self._transform_inputs(inputs)
         if isinstance(inputs, list):
             inputs.clear()
         current = maps.pop()
-        for index in reversed(range(len(maps))):
+        for index in reversed(range(len(self.levels))):
             # Only `current` refers to the map below, so its memory is freed as soon as it is upsampled.
-            current = upsample_and_join(self.upsamplings[index], current, maps.pop())
+            current = upsample_and_join(self.upsamplings[index], current, maps.pop() if maps else None)
             current = self.concat_dropouts[index](current)
-            if self.with_cp:
-                current = run_level(self.levels[index], current, self.with_cp)
-                continue
-            for layer in self.levels[index]:
-                current = layer(current)
+            # Layer by layer each map is freed early.
+            layers = [self.levels[index]] if self.with_cp else self.levels[index]
+            for layer in layers:
+                current = run_level(layer, current, self.with_cp)
         return self.cls_seg(current)
 
     def loss(self, inputs: Sequence[Tensor], batch_data_samples: list, train_cfg: dict) -> dict[str, Tensor]:
@@ -253,16 +245,14 @@ class LyftUNetHead(BaseDecodeHead):
         meta = batch_img_metas[0]
         size = meta['img_shape']
         # mmseg's rule: a window's size is a torch.Size; frames may be padded.
-        if not isinstance(size, torch.Size):
-            size = meta.get('pad_shape', size)
+        size = size if isinstance(size, torch.Size) else meta.get('pad_shape', size)
         return at_size(seg_logits, size[:2], self.align_corners)
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
         """Losses by name and the pixel accuracy ``acc_seg``, percent.
 
         Cheaper than mmseg's: nothing is resized to its own size, and the accuracy takes ``max`` where mmseg
-        sorts. For a single channel it applies the threshold; an argmax over one channel would always give
-        the background.
+        sorts; for a single channel it applies the threshold.
         """
         label = self._stack_batch_gt(batch_data_samples)
         logits = at_size(seg_logits, label.shape[2:], self.align_corners)
@@ -271,7 +261,7 @@ class LyftUNetHead(BaseDecodeHead):
         losses: dict[str, Tensor] = {}
         parts = self.loss_decode if isinstance(self.loss_decode, nn.ModuleList) else [self.loss_decode]
         for part in parts:
-            value = part(logits, label, weight=weight, ignore_index=self.ignore_index)
+            value = apply_loss(part, logits, label, weight, self.ignore_index)
             losses[part.loss_name] = losses.get(part.loss_name, 0) + value
         with torch.no_grad():
             valid = label != self.ignore_index
