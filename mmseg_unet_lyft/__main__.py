@@ -1,7 +1,5 @@
 """The console command, and ``python -m mmseg_unet_lyft``: runs a module of ``cli`` by name."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import inspect
@@ -10,26 +8,17 @@ import sys
 from pathlib import Path
 
 from . import __version__
-from .cli.console import (
-    COMPLETION,
-    CommandParser,
-    complete,
-    did_you_mean,
-    guarded,
-    report_defects_in_one_line,
-    say,
-    show_tracebacks,
-)
-from .errors import InputError
+from .cli.console import COMPLETION, EXIT_INPUT_ERROR, CommandParser, complete, guarded, say, show_tracebacks
+from .errors import did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent
 _CONSOLE_NAMES = ('mmseg-unet-lyft', 'mmseg_unet_lyft')
-_EXIT_UNKNOWN_TOOL = 2
 _EXIT_CODES = """\
 exit codes:
   0      done
-  1      a defect of this package, or doctor found a fault
-  2      a mistake in the input: arguments, files, data, the installation
+  1      doctor found a fault
+  2      a mistake in the input: arguments, files, data, the installation, the machine
+  70     a defect of this package
   75     stopped by a signal, all saved; --resume continues
   128+n  ended by signal n (130: Ctrl-C)"""
 
@@ -52,18 +41,12 @@ def _completion(argv: list[str] | None) -> None:
     parser = CommandParser(description=inspect.cleandoc(_completion.__doc__))
     parser.add_argument('shell', choices=['bash', 'zsh', 'fish'])
     args = parser.parse_args(argv)
-    try:
-        from argcomplete import shellcode
-    except ModuleNotFoundError:
-        from .compat import install_command
+    from argcomplete import shellcode
 
-        raise InputError(
-            f'this command needs argcomplete; install with: {install_command("completion")}'
-        ) from None
     say(shellcode(_CONSOLE_NAMES, shell=args.shell))
 
 
-def _run(tool: str, argv: list[str]) -> int:
+def _run(tool: str, argv: list[str] | None) -> int:
     """Run a tool by its name."""
     if tool == 'completion':
         return guarded(_completion)(argv)
@@ -106,16 +89,10 @@ def _answer_shell(tools: dict[str, str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the tool named by the first argument, with the arguments after it.
+    """Run the tool named by the first of these arguments, by default the process's, with those after it.
 
-    Args:
-        argv: Arguments, those of the process by default.
-
-    Returns:
-        The tool's exit code; 2 if it is missing or unknown.
+    Returns the tool's exit code; 2 if it is missing or unknown.
     """
-    if argv is None:
-        report_defects_in_one_line()
     name, *rest = (sys.argv[1:] if argv is None else argv) or ['']
     if name == '--debug':
         show_tracebacks()
@@ -131,15 +108,17 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if not name:
         sys.stderr.write(_overview(tools))
-        return _EXIT_UNKNOWN_TOOL
+        return EXIT_INPUT_ERROR
     module = name.replace('-', '_')
     if module not in tools:
         hint = did_you_mean(name, [*tools, '--help', '--version', '--debug'])
         sys.stderr.write(f'error: {name}: no such tool{hint or "."} The tools are: {", ".join(tools)}\n')
-        return _EXIT_UNKNOWN_TOOL
+        return EXIT_INPUT_ERROR
     # argparse takes the command's name from here.
     sys.argv[0] = f'{_own_name()} {module}'
-    return _run(module, rest)
+    if argv is None:
+        sys.argv[1:] = rest
+    return _run(module, None if argv is None else rest)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,5 @@
 """Processes: this one's rank, what torch may load in it, and work spread over several workers."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal
@@ -9,7 +7,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -196,9 +193,5 @@ def map_in_order(function: Callable[[Any], Any], tasks: Iterable, workers: int) 
                 result = waiting.popleft().result()
                 waiting.extend(pool.submit(function, task) for task in islice(tasks, 1))
                 yield result
-        except BrokenProcessPool:
-            raise InputError(
-                'a worker process was killed, most likely because memory ran out; use fewer with --workers 1'
-            ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -1,20 +1,26 @@
 """How commands speak: progress in lines, what was meant, defects in one line, completion by a shell."""
 
-from __future__ import annotations
-
+import errno
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from mmengine.config import Config
+from mmseg.registry import HOOKS, MODELS, OPTIMIZERS
 
-import mmseg_unet_lyft
+import mmseg_unet_lyft.register
 from mmseg_unet_lyft.__main__ import find_tools, main
 from mmseg_unet_lyft.cli import console
-from mmseg_unet_lyft.cli.console import ProgressLines, progress
+from mmseg_unet_lyft.cli.console import ProgressLines, guarded, phase, progress, say
+from mmseg_unet_lyft.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,11 +61,6 @@ def test_progress_is_a_line_for_each_tenth_or_half_minute(
     assert all(written[index] == f'drawing: {line}' for index, line in expected.items())
 
 
-def test_progress_in_a_pipe_is_lines_without_escapes(capsys):
-    assert list(progress('abc', 3, 'drawing')) == ['a', 'b', 'c']
-    assert re.fullmatch(r'drawing: 3 in 0:00, [\d.e+]+ a second\n', capsys.readouterr().err)
-
-
 @pytest.fixture
 def broken_opencv(tmp_path):
     """A folder for PYTHONPATH with an OpenCV that fails unexpectedly."""
@@ -74,9 +75,9 @@ GRADE = ('grade', 'answer.json', 'truth.json')
 
 
 @pytest.mark.parametrize('way', [('-m', 'mmseg_unet_lyft', *GRADE), ('tools/grade.py', *GRADE[1:])])
-def test_a_defect_ends_the_process_with_1_and_one_line_and_its_traceback_is_kept(way, broken_opencv):
+def test_a_defect_ends_the_process_with_70_and_one_line_and_its_traceback_is_kept(way, broken_opencv):
     done = python(*way, **broken_opencv)
-    assert (done.returncode, done.stdout) == (1, '')
+    assert (done.returncode, done.stdout) == (70, '')
     told = re.fullmatch(
         r'defect: LookupError: first line \(mmseg_unet_lyft/\S+\.py:\d+, \w+\)\. '
         r'This is not your mistake; please report it; its traceback: (\S+), or with --debug\n',
@@ -95,7 +96,7 @@ def test_debug_shows_the_traceback_and_keeps_no_file(broken_opencv, before, afte
     done = python(
         '-m', 'mmseg_unet_lyft', *before, *GRADE, *after, **dict(broken_opencv, LYFT_DEBUG=variable)
     )
-    assert done.returncode == 1
+    assert done.returncode == 70
     assert done.stderr.startswith('Traceback (most recent call last):')
     assert done.stderr.splitlines()[-1].startswith('defect: LookupError: first line (mmseg_unet_lyft/')
     assert list(Path(broken_opencv['TMPDIR']).iterdir()) == []
@@ -103,13 +104,125 @@ def test_debug_shows_the_traceback_and_keeps_no_file(broken_opencv, before, afte
 
 def test_a_users_mistake_has_its_traceback_with_debug_alone(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('LYFT_DEBUG', '')
-    line = f'error: {tmp_path}/none.json: cannot be read'
-    assert main(['grade', f'{tmp_path}/none.json', str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(line)
-    assert main(['grade', f'{tmp_path}/none.json', str(tmp_path), '--debug']) == 2
-    told = capsys.readouterr().err
-    assert told.startswith('Traceback')
-    assert f'\n{line}' in told
+    for option, start in ((), 'error: '), (('--debug',), 'Traceback'):
+        assert main(['grade', f'{tmp_path}/none.json', str(tmp_path), *option]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(start)
+        assert said.splitlines()[-1].startswith(f'error: {tmp_path}/none.json: ')
+
+
+def fail(error):
+    raise error
+
+
+def optimizer_of_another_run():
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    adam, sgd = torch.optim.Adam(weights), torch.optim.SGD(weights, momentum=0.9)
+    sgd.load_state_dict(adam.state_dict())
+    weights[0].grad = torch.zeros(1)
+    sgd.step()
+
+
+def meeting():
+    names = dict(RANK='1', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT='1')
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in names.items():
+            patch.setenv(name, value)
+        torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=1))
+
+
+SYSTEM = {name: OSError(code, os.strerror(code), 'a') for code, name in errno.errorcode.items()}
+FAULTS = {
+    'a file for a folder': (lambda: Path('file').mkdir(), 'file: File exists', 'name another path'),
+    'below a file': (lambda: Path('file/a').mkdir(), 'file/a: Not a directory', 'name another path'),
+    'a folder for a file': (lambda: Path().read_bytes(), r'\.: Is a directory', 'name another path'),
+    'nowhere': (lambda: Path('no.pth').read_bytes(), r'no\.pth: No such file', ''),
+    'read-only': (lambda: fail(SYSTEM['EROFS']), 'a: Read-only file system', 'may read and write'),
+    'forbidden': (lambda: fail(SYSTEM['EACCES']), 'a: Permission denied', 'may read and write'),
+    'full disk': (lambda: fail(SYSTEM['ENOSPC']), 'a: No space left', 'make room'),
+    'too many files': (lambda: fail(SYSTEM['EMFILE']), 'a: Too many open files', 'ulimit -n'),
+    'shared memory': (
+        lambda: fail(RuntimeError('unable to allocate shared memory(shm) for file </torch_1>: No space')),
+        'RuntimeError: unable',
+        '--shm-size',
+    ),
+    'memory of NumPy': (lambda: np.empty(1 << 55), '.*MemoryError: ', 'batch_size'),
+    'memory of torch': (lambda: torch.empty(1 << 60), 'RuntimeError: .*allocate', 'batch_size'),
+    'an extra': (lambda: fail(ModuleNotFoundError('no', name='wandb.sdk')), 'ModuleN.*', r'\[trackers\]'),
+    'a package': (lambda: __import__('no_such.module'), 'ModuleN.*', 'pip install no_such'),
+    'one value a channel': (
+        lambda: torch.nn.BatchNorm2d(3)(torch.zeros(1, 3, 1, 1)),
+        'ValueError: .* 1 value per channel',
+        'crop_size',
+    ),
+    'a config without a model': (lambda: Config({}).model, "AttributeError: .*'model'", 'this key'),
+    'an unknown class': (lambda: MODELS.build(dict(type='LyftUNot')), 'KeyError: LyftUNot .*registry', ''),
+    'an unknown argument': (lambda: HOOKS.build(dict(type='TimerHook', a=3)), '.*Error: .*', ''),
+    'a wrong value': (
+        lambda: OPTIMIZERS.build(dict(type='SGD', params=[torch.zeros(1)], lr=-1.0)),
+        r'ValueError: .*-1\.0',
+        '',
+    ),
+    'another optimizer': (optimizer_of_another_run, "KeyError: 'momentum'", 'another optimizer'),
+    'nodes apart': (meeting, 'Dist.*Error: .*', 'MASTER_ADDR'),
+    'letters': (lambda: 'é'.encode('ascii'), 'UnicodeEncodeError: .*', 'PYTHONUTF8=1'),
+}
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize('name', FAULTS)
+def test_a_fault_of_input_or_machine_is_one_line_with_phase_remedy_and_traceback(
+    name, tmp_path, capsys, monkeypatch
+):
+    act, said, remedy = FAULTS[name]
+    monkeypatch.setenv('LYFT_DEBUG', '')
+    monkeypatch.setattr(console.tempfile, 'tempdir', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    Path('file').touch()
+
+    def command(argv):
+        phase(lambda: 'step 17')
+        act()
+
+    assert guarded(command)([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    found = re.fullmatch(rf'error: step 17: {said}.*{remedy}.*; its traceback: (\S+), or with --debug', line)
+    assert found, line
+    assert Path(found[1]).read_text().startswith('Traceback')
+
+
+def test_a_defect_is_raised_to_a_caller_from_python():
+    with pytest.raises(KeyError, match='elsewhere'):
+        guarded(lambda argv: dict()['elsewhere'])([])
+
+
+def test_a_command_that_counts_says_how_far_it_came(capsys):
+    assert list(progress('abc', 3, 'reading')) == ['a', 'b', 'c']
+    # In a pipe: a line without escapes.
+    assert re.fullmatch(r'reading: 3 in 0:00, [\d.e+]+ a second\n', capsys.readouterr().err)
+
+    def command(argv):
+        for one in progress('abc', 3, 'reading'):
+            if one == 'c':
+                fail(SYSTEM['ENOSPC'])
+
+    assert guarded(command)([]) == 2
+    assert 'error: reading, 2 done: a: No space' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'latin-1'])
+def test_letters_that_the_output_lacks_are_spelt_out(encoding, monkeypatch):
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    monkeypatch.setattr(sys, 'stdout', streams[0])
+    monkeypatch.setattr(sys, 'stderr', streams[1])
+
+    def command(argv):
+        say('東')
+        fail(InputError('東.png: wrong'))
+
+    assert guarded(command)([]) == 2
+    streams[1].flush()
+    assert [one.buffer.getvalue() for one in streams] == [b'\\u6771\n', b'error: \\u6771.png: wrong\n']
 
 
 def test_a_reader_that_has_gone_ends_a_command_with_one_line():
@@ -130,7 +243,7 @@ sys.exit(guarded(command)())
     )
     process.stdout.close()
     process.stdin.close()
-    assert process.stderr.read() == b'error: standard output: the reader has ended\n'
+    assert b'error: BrokenPipeError' in process.stderr.read()
     assert process.wait() == 2
 
 
@@ -234,4 +347,4 @@ main()
 def test_completion_says_what_it_needs(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'argcomplete', None)
     assert main(['completion', 'bash']) == 2
-    assert f"install with: pip install -e '{ROOT}[completion]'\n" in capsys.readouterr().err
+    assert f"install with: pip install -e '{ROOT}[completion]'; " in capsys.readouterr().err

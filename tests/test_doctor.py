@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -51,21 +50,10 @@ def test_all_faults_of_a_stack_are_reported_at_once(environment):  # noqa: F811
     (environment.folder / 'ftfy/__init__.py').unlink()
     (environment.folder / 'ftfy').rmdir()
     code, found = findings_in(environment)
-    advices = [finding['advice'] for finding in found['mm stack']]
+    first, second, third = (finding['advice'] for finding in found['mm stack'])
     assert code == 1
-    assert [message.partition(':')[0] for message in advices] == [
-        'mmcv 2.2.0 and mmcv-lite 2.1.0 are installed over each other. Remove both and install one',
-        'mmcv 2.2.0',
-        advices[2].partition(':')[0],
-    ]
-    assert advices[2].endswith('install with: pip install ftfy')
-
-
-def test_a_complete_stack_has_no_fault(environment):  # noqa: F811
-    environment.distributions(ONEDL | {'torch': '2.13.0'})
-    _, found = findings_in(environment)
-    assert [finding['advice'] for finding in found['mm stack']] == ['']
-    assert found['mm stack'][0]['found'].startswith('OneDL: onedl-mmsegmentation 1.4.2')
+    assert first.startswith('mmcv 2.2.0 and mmcv-lite 2.1.0 are installed over each other')
+    assert (second.startswith('mmcv 2.2.0: '), third.endswith('pip install ftfy')) == (True, True)
 
 
 def test_where_only_exported_files_run_commands_still_work(tmp_path):
@@ -84,7 +72,8 @@ def test_where_only_exported_files_run_commands_still_work(tmp_path):
 
 
 def test_a_version_outside_of_what_the_package_asks_for_is_named(environment):  # noqa: F811
-    environment.distributions({'numpy': '3.1.0', 'pillow': '12.0.0', 'rich': '14.0.0'})
+    others = {'numpy': '3.1.0', 'pillow': '12.0.0', 'rich': '14.0.0', 'torch': '2.13.0'}
+    environment.distributions(ONEDL | others)
     info = environment.folder / 'mmseg_unet_lyft-0.1.0.dist-info'
     info.mkdir()
     (info / 'METADATA').write_text(
@@ -96,23 +85,19 @@ def test_a_version_outside_of_what_the_package_asks_for_is_named(environment):  
     assert found['libraries'][0]['advice'] == (
         "outside the range of the package; fix it with: pip install 'numpy<3,>=1.24'"
     )
+    (stack,) = found['mm stack']
+    assert (stack['found'].partition(' 1.')[0], stack['advice']) == ('OneDL: onedl-mmsegmentation', '')
 
 
-def test_it_imports_neither_torch_nor_a_stack_and_takes_no_time(tmp_path):
+def test_it_imports_neither_torch_nor_a_stack(tmp_path):
     code = (
         'import sys\nfrom mmseg_unet_lyft.cli.doctor import main\nmain([])\n'
         "print('imported', {'torch', 'mmengine', 'mmcv', 'mmseg'} & set(sys.modules))"
     )
     environ = os.environ | dict(PYTHONPATH=str(ROOT))
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, '-c', code], cwd=tmp_path, env=environ, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
     assert done.stdout.endswith('imported set()\n')
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # Of the processor's time, which other work on the machine does not stretch: less than a second, where
-    # importing torch and mmseg takes five.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 4
 
 
 def test_data_are_found_counted_and_marked_as_synthetic(here, kaggle, tmp_path, monkeypatch):

@@ -3,24 +3,14 @@
 python tools/benchmark.py latency unet.onnx --json latency.json
 """
 
-from __future__ import annotations
-
 import json
-import sys
 from pathlib import Path
 
-from ..errors import InputError
 from .console import CommandParser, guarded, progress, say
-from .options import check_file_option
-
-# Scripts of a clone, by their names when they were parts of this command.
-_SCRIPTS = dict(input='input', inspect='inspect_data', model='model', scaling='scaling', video='video')
+from .options import add_common, check_file_option, check_paths, ranged
 
 
 def _benchmark(argv: list[str] | None) -> None:
-    name = next(iter(sys.argv[1:] if argv is None else argv), '')
-    if name in _SCRIPTS:
-        raise InputError(f'benchmark {name}: run python benchmarks/{_SCRIPTS[name]}.py from a clone')
     parser = CommandParser(description=__doc__)
     parts = parser.add_subparsers(dest='part', required=True, metavar='PART')
     part = parts.add_parser('latency', help='a frame stage by stage, cold start, and the same in mmseg')
@@ -30,18 +20,14 @@ def _benchmark(argv: list[str] | None) -> None:
         metavar='[CONFIG] [MODEL]',
         help='a checkpoint or exported file, a config and its checkpoint, or a config alone: random weights',
     )
-    part.add_argument('--device', help='cpu, cuda or cuda:N; a GPU by default if there is one')
-    part.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override the config')
+    add_common(part, '--device', '--cfg-options')
     for name, default in (('--height', 600), ('--width', 800)):
         part.add_argument(name, type=int, default=default, help=f'of the synthetic frames ({default})')
-    part.add_argument('--starts', type=int, default=3, help='cold starts in fresh processes, 0 for none (3)')
-    part.add_argument('--rounds', type=int, default=20, help='turns of each (default: 20)')
+    part.add_argument('--starts', type=ranged(int, 0), default=3, help='cold starts in fresh processes (3)')
+    part.add_argument('--rounds', type=ranged(int, 1), default=20, help='turns of each (default: 20)')
     part.add_argument('--json', type=Path, metavar='F', help='also write the figures to F')
     args = parser.parse_args(argv)
-    if args.rounds < 1 or args.starts < 0:
-        raise InputError(
-            f'--rounds {args.rounds} --starts {args.starts}: give 1 or more rounds, 0 or more starts'
-        )
+    check_paths(*(word for word in args.words if not word.endswith('.py')))
     check_file_option('--json', args.json)
     from ..compat import require_stack
 

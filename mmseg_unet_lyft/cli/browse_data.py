@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..errors import InputError
 from .console import CommandParser, guarded, progress, say
-from .options import add_common, load_named_config
+from .options import add_common, check_paths, load_named_config, ranged
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -18,22 +17,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     add_common(parser, 'config', '--data-root', '--cfg-options')
     parser.add_argument('--out', type=Path, default=Path('sheets'), metavar='DIR', help='folder (sheets)')
-    parser.add_argument('--sheets', type=int, default=4, help='how many pictures (default: 4)')
-    parser.add_argument('--rows', type=int, default=4, help='samples in each (default: 4)')
+    parser.add_argument('--sheets', type=ranged(int, 1), default=4, help='how many pictures (default: 4)')
+    parser.add_argument('--rows', type=ranged(int, 1), default=4, help='samples in each (default: 4)')
     parser.add_argument('--seed', type=int, default=0, help='of order and augmentation (default: 0)')
     return parser.parse_args(argv)
 
 
 def _browse_data(argv: list[str] | None) -> None:
     args = parse_args(argv)
+    check_paths(config=args.config, data_root=args.data_root)
     from ..compat import require_stack
 
     require_stack()
     from ..engine.preflight import check_data
-    from ..report.frame_gallery import write_sheets
+    from ..report.pictures import write_sheets
 
-    if args.sheets < 1 or args.rows < 1:
-        raise InputError(f'--sheets {args.sheets} --rows {args.rows}: give 1 or more')
     config = load_named_config(args, args.config)
     check_data(config, 'train_dataloader')
     paths = write_sheets(config, args.out, args.sheets, args.rows, args.seed, progress)

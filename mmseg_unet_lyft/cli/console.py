@@ -1,9 +1,6 @@
 """The commands' shared console: parser, output, progress, errors, signals."""
 
-from __future__ import annotations
-
 import argparse
-import difflib
 import os
 import signal
 import sys
@@ -18,10 +15,11 @@ from types import FrameType, TracebackType
 from typing import Any, TextIO
 
 from .. import __version__
-from ..errors import InputError, find_input_error, printable
+from ..errors import did_you_mean, find_input_error, message_of, printable, remedy_of
 from ..processes import end_rank, is_first, plain_loading, take_place, this_process
 
 EXIT_INPUT_ERROR = 2
+EXIT_DEFECT = 70  # EX_SOFTWARE of sysexits.h
 EXIT_INTERRUPTED = 130
 _PACKAGE = Path(__file__).resolve().parents[1]
 _DEBUG = 'LYFT_DEBUG'
@@ -36,8 +34,7 @@ COMPLETION = '_ARGCOMPLETE'
 class CommandParser(argparse.ArgumentParser):
     """An ``ArgumentParser`` with ``--version`` and ``--debug`` that suggests corrections of mistyped words.
 
-    Args:
-        **given: As for ``ArgumentParser``; the description keeps its line breaks.
+    The description keeps its line breaks.
     """
 
     def __init__(self, **given: Any) -> None:
@@ -90,12 +87,6 @@ class _ShowTracebacks(argparse.Action):
         show_tracebacks()
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``; did you mean X?`` with the most similar known word, '' if none is similar."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f'; did you mean {near[0]}?' if near else ''
-
-
 def complete(parser: argparse.ArgumentParser) -> None:
     """If a shell asks for completion, answer from the parser and end the process."""
     if COMPLETION in os.environ:
@@ -117,7 +108,7 @@ def say(text: str) -> None:
     except BrokenPipeError:
         # Python would fail again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise InputError('standard output: the reader has ended') from None
+        raise
 
 
 @contextmanager
@@ -150,6 +141,7 @@ def counting(total: int | None, what: str) -> Iterator[Callable[[], None]]:
     console = Console(stderr=True)
     if not console.is_interactive:
         lines = ProgressLines(total, what)
+        phase(lambda: f'{what}, {lines.done} done')
         yield lines.count
         lines.close()
         return
@@ -158,6 +150,7 @@ def counting(total: int | None, what: str) -> Iterator[Callable[[], None]]:
     columns = ('{task.description}', BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[rate]}'))
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task(what, total=total, rate='')
+        phase(lambda: f'{what}, {progress.tasks[0].completed:.0f} done')
 
         def count() -> None:
             speed = progress.tasks[0].speed
@@ -175,34 +168,29 @@ def progress(items: Iterable, total: int | None, what: str) -> Iterator:
 
 
 class ProgressLines:
-    """Lines on stderr with the items done, the rate and the time left, for a file or a pipe.
-
-    Args:
-        total: Number of items, None if unknown.
-        what: The work, as the line's first word.
-    """
+    """Lines on stderr with the items done, the rate and the time left; arguments as in `counting`."""
 
     def __init__(self, total: int | None, what: str) -> None:
         self._total, self._what = total, what
-        self._done = self._shown = 0
+        self.done = self._shown = 0
         self._start = self._shown_at = time.monotonic()
 
     def count(self) -> None:
         """Count one item."""
-        self._done += 1
+        self.done += 1
         now, total = time.monotonic(), self._total
-        is_tenth = total is not None and 10 * (self._done - self._shown) >= total
-        if now - self._shown_at >= _LINE_SECONDS[not is_tenth] and self._done != total:
-            self._shown, self._shown_at = self._done, now
-            rate = self._done / (now - self._start)
-            of = f' of {total}, {100 * self._done // total} %' if total else ''
-            left = f', {clock((total - self._done) / rate)} left' if total and self._done <= total else ''
-            self._write(f'{self._done}{of}, {rate:.3g} a second{left}')
+        is_tenth = total is not None and 10 * (self.done - self._shown) >= total
+        if now - self._shown_at >= _LINE_SECONDS[not is_tenth] and self.done != total:
+            self._shown, self._shown_at = self.done, now
+            rate = self.done / (now - self._start)
+            of = f' of {total}, {100 * self.done // total} %' if total else ''
+            left = f', {clock((total - self.done) / rate)} left' if total and self.done <= total else ''
+            self._write(f'{self.done}{of}, {rate:.3g} a second{left}')
 
     def close(self) -> None:
         """Write the last line."""
         seconds = time.monotonic() - self._start
-        self._write(f'{self._done} in {clock(seconds)}, {self._done / max(seconds, 1e-9):.3g} a second')
+        self._write(f'{self.done} in {clock(seconds)}, {self.done / max(seconds, 1e-9):.3g} a second')
 
     def _write(self, text: str) -> None:
         sys.stderr.write(f'{self._what}: {text}\n')
@@ -243,6 +231,15 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+_phase: str | Callable[[], str] = ''
+
+
+def phase(doing: str | Callable[[], str]) -> None:
+    """Note what the command does from now on, as a text or a function that returns it, for `_describe`."""
+    global _phase
+    _phase = doing
+
+
 def show_tracebacks() -> None:
     """Show errors with their tracebacks from now on, in child processes too."""
     os.environ[_DEBUG] = '1'
@@ -252,38 +249,9 @@ def _shows_tracebacks() -> bool:
     return os.environ.get(_DEBUG, '0') not in ('', '0')
 
 
-def report_defects_in_one_line() -> None:
-    """From now on print an uncaught exception as one line, and keep its traceback in a file.
-
-    For a process that runs a command; commands called from Python still raise, so debuggers see it.
-    """
-    sys.excepthook = _report_defect
-
-
-def _report_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Python's ``excepthook`` of a command."""
-    lines = ''.join(traceback.format_exception(kind, error, trace))
-    kept = None if _shows_tracebacks() else _keep(lines)
-    if kept is None:
-        sys.stderr.write(lines)
-    text = str(error).strip().splitlines()
-    # A worker's error arrives with its traceback as text, the message last.
-    message = text[-1 if 'Traceback (most recent call last):' in text else 0] if text else ''
-    name = f'{kind.__name__}: {message}' if message else kind.__name__
-    where = f'; its traceback: {kept}, or with --debug' if kept else ''
-    line = f'defect: {name} ({_place(trace)}). This is not your mistake; please report it{where}'
-    sys.stderr.write(f'{_rank_prefix()}{printable(line)}\n')
-
-
-def _rank_prefix() -> str:
-    return '' if is_first() else f'rank {this_process.rank}: '
-
-
 def _place(trace: TracebackType | None) -> str:
     """File, line and function of the innermost frame in this package, else of the innermost frame."""
     frames = traceback.extract_tb(trace)
-    if not frames:
-        return 'nowhere'
     inside = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
     frame = (inside or frames)[-1]
     path = Path(frame.filename).relative_to(_PACKAGE.parent) if inside else frame.filename
@@ -302,26 +270,50 @@ def _keep(lines: str) -> Path | None:
     return Path(file.name)
 
 
-def guarded(command: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
-    """A command's ``main(argv=None)``: returns an exit code and prints a user's mistake as one message.
+def _describe(error: Exception) -> tuple[int, str]:
+    """Exit code and message of what ended a command."""
+    mistake = find_input_error(error) if isinstance(error, ValueError) else None
+    if mistake is not None:
+        # A worker's error arrives as text: the message is what follows its last "InputError: ".
+        text = str(mistake).rpartition('InputError: ')[2].strip()
+        return EXIT_INPUT_ERROR, f'error: {printable(text, keep=_LAYOUT)}'
+    remedy, doing = remedy_of(error), _phase() if callable(_phase) else _phase
+    said = f'{doing}: {message_of(error)}' if doing else message_of(error)
+    kept = None if _shows_tracebacks() else _keep(''.join(traceback.format_exception(error)))
+    where = f'; its traceback: {kept}, or with --debug' if kept else ''
+    if remedy is not None:
+        return EXIT_INPUT_ERROR, printable(f'error: {said}{remedy and f"; {remedy}"}{where}')
+    said = f'{said} ({_place(error.__traceback__)}). This is not your mistake; please report it'
+    return EXIT_DEFECT, printable(f'defect: {said}{where}')
 
-    A mistake found before the ranks join is reported once per machine; later, by the rank that finds it.
-    Other exceptions are defects: they are raised to the caller or, without ``argv``, end the process.
+
+def guarded(command: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
+    """A command's ``main(argv=None)``: returns an exit code, and reports what ended it as one message.
+
+    With an InputError, or an error whose cause is known to be the input or the machine, the code is 2. Others
+    are defects: they are raised to a caller with ``argv``; without it, for a process, the code is 70. Before
+    the ranks join, an error is reported once per machine; later, by the rank that finds it.
     """
 
     def main(argv: list[str] | None = None) -> int:
         take_place('none')
-        if argv is None:
-            report_defects_in_one_line()
+        phase('')
+        for stream in (sys.stdout, sys.stderr):
+            # Terminals and pipes may take ASCII only.
+            if hasattr(stream, 'reconfigure'):
+                stream.reconfigure(errors='backslashreplace')
         try:
             # Files that libraries load in here cannot run code.
             with plain_loading():
                 code = command(argv) or 0
             end_rank(code)
             return code
-        except ValueError as error:
-            mistake = find_input_error(error)
-            if mistake is None:
+        except KeyboardInterrupt:
+            sys.stderr.write('interrupted\n')
+            return EXIT_INTERRUPTED
+        except Exception as error:
+            code, line = _describe(error)
+            if code == EXIT_DEFECT and argv is not None:
                 raise
             if this_process.local_rank and not this_process.has_joined():
                 # The launcher ends all ranks once one has ended, so this machine's first rank gets time to
@@ -329,13 +321,9 @@ def guarded(command: Callable[[list[str] | None], int | None]) -> Callable[[list
                 time.sleep(_FIRST_SPEAKS_SECONDS)
             if _shows_tracebacks():
                 traceback.print_exception(error)
-            # A worker's error arrives as text: the message is what follows its last "InputError: ".
-            text = str(mistake).rpartition('InputError: ')[2].strip()
-            sys.stderr.write(f'{_rank_prefix()}error: {printable(text, keep=_LAYOUT)}\n')
-            return EXIT_INPUT_ERROR
-        except KeyboardInterrupt:
-            sys.stderr.write('interrupted\n')
-            return EXIT_INTERRUPTED
+            rank = '' if is_first() else f'rank {this_process.rank}: '
+            sys.stderr.write(f'{rank}{line}\n')
+            return code
 
     main.__doc__ = command.__doc__
     return main

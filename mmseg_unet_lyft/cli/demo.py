@@ -3,8 +3,6 @@
 python tools/demo.py work_dirs/unet_lyft_bn/best_mIoU_iter_20000.pth
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import time
@@ -12,14 +10,7 @@ import time
 from .. import inference
 from ..errors import InputError, short_names
 from .console import CommandParser, guarded, say, stop_on_signals
-from .options import (
-    MODEL_VARIABLE,
-    add_common,
-    check_label_arguments,
-    model_config,
-    open_segmenter,
-    require_runtime,
-)
+from .options import MODEL_VARIABLE, add_common, check_paths, model_config, open_segmenter, require_runtime
 
 _POLL_SECONDS = 0.2
 
@@ -57,10 +48,10 @@ def _models(words: list[str]) -> list[tuple[str | None, str]]:
 def _demo(argv: list[str] | None) -> int:
     args = parse_args(argv)
     named = _models(args.words)
-    check_label_arguments(args)
     from ..demo.server import LOOPBACK, require_gradio
 
     require_gradio()
+    check_paths(*(path for _, path in named))
     for config, path in named:
         require_runtime(config, path)
     from ..demo.app import Model, demo

@@ -3,9 +3,6 @@
 mmseg-unet-lyft doctor, or python tools/doctor.py. Needs neither torch nor an mm stack.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import os
 import platform
@@ -20,34 +17,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .. import __version__
-from ..compat import (
-    install_command,
-    installed_stack,
-    installed_version,
-    require_opencv,
-    stack_faults,
-    stack_name,
-)
+from ..compat import installed_stack, installed_version, require_opencv, stack_faults, stack_title
 from ..datasets.atomic_io import free_bytes
-from ..errors import InputError
+from ..errors import EXTRAS, InputError, install_command
+from ..processes import cores
 from .console import CommandParser, guarded, say
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of one check.
-
-    Attributes:
-        what: Name of the thing checked.
-        found: Its version or state.
-        advice: What to do about it, '' if nothing is wrong.
-        stops: Whether commands work only after the advice is followed.
-    """
+    """Result of one check."""
 
     what: str
-    found: str
-    advice: str = ''
-    stops: bool = False
+    found: str  # Its version or state.
+    advice: str = ''  # What to do about it, '' if nothing is wrong.
+    stops: bool = False  # Whether commands work only after the advice is followed.
 
 
 def as_text(findings: list[Finding]) -> str:
@@ -107,21 +91,14 @@ def _devices() -> Finding:
     if find_spec('torch') is None:
         return Finding('devices', f'{", ".join(listed) or "CPU"}; torch, to use it, is not installed')
     usable = _run([sys.executable, '-c', _ASK_TORCH])
-    if usable:
-        return Finding('devices', ', '.join(usable))
-    if not listed:
-        return Finding('devices', f'CPU ({platform.machine()})')
+    if usable or not listed:
+        return Finding('devices', ', '.join(usable) or f'CPU ({platform.machine()})')
     found = f'{", ".join(listed)}, which torch {installed_version("torch")} does not use'
     is_cpu_build = installed_version('torch').endswith('+cpu')
     if os.environ.get('CUDA_VISIBLE_DEVICES') == '' and not is_cpu_build:
         return Finding('devices', found, 'CUDA_VISIBLE_DEVICES is empty and hides it; unset it')
     advice = 'install a torch built for its driver: https://pytorch.org/get-started/locally names the command'
     return Finding('devices', found, advice)
-
-
-def has_gpu_driver() -> bool:
-    """Whether an NVIDIA or AMD driver is there, and so most likely a GPU."""
-    return shutil.which('nvidia-smi') is not None or _AMD_DEVICE.exists()
 
 
 def _listed_gpus() -> list[str]:
@@ -142,16 +119,16 @@ def _run(command: list[str]) -> list[str]:
 
 def _cores() -> Finding:
     """Cores, and whether more threads are set than cores, so that threads wait for each other."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    allowed = min(cores, _quota() or cores)
+    usable = cores()
+    allowed = min(usable, _quota() or usable)
     threads = {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ}
     said = ''.join(f', {name}={value}' for name, value in threads.items())
-    found = f'{cores} usable, time of {allowed:g}{said}' if allowed < cores else f'{cores} usable{said}'
+    found = f'{usable} usable, time of {allowed:g}{said}' if allowed < usable else f'{usable} usable{said}'
     too_many = [name for name, value in threads.items() if value.isdigit() and int(value) > max(allowed, 1)]
     if too_many:
         return Finding('cores', found, f'threads wait for each other; unset {" and ".join(too_many)}')
-    if allowed < cores and not threads:
-        advice = f'torch starts {cores} threads where time of {allowed:g} cores is allowed: '
+    if allowed < usable and not threads:
+        advice = f'torch starts {usable} threads where time of {allowed:g} cores is allowed: '
         return Finding('cores', found, f'{advice}export OMP_NUM_THREADS={max(int(allowed), 1)}')
     return Finding('cores', found)
 
@@ -231,35 +208,22 @@ def _size(number: float) -> str:
 
 _PACKAGE = 'mmseg_unet_lyft'
 _FOLDER = Path(__file__).resolve().parents[1]
-_LEAST_PYTHON = (3, 10)
 _RUNTIMES = ('onnxruntime', 'openvino')
 _OPENCV = ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python')
 # Libraries that the package always needs, then others that its modules import, without stack and torch.
 _NEEDED = ('numpy', 'pillow', 'rich')
 _LIBRARIES = (*_NEEDED, 'av', 'matplotlib', 'safetensors', 'jinja2')
 _EVERYWHERE = 'libraries'
-# Optional libraries, with the extra that installs them.
-_OPTIONAL = dict(onnxruntime='deploy', openvino='openvino', onnx='export', onnxscript='export', h5py='keras')
-_OPTIONAL |= dict(gradio='demo', argcomplete='completion')
-_OPTIONAL |= dict.fromkeys(('tensorboard', 'wandb', 'mlflow'), 'trackers')
-_STACK_TITLES = dict(onedl='OneDL', openmmlab='OpenMMLab')
 
 
 def software_findings() -> Iterator[Finding]:
     """Findings on Python, the package, the mm stack and the libraries."""
-    yield _python()
+    yield Finding('Python', f'{platform.python_version()}, {sys.executable}')
     yield _package()
-    yield _torch()
+    yield Finding('torch', installed_version('torch') or 'not installed')
     yield from _stack()
     yield _opencv()
     yield from _libraries()
-
-
-def _python() -> Finding:
-    version = platform.python_version()
-    if sys.version_info < _LEAST_PYTHON:
-        return Finding('Python', version, 'use Python 3.10 or newer: make install PYTHON=python3.11', True)
-    return Finding('Python', f'{version}, {sys.executable}')
 
 
 def _package() -> Finding:
@@ -271,17 +235,11 @@ def _package() -> Finding:
     return Finding(_PACKAGE, f'{__version__} in {_FOLDER}')
 
 
-def _torch() -> Finding:
-    """The version of torch; `_stack` reports a missing torch as a fault."""
-    version = installed_version('torch')
-    return Finding('torch', version or 'not installed')
-
-
 def _stack() -> Iterator[Finding]:
     """The mm stack with all its faults; commands on exported files do not need it."""
     found = installed_stack()
     named = ', '.join(f'{name} {version}' for name, version in found.items()) or 'not installed'
-    title = _STACK_TITLES.get(stack_name(found), '')
+    title = stack_title(found)
     faults = list(stack_faults())
     runtimes = [name for name in _RUNTIMES if find_spec(name) is not None]
     if faults and not found and runtimes:
@@ -310,10 +268,10 @@ def _opencv() -> Finding:
 
 def _libraries() -> Iterator[Finding]:
     """The libraries of the package, then the optional ones of its extras."""
-    versions = {name: installed_version(name) for name in (*_LIBRARIES, *_OPTIONAL)}
-    there = {name: version for name, version in versions.items() if version}
-    for what, names in ((_EVERYWHERE, _LIBRARIES), ('optional', _OPTIONAL)):
-        said = [f'{name} {there[name]}' if name in there else f'no {_with_extra(name)}' for name in names]
+    named = {**dict.fromkeys(_LIBRARIES, ''), **{name: f' [{extra}]' for name, extra in EXTRAS.items()}}
+    there = {name: version for name in named if (version := installed_version(name))}
+    for what, names in ((_EVERYWHERE, _LIBRARIES), ('optional', EXTRAS)):
+        said = [f'{name} {there[name]}' if name in there else f'no {name}{named[name]}' for name in names]
         missing = [name for name in names if name not in there]
         needed = [name for name in missing if name in _NEEDED]
         advice = f'commands need them; install with: pip install {" ".join(needed)}' if needed else ''
@@ -323,16 +281,8 @@ def _libraries() -> Iterator[Finding]:
         yield Finding(what, ', '.join(said), advice, stops=bool(needed))
 
 
-def _with_extra(name: str) -> str:
-    return f'{name} [{_OPTIONAL[name]}]' if name in _OPTIONAL else name
-
-
 def _out_of_range(names: dict[str, str]) -> str:
-    """Advice on distributions outside the version ranges of the package; '' if there are none.
-
-    Args:
-        names: Installed distributions, each with its name in the package's requirements.
-    """
+    """Advice on distributions, each with its name in the package's requirements, outside their ranges."""
     try:
         required = metadata.requires(_PACKAGE) or []
         from packaging.requirements import Requirement
@@ -351,15 +301,10 @@ def _out_of_range(names: dict[str, str]) -> str:
 EXIT_UNUSABLE = 1
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+def _doctor(argv: list[str] | None) -> int:
     parser = CommandParser(description=__doc__)
     parser.add_argument('--json', action='store_true', help='print JSON, to send along with a question')
-    return parser.parse_args(argv)
-
-
-def _doctor(argv: list[str] | None) -> int:
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     findings = [*software_findings(), *machine_findings(Path.cwd())]
     usable = not any(finding.stops for finding in findings)
     as_json = dict(usable=usable, findings=[asdict(finding) for finding in findings])

@@ -14,21 +14,16 @@ from .console import CommandParser, guarded, progress, say
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument('out', type=Path, help='folder to draw into: new, empty, or an earlier drawing')
-    parser.add_argument('--frames', type=int, default=12, help='frames of each drive (default: 12)')
-    parser.add_argument('--seed', type=int, default=0, help='another seed draws other towns (default: 0)')
-    parser.add_argument('--height', type=int, default=600, help='of the frames, 64 or more (default: 600)')
-    parser.add_argument('--width', type=int, default=800, help='of the frames, 64 or more (default: 800)')
-    parser.add_argument(
-        '--drives',
-        nargs='+',
-        metavar='NAME',
-        default=['train', 'val', 'test'],
-        help='splits or drives (default: all)',
+    add = parser.add_argument
+    add('out', type=Path, help='folder to draw into: new, empty, or an earlier drawing')
+    add('--frames', type=int, default=12, help='frames of each drive (default: 12)')
+    add('--seed', type=int, default=0, help='another seed draws other towns (default: 0)')
+    add('--height', type=int, default=600, help='of the frames, 64 or more (default: 600)')
+    add('--width', type=int, default=800, help='of the frames, 64 or more (default: 800)')
+    add(
+        '--drives', nargs='+', metavar='NAME', default=['train', 'val', 'test'], help='splits or drives (all)'
     )
-    parser.add_argument(
-        '--overwrite', action='store_true', help='delete an earlier drawing made with other options'
-    )
+    add('--overwrite', action='store_true', help='delete an earlier drawing made with other options')
     return parser.parse_args(argv)
 
 

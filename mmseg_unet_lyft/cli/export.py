@@ -3,21 +3,20 @@
 python tools/export.py work_dirs/unet_lyft_bn/best_mIoU_iter_20000.pth --format onnx
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
 from .. import inference
 from ..errors import InputError
 from .console import CommandParser, guarded, say
-from .options import add_common, check_new_file, model_config
+from .options import add_common, check_file_option, check_paths, model_config, ranged
 
 SUFFIXES = dict(inference.EXPORT_SUFFIXES, safetensors=inference.WEIGHTS)
 
 
-def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the export command."""
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add(
         'words',
@@ -37,58 +36,47 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     precision.add_argument('--int8', action='store_true', help='8-bit integers, calibrated on --data-root')
     add(
         '--max-loss',
-        type=float,
+        type=ranged(float, 0),
         default=1.0,
         metavar='X',
         help='points of mIoU that --half or --int8 may cost (1)',
     )
+    add('--probabilities', action='store_true', help='let the file give class probabilities, too')
     add('--thresholds', metavar='F', help='of tools/tune_thresholds.py, to go into the file')
     add('--data-root', metavar='DIR', type=Path, help='real frames to compare on and to calibrate --int8')
     add(
         '--drives', nargs='+', metavar='DRIVE', help='of --data-root to compare on; the test split by default'
     )
     add('--calibrate-on', nargs='+', metavar='DRIVE', help='for --int8; the validation split by default')
-    add('--frames', type=int, default=32, metavar='N', help='real frames to compare on (32)')
+    add('--frames', type=ranged(int, 1), default=32, metavar='N', help='real frames to compare on (32)')
     add_common(parser, '--trust', '--cfg-options')
     add('--overwrite', action='store_true', help='replace an existing file')
+    return parser.parse_args(argv)
 
 
-def check_export_arguments(args: argparse.Namespace) -> tuple[str | None, str]:
-    """Config (if any) and checkpoint of a command line.
-
-    Raises:
-        InputError: If the words are anything else, or an option is out of its range.
-    """
+def _named(args: argparse.Namespace) -> tuple[str | None, str]:
+    """Config (if any) and checkpoint of a command line; an InputError for options that do not fit."""
     *configs, checkpoint = args.words
     if len(configs) > 1 or not checkpoint.endswith(inference.CHECKPOINTS):
         raise InputError(
             f'{" ".join(args.words)}: name a checkpoint ({", ".join(inference.CHECKPOINTS)}), or a config '
             'and its checkpoint'
         )
-    if args.frames < 1:
-        raise InputError(f'--frames {args.frames}: give 1 or more')
-    if not args.max_loss >= 0:
-        raise InputError(f'--max-loss {args.max_loss}: give 0 or more')
     for option in ('drives', 'calibrate_on'):
         if getattr(args, option) and args.data_root is None:
             raise InputError(f'--{option.replace("_", "-")}: are of --data-root; give that too')
-    if args.format == 'safetensors' and (args.half or args.int8 or args.thresholds):
+    if args.format == 'safetensors' and (args.half or args.int8 or args.thresholds or args.probabilities):
         raise InputError(
-            '--format safetensors: holds the weights as they are; leave --half, --int8 and --thresholds out'
+            '--format safetensors: holds the weights as they are; leave --half, --int8, --thresholds and '
+            '--probabilities out'
         )
     return (configs[0] if configs else None), checkpoint
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = CommandParser(description=__doc__)
-    add_export_arguments(parser)
-    return parser.parse_args(argv)
-
-
 def _export(argv: list[str] | None) -> None:
     args = parse_args(argv)
-    config_name, checkpoint = check_export_arguments(args)
+    config_name, checkpoint = _named(args)
+    check_paths(checkpoint, args.thresholds, config=config_name, data_root=args.data_root)
     out = args.out or Path(checkpoint).with_suffix(SUFFIXES[args.format])
     from ..compat import require_stack
 
@@ -97,7 +85,7 @@ def _export(argv: list[str] | None) -> None:
     if args.format == 'safetensors':
         from ..inference.export import write_safetensors
 
-        check_new_file('--out', out, args.overwrite)
+        check_file_option('--out', out, args.overwrite)
         write_safetensors(checkpoint, out, config, args.trust)
         say(f'wrote {out}')
         return
@@ -106,7 +94,7 @@ def _export(argv: list[str] | None) -> None:
 
     precision = 'float16' if args.half else 'int8' if args.int8 else 'float32'
     frames = (args.data_root, args.drives or 'test', args.calibrate_on or 'val', args.frames)
-    wanted = Export(args.format, out, precision, args.max_loss, args.overwrite, *frames)
+    wanted = Export(args.format, out, precision, args.max_loss, args.overwrite, *frames, args.probabilities)
     wanted.check()
     words = (checkpoint,) if config is None else (config, checkpoint)
     segmenter = Segmenter(*words, thresholds=args.thresholds, trust=args.trust)

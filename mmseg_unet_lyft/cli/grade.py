@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .console import CommandParser, guarded, progress, say
-from .options import add_common
+from .options import add_common, check_paths, ranged
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -18,7 +18,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument('answer', type=Path, help='challenge JSON, {"1": [vehicle, road], ...}')
     parser.add_argument('truth', type=Path, help='challenge JSON, folder of CARLA label PNGs, or data root')
-    parser.add_argument('--fps', type=float, metavar='X', help='loading included; gives the final score')
+    parser.add_argument(
+        '--fps', type=ranged(float, 1e-6), metavar='X', help='with loading; gives the final score'
+    )
     parser.add_argument(
         '--drop-repeated',
         type=Path,
@@ -38,9 +40,6 @@ def _grade(argv: list[str] | None) -> None:
     from ..datasets.atomic_io import write_json
     from ..evaluation import challenge
 
-    # nan compares as false.
-    if args.fps is not None and not 0 < args.fps < float('inf'):
-        raise InputError(f'--fps {args.fps}: give frames a second, more than 0')
     read = [path for path in (args.answer, args.truth, args.drop_repeated) if path and path.exists()]
     if args.json and args.json.exists() and any(map(args.json.samefile, read)):
         raise InputError(f'--json {args.json}: would overwrite an input; name another file')
@@ -49,8 +48,7 @@ def _grade(argv: list[str] | None) -> None:
     repeats = None
     if args.drop_repeated is not None:
         # A number would open a camera.
-        if not args.drop_repeated.exists():
-            raise InputError(f'{args.drop_repeated}: no such video')
+        check_paths(args.drop_repeated)
         from ..inference.frames import open_frames
 
         video = str(args.drop_repeated)

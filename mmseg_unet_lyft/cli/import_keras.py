@@ -3,15 +3,13 @@
 python tools/import_keras.py unet.keras --out unet.pth
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
 from ..errors import InputError
 from ..inference import PICKLED
 from .console import CommandParser, guarded, say
-from .options import check_new_file
+from .options import check_file_option, check_paths
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -50,7 +48,8 @@ def _import_keras(argv: list[str] | None) -> None:
         raise InputError(
             f'--out {out}: a checkpoint ends in {" or ".join(PICKLED)}; tools/export.py makes others'
         )
-    check_new_file('--out', out, args.overwrite)
+    check_file_option('--out', out, args.overwrite)
+    check_paths(args.weights, config=args.config)
     from ..compat import require_stack
 
     require_stack()

@@ -15,34 +15,22 @@ from .console import CommandParser, guarded, progress, say
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument('root', type=Path, help='folder in the Kaggle layout')
-    parser.add_argument('--out', type=Path, metavar='DIR', help='for the reports (work_dirs/inspection/ROOT)')
+    add = parser.add_argument
+    add('root', type=Path, help='folder in the Kaggle layout')
+    add('--out', type=Path, metavar='DIR', help='for the reports (work_dirs/inspection/ROOT)')
     add_check_arguments(parser)
-    parser.add_argument(
-        '--manifest',
-        type=Path,
-        metavar='FILE',
-        help='compared with if it exists, else written (manifest.json among the reports)',
-    )
-    parser.add_argument('--new-manifest', action='store_true', help='write the manifest again')
-    parser.add_argument(
-        '--split-file', type=Path, metavar='FILE', help='JSON {"train": [drives or frames], ...} to check'
-    )
+    compared = 'compared with if it exists, else written (manifest.json among the reports)'
+    add('--manifest', type=Path, metavar='FILE', help=compared)
+    add('--new-manifest', action='store_true', help='write the manifest again')
     return parser.parse_args(argv)
 
 
 def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options shared by commands that check raw data."""
-    parser.add_argument(
-        '--simulator',
-        default='0.8',
-        metavar='RELEASE',
-        help="CARLA's: 0.8 (default), 0.9.10, 0.9.14 or newer",
-    )
-    parser.add_argument(
-        '--accept', nargs='+', default=[], metavar='KIND', help='problems to take as they are, as palette'
-    )
-    parser.add_argument('--workers', type=int, help='processes (one per core)')
+    add, releases = parser.add_argument, "CARLA's: 0.8 (default), 0.9.10, 0.9.14 or newer"
+    add('--simulator', default='0.8', metavar='RELEASE', help=releases)
+    add('--accept', nargs='+', default=[], metavar='KIND', help='problems to take as they are, as palette')
+    add('--workers', type=int, help='processes (one per core)')
 
 
 def _inspect_data(argv: list[str] | None) -> None:
@@ -53,7 +41,7 @@ def _inspect_data(argv: list[str] | None) -> None:
     from ..datasets.checks import inspect
     from ..datasets.layout import read_manifest, write_manifest
     from ..evaluation.leak import measure_leaks
-    from ..report.inspection_page import MANIFEST_NAME, PAGE_NAME, read_split, summary, write_reports
+    from ..report.inspection_page import MANIFEST_NAME, PAGE_NAME, summary, write_reports
 
     out = args.out or Path('work_dirs') / 'inspection' / args.root.resolve().name
     manifest = args.manifest or out / MANIFEST_NAME
@@ -63,7 +51,6 @@ def _inspect_data(argv: list[str] | None) -> None:
         args.root,
         args.simulator,
         args.accept,
-        split=read_split(args.split_file) if args.split_file else None,
         baseline=read_manifest(manifest) if is_compared else None,
         workers=args.workers,
         show=lambda frames, total: progress(frames, total, 'reading'),

@@ -3,29 +3,18 @@
 python tools/launch.py 4 train configs/unet_lyft.py
 """
 
-from __future__ import annotations
+from argparse import REMAINDER
 
-import argparse
-
-from ..errors import InputError
 from .console import CommandParser, guarded
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = CommandParser(description=__doc__)
-    parser.add_argument('processes', type=int, help='how many, on this machine')
-    parser.add_argument('tool', choices=['train', 'test'])
-    parser.add_argument('arguments', nargs=argparse.REMAINDER, help="the tool's own")
-    return parser.parse_args(argv)
+from .options import ranged
 
 
 def _launch(argv: list[str] | None) -> int:
-    args = parse_args(argv)
-    if args.processes < 1:
-        raise InputError(f'{args.processes} processes: give 1 or more')
-    if any(argument.startswith('--launcher') for argument in args.arguments):
-        raise InputError('--launcher: leave it out, the processes are started here')
+    parser = CommandParser(description=__doc__)
+    parser.add_argument('processes', type=ranged(int, 1), help='how many, on this machine')
+    parser.add_argument('tool', choices=['train', 'test'])
+    parser.add_argument('arguments', nargs=REMAINDER, help="the tool's own")
+    args = parser.parse_args(argv)
     from ..compat import require_stack
 
     require_stack()

@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..errors import InputError
 from .console import CommandParser, guarded, say
-from .options import check_new_file
+from .options import check_file_option, check_paths
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -35,10 +34,9 @@ def _model_card(argv: list[str] | None) -> None:
     from ..report.model_card import CARD_SUFFIX, build_card
 
     path = args.checkpoint
-    if not path.is_file():
-        raise InputError(f'{path}: no such checkpoint')
+    check_paths(path, args.scores)
     out = args.out or path.with_name(path.name + CARD_SUFFIX)
-    check_new_file('--out', out, args.overwrite)
+    check_file_option('--out', out, args.overwrite)
     usual = path.parent / SCORES_FILE
     file = args.scores or (usual if usual.is_file() else None)
     scores = read_scores(file, path) if file else None

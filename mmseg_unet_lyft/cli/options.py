@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import inference
-from ..errors import InputError
+from ..errors import InputError, did_you_mean, shorten_list
+from ..processes import take_place
+from .console import phase
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -16,7 +19,22 @@ if TYPE_CHECKING:
     from ..inference.segmenter import Segmenter
 
 MODEL_VARIABLE = 'LYFT_MODEL'
-_MOST_MEGAPIXELS = 1000
+
+
+def ranged(kind: type, least: float, most: float = 1e9) -> Callable[[str], Any]:
+    """The ``type`` of an argument: numbers of a kind within bounds, without nan."""
+
+    def parse(text: str) -> Any:
+        number = kind(text)
+        if not least <= number <= most:
+            bounds = f'from {least:g} to {most:g}' if most < 1e9 else f'of {least:g} or more'
+            raise argparse.ArgumentTypeError(f'{text}: give a number {bounds}')
+        return number
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
 _COMMON: dict[str, dict[str, Any]] = {
     'config': dict(help='config file, or the name of one in the package'),
     '--data-root': dict(help="folder of the frames, instead of the config's"),
@@ -31,7 +49,10 @@ _COMMON: dict[str, dict[str, Any]] = {
         choices=['exact', 'rows'],
         help="vehicle pixels of the hood: exact, its own (the default), or rows, the organisers' rows >= 496",
     ),
-    '--max-megapixels': dict(type=float, default=64, help='largest image or frame that is read (64)'),
+    # Beyond, OpenCV reads nothing.
+    '--max-megapixels': dict(
+        type=ranged(float, 1e-6, 1000), default=64, help='largest image or frame that is read (64)'
+    ),
 }
 
 
@@ -45,20 +66,9 @@ def add_label_arguments(parser: argparse.ArgumentParser, overwrite: str) -> None
     """Add options for making and showing labels; ``overwrite`` is that option's help text."""
     add = parser.add_argument
     add('--thresholds', metavar='F', help='of tools/tune_thresholds.py')
-    add('--opacity', type=float, default=0.5, help='of the colours in overlays, 0 to 1 (0.5)')
+    add('--opacity', type=ranged(float, 0, 1), default=0.5, help='of the colours in overlays, 0 to 1 (0.5)')
     add('--overwrite', action='store_true', help=overwrite)
     add_common(parser, '--max-megapixels')
-
-
-def check_label_arguments(args: argparse.Namespace) -> None:
-    """Raise an InputError if a number of `add_label_arguments` is out of its range."""
-    if not 0 <= args.opacity <= 1:
-        raise InputError(f'--opacity {args.opacity}: give a number from 0 to 1')
-    # A comparison with nan is false; beyond the limit, OpenCV reads nothing.
-    if not 0 < args.max_megapixels <= _MOST_MEGAPIXELS:
-        raise InputError(
-            f'--max-megapixels {args.max_megapixels}: give a number above 0, up to {_MOST_MEGAPIXELS}'
-        )
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, inputs: str) -> None:
@@ -76,8 +86,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, inputs: str) -> None:
 def split_words(words: list[str]) -> tuple[str | None, str, list[str]]:
     """Config (if any), model and inputs, from the positional words of a command line.
 
-    Raises:
-        InputError: If no word is a model and the environment names none, or no input is left.
+    An InputError if no word is a model and the environment names none, or no input is left.
     """
     config, model, inputs = None, None, list(words)
     at = next((index for index, word in enumerate(words[:2]) if word.endswith(inference.MODELS)), None)
@@ -93,6 +102,7 @@ def split_words(words: list[str]) -> tuple[str | None, str, list[str]]:
         )
     if not inputs:
         raise InputError(f'{model}: nothing to label; name it after the model')
+    check_paths(model, config=config)
     return config, model, inputs
 
 
@@ -105,17 +115,40 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def check_file_option(option: str, path: Path | None) -> None:
-    """Raise an InputError unless an option names a file in an existing folder."""
-    if path and (path.is_dir() or not path.parent.is_dir()):
-        raise InputError(f'{option} {path}: name a file in a folder that exists')
+def check_paths(
+    *paths: str | Path | None, config: str | None = None, data_root: str | Path | None = None
+) -> None:
+    """Raise an InputError unless what a command line names is there, before torch, which takes seconds."""
+    if config is not None:
+        from ..compat import require_stack
+
+        require_stack()
+        from ..engine.config import find_config
+
+        find_config(config)
+    for path in [Path(path) for path in paths if path is not None]:
+        if not path.exists():
+            there = sorted(one.name for one in path.parent.glob(f'*{path.suffix}'))
+            held = f'; {path.parent} holds {shorten_list(there)}' if there else ''
+            raise InputError(f'{path}: no such file{did_you_mean(path.name, there) or held}')
+    if data_root is not None and not Path(data_root).is_dir():
+        from ..datasets.layout import list_frames
+
+        list_frames(Path(data_root))  # Says what to do.
 
 
-def check_new_file(option: str, path: Path, overwrite: bool) -> None:
-    """As `check_file_option`; also raises if the file exists and may not be replaced."""
-    check_file_option(option, path)
-    if path.exists() and not overwrite:
-        raise InputError(f'{path}: exists already; name another {option}, or add --overwrite')
+def check_run_paths(args: argparse.Namespace, *paths: str | None) -> None:
+    """Take this process's place among a run's ranks; then as `check_paths`, for what its options name."""
+    take_place(args.launcher)
+    check_paths(*paths, config=args.config, data_root=args.data_root)
+
+
+def check_file_option(option: str, path: Path | None, overwrite: bool = True) -> None:
+    """Make the folder of the file that an option names; an InputError if the file may not be replaced."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise InputError(f'{option} {path}: exists already; name another file, or add --overwrite')
 
 
 def add_uncertainty(parser: argparse.ArgumentParser, what: str) -> None:
@@ -124,19 +157,19 @@ def add_uncertainty(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _passes(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
+    if not text.isdecimal() or int(text) < 1:
         # Most often a path: argparse takes the word after the option for its value.
         raise argparse.ArgumentTypeError(
             f'{text}: not a number of passes; name files before the option, or write --uncertainty 10 {text}'
-        ) from None
+        )
+    return int(text)
 
 
 def load_named_config(args: argparse.Namespace, name: str) -> Config:
     """The config of that name, with ``--cfg-options`` and ``--data-root`` applied."""
     from ..engine.config import load_config, parse_options
 
+    phase(f'reading the config {name}')
     options = parse_options(args.cfg_options)
     if getattr(args, 'data_root', None) is not None:
         options['data_root'] = str(args.data_root)
@@ -145,26 +178,22 @@ def load_named_config(args: argparse.Namespace, name: str) -> Config:
 
 def read_config(args: argparse.Namespace) -> Config:
     """The config of a run: `load_named_config`, with ``--work-dir`` and ``--launcher`` applied too."""
-    from ..processes import take_place
-
-    take_place(args.launcher)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     config = load_named_config(args, args.config)
     config.launcher = args.launcher
     config.work_dir = (
         args.work_dir or config.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
     )
+    phase(f'checking the run of {args.config}')
     return config
 
 
 def require_runtime(config: str | None, model: str) -> None:
     """Raise an InputError if a model's runtime is not installed; imports neither torch nor an mm stack."""
-    from ..compat import require_opencv, require_stack, require_torch
+    from ..compat import require_opencv, require_stack
 
     if config is None and model.endswith(inference.EXPORTED):
         require_opencv()
-        if model.endswith(inference.PROGRAM):
-            require_torch(model)
     else:
         require_stack()
 
@@ -172,8 +201,7 @@ def require_runtime(config: str | None, model: str) -> None:
 def model_config(args: argparse.Namespace, config: str | None) -> Config | None:
     """The config named before a checkpoint, with ``--cfg-options`` applied; None if none is named.
 
-    Raises:
-        InputError: If it cannot be read, or ``--cfg-options`` are given without a config.
+    An InputError if it cannot be read, or ``--cfg-options`` are given without a config.
     """
     if config is None:
         if args.cfg_options:
@@ -181,6 +209,7 @@ def model_config(args: argparse.Namespace, config: str | None) -> Config | None:
         return None
     from ..engine.config import load_config, parse_options
 
+    phase(f'reading the config {config}')
     return load_config(config, parse_options(args.cfg_options))
 
 
@@ -188,6 +217,7 @@ def open_segmenter(args: argparse.Namespace, config: Config | None, model: str) 
     """The model of a command line on the device it names; ``config`` is from `model_config`."""
     from ..inference.segmenter import Segmenter
 
+    phase(f'opening {model}')
     given = dict(threads=getattr(args, 'threads', None), thresholds=getattr(args, 'thresholds', None))
     given |= dict(trust=args.trust)
     name = _device(args, config, model)
@@ -202,12 +232,9 @@ def computes_on_cpu(args: argparse.Namespace, config: Config | str | None, model
 
 
 def _device(args: argparse.Namespace, config: Config | str | None, model: str) -> str:
-    """The device for a command line's model; imports nothing for an exported file."""
+    """The device for a command line's model, after `require_runtime`."""
     if config is None and model.endswith(inference.EXPORTED):
         return args.device or 'cpu'
-    from ..compat import require_stack
-
-    require_stack()
     from ..engine import device
 
     device.choose_device(args.device)

@@ -9,13 +9,12 @@ import argparse
 from pathlib import Path
 from pprint import pformat
 
-from ..errors import InputError
+from ..errors import InputError, shorten_list
 from .console import CommandParser, guarded, progress, say
 from .options import (
     add_label_arguments,
     add_model_arguments,
     add_uncertainty,
-    check_label_arguments,
     model_config,
     open_segmenter,
     require_runtime,
@@ -29,14 +28,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(description=__doc__)
     add_model_arguments(parser, "image files, folders, patterns ('frames/**/*.png')")
-    parser.add_argument(
-        '--out', default='predictions', metavar='DIR', help='folder for results (predictions)'
-    )
-    parser.add_argument(
-        '--palette', action='store_true', help='palette PNGs: pixels are ids, shown in colour'
-    )
-    parser.add_argument('--overlay', action='store_true', help='the images under their colours')
-    parser.add_argument('--ids', action='store_true', help='grey PNGs of the ids')
+    add = parser.add_argument
+    add('--out', default='predictions', metavar='DIR', help='folder for results (predictions)')
+    add('--palette', action='store_true', help='palette PNGs: pixels are ids, shown in colour')
+    add('--overlay', action='store_true', help='the images under their colours')
+    add('--ids', action='store_true', help='grey PNGs of the ids')
     add_uncertainty(parser, 'grey PNGs of the entropy over T passes of Monte-Carlo dropout (10)')
     add_label_arguments(parser, 'replace existing results')
     # Options may stand between the model and the input.
@@ -46,16 +42,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def _predict(argv: list[str] | None) -> None:
     args = parse_args(argv)
     config, model, inputs = split_words(args.words)
-    check_label_arguments(args)
-    if args.uncertainty is not None and args.uncertainty < 1:
-        raise InputError(f'--uncertainty {args.uncertainty}: give 1 pass or more')
     require_runtime(config, model)
     from ..inference.folder import KINDS, PROBLEMS_NAME, Outputs, find_images, predict_images, start_folder
+    from ..inference.frames import IMAGE_SUFFIXES
 
     # By default: outputs in colour, since grey PNGs of small ids look black.
     kinds = tuple(kind for kind in KINDS if getattr(args, kind) not in (False, None)) or Outputs.kinds
     outputs = Outputs(Path(args.out), kinds, args.opacity, args.uncertainty or Outputs.passes)
-    images = find_images(inputs, outputs.folder)
+    images, left_out = find_images(inputs, outputs.folder)
     config = model_config(args, config)
     text = config and pformat(config.to_dict())
     segmenter = open_segmenter(args, config, model)
@@ -68,6 +62,9 @@ def _predict(argv: list[str] | None) -> None:
     )
     there = f', {done.present} were already there' if done.present else ''
     say(f'wrote {", ".join(kinds)} of {done.written} images{there} to {outputs.folder}')
+    if left_out:
+        listed = shorten_list(f'{reason} ({count})' for reason, count in left_out.most_common())
+        say(f'left out {left_out.total()} files: {listed}; images are {", ".join(sorted(IMAGE_SUFFIXES))}')
     if done.problems:
         listed = '\n'.join(done.problems[:_SHOWN])
         raise InputError(

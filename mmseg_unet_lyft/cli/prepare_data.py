@@ -16,18 +16,12 @@ from .inspect_data import add_check_arguments
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument('source', type=Path, nargs='?', help='zip archive, or folder in the Kaggle layout')
-    parser.add_argument(
-        'out', type=Path, help='prepared folder, 1.92 MB a frame of 600x800: give it as --data-root'
-    )
-    in_place = parser.add_mutually_exclusive_group()
-    in_place.add_argument('--download', action='store_true', help='fetch the Kaggle set instead of a source')
-    in_place.add_argument(
-        '--verify', action='store_true', help='only compare the checksum of every packed frame in OUT'
-    )
-    parser.add_argument(
-        '--skip-bad', action='store_true', help='leave frames with problems out, and list them'
-    )
+    add, add_one_of = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
+    add('source', type=Path, nargs='?', help='zip archive, or folder in the Kaggle layout')
+    add('out', type=Path, help='prepared folder, 1.92 MB a frame of 600x800: give it as --data-root')
+    add_one_of('--download', action='store_true', help='fetch the Kaggle set instead of a source')
+    add_one_of('--verify', action='store_true', help='only compare the checksum of every packed frame in OUT')
+    add('--skip-bad', action='store_true', help='leave frames with problems out, and list them')
     add_check_arguments(parser)
     return parser.parse_args(argv)
 
@@ -39,8 +33,8 @@ def _prepare_data(argv: list[str] | None) -> None:
     require_opencv()
     from ..datasets import layout
     from ..datasets import prepare as packing
+    from ..datasets.atomic_io import taken_bytes
     from ..datasets.checks import Inspection, check_options
-    from ..datasets.prepare import LEFT_OUT_NAME, download, prepare
     from ..evaluation.leak import measure_leaks
     from ..report.inspection_page import MANIFEST_NAME, write_reports
 
@@ -53,22 +47,29 @@ def _prepare_data(argv: list[str] | None) -> None:
         count = packing.verify(args.out, lambda names, total: progress(names, total, 'verifying'))
         say(f'{args.out}: {count} frames are intact')
         return
-    check_options(args.simulator, args.accept)
+    check_options(args.simulator, args.accept, args.workers)
 
     def report(folder: Path, inspection: Inspection) -> None:
         layout.write_manifest(folder / MANIFEST_NAME, inspection.files)
         write_reports(folder, inspection, measure_leaks(inspection.of_one_size, args.simulator))
 
-    source = download() if args.download else args.source
+    if args.download:
+        import kagglehub
+
+        args.source = Path(kagglehub.dataset_download(layout.KAGGLE_NAME))
     checks = (args.simulator, args.accept, args.skip_bad)
-    prepared = prepare(source, args.out, *checks, args.workers, progress, report)
+    prepared = packing.prepare(args.source, args.out, *checks, args.workers, progress, report)
     for name in prepared.left_out:
         say(f'left out: {name}')
     if prepared.left_out:
-        say(f'{len(prepared.left_out)} frames left out; why is in {args.out / LEFT_OUT_NAME}')
-    size = packing.required_bytes(prepared.pairs)
+        say(f'{len(prepared.left_out)} frames left out; why is in {args.out / packing.LEFT_OUT_NAME}')
+    size = taken_bytes(args.out.glob('*.npy'))
     say(f'prepared {len(prepared.pairs)} frames, {size / 1e9:.2f} GB')
     say(f'wrote {args.out}')
+    raw = args.out / packing.RAW_FOLDER
+    if prepared.inspection.root == raw:
+        unpacked = taken_bytes(path for path in raw.rglob('*') if path.is_file())
+        say(f'{raw}: the unpacked frames, {unpacked / 1e9:.2f} GB; training does not read them, delete them')
 
 
 main = guarded(_prepare_data)

@@ -35,10 +35,9 @@ def _report(argv: list[str] | None) -> None:
     if len(args.work_dirs) > 1 and args.latency:
         raise InputError('--latency: is of one run; name its work dir alone')
     check_file_option('--out', args.out)
-    from ..compat import require_opencv, require_pages
+    from ..compat import require_opencv
 
     require_opencv()
-    require_pages()
     from ..report.run_page import FOLDER, read_latency, read_run, write_comparison, write_report
 
     if len(args.work_dirs) == 1:

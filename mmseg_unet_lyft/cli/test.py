@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from .. import inference
-from ..errors import InputError
-from .console import CommandParser, guarded, progress, say
-from .options import add_common, add_run_arguments, add_uncertainty, read_config
+from ..errors import InputError, decoration
+from .console import CommandParser, guarded, phase, progress, say
+from .options import add_common, add_run_arguments, add_uncertainty, check_run_paths, read_config
 
 
 def add_test_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,23 +26,14 @@ def add_test_arguments(parser: argparse.ArgumentParser) -> None:
     add('--out', metavar='DIR', help='write the predicted ids of every frame as palette PNGs')
     add('--show-dir', metavar='DIR', help='write image | truth | prediction of every frame')
     add('--show-limit', type=int, default=1000, metavar='N', help='at most N of these (1000)')
-    add(
-        '--baselines',
-        action='store_true',
-        help='also score the most frequent class per pixel and a colour look-up',
-    )
-    add_uncertainty(
-        parser,
-        'measure calibration and entropy, over T passes with active dropout (10); 1: the plain softmax',
-    )
+    what = 'also score the most frequent class per pixel and a colour look-up'
+    add('--baselines', action='store_true', help=what)
+    what = 'measure calibration and entropy, over T passes with active dropout (10); 1: the plain softmax'
+    add_uncertainty(parser, what)
 
 
 def model_to_score(args: argparse.Namespace) -> str:
-    """The checkpoint or exported file that a command line names.
-
-    Raises:
-        InputError: If it names none, or two.
-    """
+    """The checkpoint or exported file that a command line names; an InputError if it is none, or two."""
     if args.checkpoint and args.model:
         raise InputError(f'{args.checkpoint} and --model {args.model}: name one of them')
     if not (args.checkpoint or args.model):
@@ -50,7 +41,8 @@ def model_to_score(args: argparse.Namespace) -> str:
             f'{args.config}: nothing to score; name a checkpoint after it, or an exported file '
             f'({", ".join(inference.EXPORTED)}) with --model'
         )
-    return args.checkpoint or args.model
+    check_run_paths(args, path := args.checkpoint or args.model)
+    return path
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -67,9 +59,8 @@ def _test(argv: list[str] | None) -> None:
     from ..compat import require_stack
 
     require_stack()
-    from ..datasets.atomic_io import write_json
-    from ..engine import device, distributed, guard, preflight, scoring
-    from ..engine.runner import build_runner, config_mistakes
+    from ..engine import device, distributed, preflight, scoring
+    from ..engine.runner import build_runner
     from ..inference.torch_model import score_exported
     from ..processes import is_first
     from ..report.plots import save_reliability
@@ -94,30 +85,31 @@ def _test(argv: list[str] | None) -> None:
         *config.get('custom_hooks', []),
         dict(type='LyftOutputHook', out_dir=args.out, show_dir=args.show_dir, show_limit=args.show_limit),
     ]
+    phase(f'building the test of {args.config}')
     runner = build_runner(config, args.trust)
-    metric = scoring.find_metric(runner)
-    runner.register_hook(report := LyftReportHook())
-    with guard.explained(), config_mistakes(config):
-        metrics = runner.test()
+    # Hooks ask for `runner.iter`, which would build the training with its data.
+    runner._train_loop = None
+    scores, report = scoring.ScoresHook(Path(config.work_dir) / 'scores.json'), LyftReportHook()
+    for hook in (scores, report):
+        runner.register_hook(hook)
+    phase(f'testing {path}')
+    runner.test()
     distributed.leave_group()
     if is_first():
-        baselines = scoring.score_baselines(config, progress) if args.baselines else {}
-        summary = scoring.summarise(config, metrics, metric.confusion, baselines)
-        folder, measured = Path(config.work_dir), scoring.measured_uncertainty(runner, metrics)
-        if measured is not None:
-            summary['calibration'], counts = measured
-            passes = summary['calibration']['passes']
-            what = 'plain softmax' if passes == 1 else f'{passes} passes with dropout'
-            save_reliability(folder / 'reliability.png', counts, what)
-        say(scoring.score_table(summary))
-        path = folder / 'scores.json'
-        write_json(path, summary)
         if args.baselines:
-            report.write(runner)  # Again, with the baselines.
+            with decoration('baselines', runner.logger.warning):
+                scores.add_baselines(config, progress)
+                report.write(runner)  # Again, with the baselines.
+        if scores.reliability is not None:
+            with decoration('reliability.png', runner.logger.warning):
+                passes = scores.summary['calibration']['passes']
+                what = 'plain softmax' if passes == 1 else f'{passes} passes with dropout'
+                save_reliability(scores.path.with_name('reliability.png'), scores.reliability, what)
+        say(scores.describe())
         for folder in filter(None, (args.out, args.show_dir)):
             say(f'pictures: {folder}')
         say(f'report: {page_of(config.work_dir)}')
-        say(f'wrote {path}')
+        say(f'wrote {scores.path}')
 
 
 main = guarded(_test)

@@ -10,11 +10,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .console import CommandParser, guarded, say
-from .options import add_common, add_run_arguments, read_config
+from .console import CommandParser, guarded, phase, say
+from .options import add_common, add_run_arguments, check_run_paths, read_config
 
 if TYPE_CHECKING:
-    from mmengine.config import Config
+    from mmengine.runner import Runner
 
 _TRACKERS = {
     'tensorboard': 'TensorBoard',
@@ -23,77 +23,56 @@ _TRACKERS = {
 }
 
 
-def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the train command."""
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = CommandParser(description=__doc__)
+    add = parser.add_argument
     add_common(parser, 'config')
     add_run_arguments(parser)
-    parser.add_argument('--amp', action='store_true', help='float16 on a GPU, bfloat16 on a CPU')
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='PATH',
-        help="continue from PATH, or from the work dir's newest; if-any: or start if there is nothing saved",
-    )
-    parser.add_argument(
-        '--load-from', metavar='PATH', help='start from those weights of a checkpoint that fit the model'
-    )
-    parser.add_argument('--strict', action='store_true', help='refuse --load-from unless all weights fit')
+    add('--amp', action='store_true', help='float16 on a GPU, bfloat16 on a CPU')
+    resume = "continue from PATH, or from the work dir's newest; if-any: or start if there is nothing saved"
+    add('--resume', nargs='?', const='auto', metavar='PATH', help=resume)
+    add('--load-from', metavar='PATH', help='start from those weights of a checkpoint that fit the model')
+    add('--strict', action='store_true', help='refuse --load-from unless all weights fit')
     add_common(parser, '--trust')
-    parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='scale the learning rate with the frames of a step'
-    )
-    parser.add_argument('--seed', type=int, help='seed of all random numbers')
+    add('--auto-scale-lr', action='store_true', help='scale the learning rate with the frames of a step')
+    add('--seed', type=int, help='seed of all random numbers')
     for name, what in _TRACKERS.items():
-        parser.add_argument(f'--{name}', action='store_true', help=f'log to {what} too')
-    parser.add_argument('--deterministic', action='store_true', help='only algorithms that repeat exactly')
-
-
-def check_train_arguments(args: argparse.Namespace) -> None:
-    """Raise an InputError for options that contradict each other."""
+        add(f'--{name}', action='store_true', help=f'log to {what} too')
+    add('--deterministic', action='store_true', help='only algorithms that repeat exactly')
+    args = parser.parse_args(argv)
     if args.load_from and args.resume not in (None, 'if-any'):
         raise InputError('--load-from starts a new run and --resume continues one; give one of them')
     if args.strict and not args.load_from:
         raise InputError('--strict: applies to --load-from; give that too')
+    return args
 
 
-def read_train_config(args: argparse.Namespace, argv: list[str] | None) -> Config:
-    """The config from `read_config`, with the command line and the chosen trackers added.
-
-    Raises:
-        InputError: If a tracker is not installed.
-    """
-    from ..engine.runner import use_trackers
-
-    config = read_config(args)
-    config.command = ['train', *(sys.argv[1:] if argv is None else argv)]
-    for line in use_trackers(config, [name for name in _TRACKERS if getattr(args, name)]):
-        say(line)
-    return config
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = CommandParser(description=__doc__)
-    add_train_arguments(parser)
-    return parser.parse_args(argv)
+def _progress(runner: Runner) -> str:
+    """What a run is doing."""
+    is_validating = not getattr(runner.model, 'training', True)
+    return f'validation after step {runner.iter}' if is_validating else f'step {runner.iter + 1}'
 
 
 def _train(argv: list[str] | None) -> int:
     args = parse_args(argv)
-    check_train_arguments(args)
+    resumed = None if args.resume in ('auto', 'if-any') else args.resume
+    check_run_paths(args, args.load_from, resumed)
     from ..compat import require_stack
 
     require_stack()
-    from ..engine import checkpoint, device, distributed, guard, preflight
+    from ..engine import checkpoint, device, distributed, preflight
     from ..engine.config import apply_stats
-    from ..engine.runner import StartWeightsHook, build_runner, config_mistakes
+    from ..engine.runner import StartWeightsHook, build_runner, use_trackers
     from ..engine.train_loop import EXIT_STOPPED, StopOnSignalHook
     from ..processes import is_first
     from ..report.report_hook import LyftReportHook
     from ..report.run_page import page_of
 
-    config = read_train_config(args, argv)
+    config = read_config(args)
+    config.command = ['train', *(sys.argv[1:] if argv is None else argv)]
+    for line in use_trackers(config, [name for name in _TRACKERS if getattr(args, name)]):
+        say(line)
     device.choose_device(args.device)
     device.set_randomness(config, args.seed, args.deterministic)
     for line in checkpoint.use_resume(config, args.resume, args.trust):
@@ -107,14 +86,16 @@ def _train(argv: list[str] | None) -> int:
     if args.amp:
         say(device.use_amp(config, on_cuda=device.device_name(args.device).startswith('cuda')))
     distributed.scale_learning_rate(config, args.auto_scale_lr)
+    phase(f'building the run of {args.config}')
     runner = build_runner(config, args.trust)
     say(distributed.describe_batch(config))
     if args.load_from and not config.resume:
-        runner.register_hook(StartWeightsHook(args.load_from, args.strict, args.trust))
+        runner.register_hook(StartWeightsHook(args.load_from, args.trust))
     asked = StopOnSignalHook()
     runner.register_hook(asked)
     runner.register_hook(LyftReportHook())
-    with asked, guard.explained(), config_mistakes(config):
+    phase(lambda: _progress(runner))
+    with asked:
         runner.train()
     if not asked.signal:
         distributed.leave_group()

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from .console import CommandParser, guarded, progress, say
-from .options import add_common, check_file_option, load_named_config
+from .options import add_common, check_file_option, check_paths, load_named_config
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -25,6 +25,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def _tune_thresholds(argv: list[str] | None) -> None:
     args = parse_args(argv)
+    check_paths(args.checkpoint, config=args.config, data_root=args.data_root)
     from ..compat import require_stack
 
     require_stack()
