@@ -197,8 +197,7 @@ def test_class_weights_of_the_demo_are_those_of_the_synthetic_training_frames():
 
 
 @pytest.mark.parametrize(
-    ('stem', 'drive', 'frame'),
-    [('02_00_017', '02_00', 17), ('F61-17', 'F61', 17), ('F1-0', 'F1', 0)],
+    ('stem', 'drive', 'frame'), [('02_00_017', '02_00', 17), ('F61-17', 'F61', 17), ('F1-0', 'F1', 0)]
 )
 def test_a_name_says_drive_and_frame(stem, drive, frame):
     assert parse_name(stem) == (drive, frame)

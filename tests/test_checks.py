@@ -1,6 +1,5 @@
 """Every kind of broken data, made for real, is found, named and told apart; valid data pass."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -10,9 +9,8 @@ import pytest
 from PIL import Image
 
 from mmseg_unet_lyft.cli.inspect_data import main
+from mmseg_unet_lyft.datasets.carla import CARLA_CLASSES, CARLA_PALETTE
 from mmseg_unet_lyft.datasets.checks import ACCEPTABLE, KINDS, channel_sums, count_tags, inspect
-from mmseg_unet_lyft.errors import InputError
-from mmseg_unet_lyft.processes import map_in_order
 from tests.conftest import KaggleFolder
 
 FOLDER = 'dataA/dataA'
@@ -93,31 +91,6 @@ def test_a_drive_in_both_train_and_test_folders_is_a_leak(tmp_path):
     assert 'test (1 frames), train (2 frames)' in message
 
 
-def test_a_drive_that_a_split_file_divides_is_a_leak(frames, tmp_path, capsys):
-    split = tmp_path / 'split.json'
-    command = [str(frames.root), '--out', str(tmp_path / 'out'), '--split-file', str(split), '--workers', '1']
-    for train, test, counts in (
-        (['F1-0', 'F2'], ['F1-1', 'F3'], 'test (1 frames), train (1 frames)'),
-        (['F1'], ['F1', 'F2'], 'test (2 frames), train (2 frames)'),
-        (['F1'], ['F1-1'], 'test (1 frames), train (2 frames)'),
-    ):
-        split.write_text(json.dumps(dict(train=train, test=test)))
-        assert main(command) == 2
-        assert f'drive F1 lies in {counts}' in capsys.readouterr().out
-    split.write_text(json.dumps(dict(train='F1')))
-    assert main(command) == 2
-    assert f'{split}: ' in capsys.readouterr().err
-
-
-def test_a_split_of_names_that_are_not_there_is_refused(frames):
-    (frames.root / FOLDER / 'CameraSeg/F3-0.png').unlink()
-    named = re.escape(f'{frames.root}: ') + '.*F9, F1-7.*02_00, F1, F2'
-    with pytest.raises(InputError, match=named):
-        inspect(frames.root, workers=1, split=dict(train=['F1', 'F9'], test=['F1-7', 'F2-0']))
-    # Its label is missing, but it is there.
-    assert only(frames.root, split=dict(train=['F1', 'F3']))[0] == 'missing_label'
-
-
 @pytest.mark.parametrize('which', [0, 1], ids=['image', 'label'])
 @pytest.mark.parametrize(
     ('damage', 'kind'),
@@ -147,7 +120,7 @@ def test_a_jpeg_label_is_named_and_its_smeared_ids_are_counted(frames):
     assert list(problems) == ['jpeg', 'bad_id']
     smeared = np.asarray(Image.open(label))
     assert (smeared > 12).any()
-    assert problems['bad_id'].startswith(f'{(smeared > 12).sum()} pixels ')
+    assert f' {(smeared > 12).sum()} pixels ' in problems['bad_id']
 
 
 def test_ids_out_of_range_are_counted_with_the_first_position(frames):
@@ -156,7 +129,8 @@ def test_ids_out_of_range_are_counted_with_the_first_position(frames):
     frames.add('F1-7', tags=tags)
     kind, _, message = only(frames.root)
     assert kind == 'bad_id'
-    assert re.match(r'3 pixels .*0 to 12 \(13, 255\), first 13 at \(row 5, col 7\)', message)
+    assert re.match(r'class id 13 at \(row 5, col 7\); .*0 to 12, .* 3 pixels .*\(13, 255\)', message)
+    assert '255 is not an ignore value' in message
     assert [problem[0] for problem in found(frames.root, simulator='0.9.10')] == ['bad_id']
     tags[5, 9] = 22
     frames.add('F1-7', tags=tags)
@@ -184,22 +158,48 @@ def test_a_file_of_another_kind_is_named(frames, which, mode, kinds):
     red = Image.open(path).getchannel(0)
     picture = Image.fromarray(np.asarray(red).astype(np.uint16)) if mode == 'I;16' else red.convert(mode)
     picture.save(path)
-    # A label of 16 bits cannot be read at all.
-    expected = kinds[: 1 if which else None]
+    # A label of 16 bits cannot be read at all, nor one whose palette is of greys.
+    expected = (['colours'] if mode == 'P' else kinds[:1]) if which else kinds
     assert [problem[:2] for problem in found(frames.root)] == [(kind, 'F1-7.png') for kind in expected]
 
 
-def test_a_palette_label_is_named_and_may_be_accepted(frames):
-    tags = np.full((24, 32), 7, np.uint8)
-    picture = Image.fromarray(tags)
-    picture.putpalette([value for tag in range(13) for value in (255 - tag, 1, 2)])
-    picture.save(frames.add('F2-7')[1])
-    assert only(frames.root)[0] == 'palette'
-    inspection = inspect(frames.root, accept=['palette'], workers=1)
-    assert inspection.problems == []
-    assert [one.kind for one in inspection.accepted] == ['palette']
-    # Its indices, not its colours, are the tags.
-    assert inspection.stats.drives['F2'].tag_pixels[7] >= 24 * 32
+@pytest.mark.parametrize('channel', [1, 2], ids=['green', 'blue'])
+def test_tags_in_another_channel_are_named_with_it(frames, channel):
+    rewrite_label(frames.add('F1-7')[1], lambda pixels: np.roll(pixels, channel, axis=2))
+    kind, name, message = only(frames.root)
+    assert (kind, name) == ('other_channel', 'F1-7.png')
+    assert f'{("red", "green", "blue")[channel]} holds values up to 12' in message
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'P'])
+@pytest.mark.parametrize('vehicle', [(0, 0, 255), (0, 0, 142)], ids=['0.8', '0.9'])
+def test_the_cityscapes_palette_is_recognised(frames, mode, vehicle):
+    tags = np.random.default_rng(0).integers(0, 13, (24, 32))
+    colours = np.array([*CARLA_PALETTE[:10], vehicle, *CARLA_PALETTE[11:]], np.uint8)[tags]
+    picture = Image.fromarray(colours)
+    (picture.quantize(13) if mode == 'P' else picture).save(frames.add('F1-7')[1])
+    kind, _, message = only(frames.root)
+    assert (kind, 'CityScapes' in message) == ('colours', True)
+
+
+@pytest.mark.parametrize('tag', [0, 7])
+def test_labels_of_one_tag_alone_are_a_problem_of_all_frames(kaggle, tag):
+    for number in range(3):
+        kaggle.add(f'F1-{number}', tags=tag)
+    kind, name, message = only(kaggle.root)
+    assert (kind, name) == ('one_tag', 'F1-0.png')
+    assert f'all 3 labels has the tag {CARLA_CLASSES[tag]}' in message
+    kaggle.add('F1-3')
+    assert found(kaggle.root) == []
+
+
+def test_a_fifo_among_the_frames_is_named_at_once(frames):
+    image, label = frames.add('F1-7')
+    image.unlink()
+    os.mkfifo(image)
+    assert only(frames.root)[:2] == ('unreadable', 'F1-7.png')
+    label.unlink()
+    assert only(frames.root)[:2] == ('missing_label', 'F1-7.png')
 
 
 def test_mixed_sizes_and_a_label_of_another_size_are_named(frames):
@@ -220,16 +220,13 @@ def test_the_same_image_under_two_names_is_found_however_it_was_compressed(frame
     assert f'{FOLDER}/CameraRGB/F1-0.png, with another label' in message
 
 
-def test_a_dead_worker_is_explained():
-    with pytest.raises(InputError, match='--workers 1'):
-        list(map_in_order(os._exit, [1, 1, 1], workers=2))
-
-
 def test_options_that_are_not_known_are_refused(frames, capsys):
     assert main([str(frames.root), '--simulator', '1.0']) == 2
     assert '0.8, 0.9.10, 0.9.14' in capsys.readouterr().err
     assert main([str(frames.root), '--accept', 'bad_id']) == 2
     assert '--accept bad_id: choose from: extra_file' in capsys.readouterr().err
+    assert main([str(frames.root), '--workers', '0']) == 2
+    assert '--workers 0: ' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('size', [(5, 7), (24, 32)], ids=['odd', 'even'])

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.registry import FUNCTIONS, init_default_scope
-from mmengine.runner import Runner
+from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from torch.utils.data import DataLoader
 
@@ -77,33 +76,39 @@ def test_ranks_share_the_stream_so_that_a_step_sees_what_one_process_would(monke
     assert keys(together) == keys(alone)
 
 
-def test_without_a_seed_the_ranks_agree_on_one(monkeypatch):
-    monkeypatch.setattr(stream, 'sync_random_seed', lambda: 77)
-    assert LyftStreamSampler(range(3)).seed == 77
-
-
 @pytest.mark.parametrize('world_size', [1, 3])
 def test_skipping_leads_where_an_uninterrupted_run_would_be(monkeypatch, world_size):
     monkeypatch.setattr(stream, 'get_dist_info', lambda: (world_size - 1, world_size))
     whole = taken(LyftStreamSampler(range(7), seed=4), 40)
-    skipped = LyftStreamSampler(range(7), seed=4)
-    skipped.skip(23)
-    started = LyftStreamSampler(range(7), seed=4, start=23)
-    for sampler in (skipped, started):
+    sampler = LyftStreamSampler(range(7), seed=4)
+    sampler.skip(23)
+    # Again from there, each time that it is iterated.
+    for _ in range(2):
         rest = taken(sampler, 17)
         assert rest == whole[23:]
         assert keys(rest) == keys(whole[23:])
 
 
 def test_starting_far_in_the_stream_takes_no_time():
-    sampler = LyftStreamSampler(range(10), seed=4, start=10**12 + 3)
+    sampler = LyftStreamSampler(range(10), seed=4)
+    sampler.skip(10**12 + 3)
     assert taken(sampler, 3) == frame_order(4, 10**11, 10)[3:6].tolist()
 
 
-def test_a_sampler_can_be_iterated_again_from_its_start():
-    sampler = LyftStreamSampler(range(7), seed=4, start=3)
-    assert taken(sampler, 9) == taken(sampler, 9)
-    assert len(sampler) == 7
+@pytest.mark.parametrize('world_size', [1, 2])
+def test_a_loop_by_epochs_gets_one_epoch_at_a_time_shared_by_the_ranks(monkeypatch, world_size):
+    seen = []
+    for rank in range(world_size):
+        monkeypatch.setattr(stream, 'get_dist_info', lambda rank=rank: (rank, world_size))
+        sampler = LyftStreamSampler(range(8), seed=4)
+        sampler.is_endless = False
+        sampler.set_epoch(2)
+        seen.append(taken(sampler, 99))
+        assert len(seen[-1]) == len(sampler) == 8 // world_size
+    assert [index for step in zip(*seen, strict=True) for index in step] == frame_order(4, 2, 8).tolist()
+
+
+def test_no_frames_are_refused():
     with pytest.raises(InputError, match='LyftStreamSampler'):
         LyftStreamSampler([], seed=4)
 
@@ -149,31 +154,3 @@ def test_under_mmengines_sampler_augmentation_is_random_and_follows_the_process_
     assert not torch.equal(first[0], other[0])
     sampler = InfiniteSampler(frames, seed=0)
     assert first_pixels(frames, 0, sampler=sampler).shape == (12, 4 * 20 * 24)
-
-
-def test_batches_of_other_packers_are_collated_as_mmengine_does():
-    batch = lyft_collate([dict(inputs=torch.zeros(1)), dict(inputs=torch.ones(1))])
-    assert [tensor.item() for tensor in batch['inputs']] == [0, 1]
-
-
-def test_mmengines_runner_builds_sampler_and_collate_from_a_config(kaggle):
-    kaggle.add('F1-0')
-    init_default_scope('mmseg')
-    loader = Runner.build_dataloader(
-        dict(
-            batch_size=2,
-            num_workers=0,
-            sampler=dict(type='LyftStreamSampler'),
-            collate_fn=dict(type='lyft_collate'),
-            dataset=dict(
-                type='LyftCarlaDataset', data_root=str(kaggle.root), split=['F1'], pipeline=PIPELINE
-            ),
-        ),
-        seed=31,
-    )
-    assert loader.sampler.seed == 31
-    batch = next(iter(loader))
-    assert batch['pixels'].shape == (2, 4 * 20 * 24)
-    assert batch['pixels'].dtype == torch.uint8
-    assert batch['crop_size'] == (20, 24)
-    assert FUNCTIONS.get('lyft_collate') is lyft_collate

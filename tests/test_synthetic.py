@@ -14,7 +14,6 @@ import pytest
 from mmseg_unet_lyft.cli.draw_scenes import main
 from mmseg_unet_lyft.datasets.carla import (
     CARLA_CLASSES,
-    KAGGLE_TRAIN_PERCENT,
     SPLITS,
     VEHICLES,
     hood_mask,
@@ -81,12 +80,6 @@ def test_hood_is_exactly_the_hood_mask_and_dark(size):
     assert image[hood].mean() < 0.5 * image[~hood].mean()
 
 
-def test_below_the_horizon_nothing_is_unlabelled():
-    _, label = draw_frame('F5', 1, 0, 300, 400)
-    assert np.all(label[170:] != 0)
-    assert np.mean(label[:30] == 0) > 0.5
-
-
 @pytest.mark.parametrize('split', ['val', 'test'])
 def test_every_class_is_in_every_held_out_set(split):
     _, labels = drawn(split)
@@ -97,15 +90,6 @@ def test_every_class_is_in_every_held_out_set(split):
     # Each of the 13 classes is in at least a third of the frames.
     frames = np.mean([[np.any(label == tag) for tag in range(13)] for label in labels], axis=0)
     assert frames.min() > 1 / 3, dict(zip(CARLA_CLASSES, frames, strict=True))
-
-
-def test_large_classes_have_shares_within_three_times_the_real_ones():
-    percent = shares(np.concatenate([drawn(split)[1] for split in ('train', 'val')]))
-    large = [tag for tag, real in enumerate(KAGGLE_TRAIN_PERCENT) if real >= 5]
-    assert len(large) == 6
-    for tag in large:
-        ratio = percent[tag] / KAGGLE_TRAIN_PERCENT[tag]
-        assert 1 / 3 < ratio < 3, f'{CARLA_CLASSES[tag]}: {percent[tag]:.2f} %'
 
 
 def test_most_frequent_class_of_a_place_does_not_solve_the_val_drives():
@@ -126,14 +110,6 @@ def test_colour_alone_does_not_solve_the_val_drives():
     counts = np.bincount((bins(images) * 13 + labels).ravel(), minlength=32768 * 13).reshape(-1, 13)
     best = np.where(counts.any(1), counts.argmax(1), counts.sum(0).argmax())
     assert 0.1 < mean_iou(best[bins(val_images)], truth) <= 0.40
-
-
-def test_neighbouring_frames_look_alike_and_other_drives_do_not():
-    near = drawn('val', (0, 1))[1]
-    neighbour = np.mean(near[0::2] == near[1::2])
-    other = np.mean(near[0::2] == np.roll(near[0::2], 1, axis=0))
-    assert neighbour > other + 0.1
-    assert mean_iou(near[1::2], near[0::2]) > mean_iou(np.roll(near[0::2], 1, axis=0), near[0::2]) + 0.15
 
 
 def test_written_files_have_the_kaggle_layout_and_hold_the_drawn_frame(tmp_path):
@@ -223,15 +199,13 @@ def test_another_recipe_needs_overwrite_and_then_leaves_nothing_of_the_first(tmp
         (dict(height=63), '63x800 .* 64x64'),
         (dict(seed=-1), 'seed -1'),
         (dict(drives=('F3', 'F99')), "'F99'.*: 02_00, "),
-        (dict(drives=('F3', 'F3')), 'F3 F3'),
+        (dict(drives=('F3', 'F3')), "'F3'.*twice"),
         (dict(drives=()), ': 02_00, '),
     ],
 )
-def test_a_bad_recipe_or_frame_is_refused_with_value_and_remedy(values, message):
+def test_a_bad_recipe_is_refused_with_value_and_remedy(values, message):
     with pytest.raises(InputError, match=message):
         SceneRecipe(**values)
-    with pytest.raises(InputError, match='frame -1 of drive F3'):
-        draw_frame('F3', -1)
 
 
 def test_command_draws_and_says_where(tmp_path, capsys):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, shorten_list
 
 IGNORE_INDEX = 255
 # The 13 classes: semantic tags of CARLA 0.8 to 0.9.9, as in the red channel of a label PNG.
@@ -19,21 +19,12 @@ CARLA_CLASSES = tuple(
 )
 ROAD_LINES, ROADS, VEHICLES = 6, 7, 10
 
-# RGB. CARLA's own CityScapesPalette; None is black there, as in the simulator.
-CARLA_PALETTE = (
-    (0, 0, 0),
-    (70, 70, 70),
-    (190, 153, 153),
-    (72, 0, 90),
-    (220, 20, 60),
-    (153, 153, 153),
-    (157, 234, 50),
-    (128, 64, 128),
-    (244, 35, 232),
-    (107, 142, 35),
-    (0, 0, 255),
-    (102, 102, 156),
-    (220, 220, 0),
+# RGB. CARLA's own CityScapesPalette, black for None as in the simulator; newer releases change a few colours.
+CARLA_PALETTE = tuple(
+    tuple(bytes.fromhex(colour))
+    for colour in (
+        '000000 464646 be9999 48005a dc143c 999999 9dea32 804080 f423e8 6b8e23 0000ff 66669c dcdc00'.split()
+    )
 )
 
 # The class of a newer tag that is not one of the 13: the one the same object had in 0.8, and None if it had
@@ -90,35 +81,17 @@ SIMULATORS = {
 KAGGLE_TRAIN_PERCENT = (30.9, 8.54, 0.915, 1.02, 0.006, 0.467, 0.738, 19.1, 7.91, 12.2, 16.8, 0.659, 0.068)
 
 # The ego car's hood at 600x800: class 10 in every one of the 439 frames of the reference stream.
-# row: spans of columns (first, one past the last); rows 521 to 599 are hood from edge to edge.
+# Spans are "row: first column, one past the last"; rows 521 to 599 are hood from edge to edge.
 RAW_HEIGHT, RAW_WIDTH = 600, 800
 HOOD_PIXELS = 73_231
 HOOD_FULL_ROWS = (521, 600)
-HOOD_SPANS = {
-    498: ((383, 417),),
-    499: ((349, 352), (359, 441)),
-    500: ((334, 466),),
-    501: ((310, 490),),
-    502: ((285, 515),),
-    503: ((261, 539),),
-    504: ((236, 564),),
-    505: ((211, 589),),
-    506: ((187, 613),),
-    507: ((170, 630),),
-    508: ((160, 640),),
-    509: ((145, 655),),
-    510: ((135, 665),),
-    511: ((133, 667),),
-    512: ((130, 670),),
-    513: ((127, 673),),
-    514: ((125, 675),),
-    515: ((123, 677),),
-    516: ((121, 679),),
-    517: ((119, 681),),
-    518: ((0, 47), (117, 683), (753, 800)),
-    519: ((0, 71), (115, 685), (729, 800)),
-    520: ((0, 95), (113, 687), (705, 800)),
-}
+HOOD_SPANS = (
+    '498: 383 417, 499: 349 352, 499: 359 441, 500: 334 466, 501: 310 490, 502: 285 515, 503: 261 539, '
+    '504: 236 564, 505: 211 589, 506: 187 613, 507: 170 630, 508: 160 640, 509: 145 655, 510: 135 665, '
+    '511: 133 667, 512: 130 670, 513: 127 673, 514: 125 675, 515: 123 677, 516: 121 679, 517: 119 681, '
+    '518: 0 47, 518: 117 683, 518: 753 800, 519: 0 71, 519: 115 685, 519: 729 800, 520: 0 95, '
+    '520: 113 687, 520: 705 800'
+)
 
 
 @dataclass(frozen=True)
@@ -155,25 +128,19 @@ class Scheme:
         return percent
 
 
+_THREE = ('Background', 'Road', 'Vehicle')
+_THREE_COLOURS = ((0, 0, 0), (128, 64, 128), (0, 0, 255))
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
         Scheme('carla13', CARLA_CLASSES, CARLA_PALETTE, tuple(range(13)), keep_hood=True),
         # Source: Lyft Perception Challenge: lane lines count as road, the hood is not a vehicle.
         Scheme(
-            'challenge3',
-            ('Background', 'Road', 'Vehicle'),
-            ((0, 0, 0), (128, 64, 128), (0, 0, 255)),
-            (0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 2, 0, 0),
-            keep_hood=False,
+            'challenge3', _THREE, _THREE_COLOURS, (0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 2, 0, 0), keep_hood=False
         ),
         # Without a vehicle class the hood is background anyway.
         Scheme(
-            'road',
-            ('Background', 'Road'),
-            ((0, 0, 0), (128, 64, 128)),
-            (0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0),
-            keep_hood=True,
+            'road', _THREE[:2], _THREE_COLOURS[:2], (0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0), keep_hood=True
         ),
         # The same 13 classes from the tags of newer releases.
         *(
@@ -207,9 +174,14 @@ def hood_mask(
     Exact at its own size, 600x800 or that of ``measured``. Any other size takes the nearest raw pixel, for
     synthetic or rescaled frames with the same camera.
     """
-    mask = hood_of_spans(HOOD_SPANS, (RAW_HEIGHT, RAW_WIDTH)) if measured is None else measured.copy()
     if measured is None:
+        mask = np.zeros((RAW_HEIGHT, RAW_WIDTH), dtype=bool)
         mask[slice(*HOOD_FULL_ROWS)] = True
+        for span in HOOD_SPANS.split(','):
+            row, first, end = map(int, span.replace(':', '').split())
+            mask[row, first:end] = True
+    else:
+        mask = measured.copy()
     if mask.shape == (height, width):
         return mask
     rows = (np.arange(height) * mask.shape[0]) // height
@@ -235,19 +207,30 @@ def hood_of_spans(spans: Mapping, size: Sequence[int]) -> np.ndarray:
     return mask
 
 
+def unknown_tags(raw_label: np.ndarray, num_tags: int) -> str:
+    """What is wrong with a label, uint8 (H, W), that holds ids from ``num_tags`` on; names the first one."""
+    is_wrong = raw_label >= num_tags
+    row, column = np.argwhere(is_wrong)[0]
+    ids = np.unique(raw_label[is_wrong]).tolist()
+    hint = (
+        'Was it saved as JPEG, or by a newer CARLA (--simulator; scheme carla13_from_0.9.10 or '
+        'carla13_from_0.9.14)?'
+    )
+    if IGNORE_INDEX in ids:
+        hint = f'{IGNORE_INDEX} is not an ignore value here: give these pixels a tag, 0 (None) for example'
+    return (
+        f'class id {raw_label[row, column]} at (row {row}, col {column}); ids go from 0 to {num_tags - 1}, '
+        f'and {is_wrong.sum()} pixels have others ({shorten_list(ids, 8)}). {hint}'
+    )
+
+
 def tags_to_ids(raw_label: np.ndarray, scheme: Scheme) -> np.ndarray:
     """Train ids of CARLA tags at full camera size, uint8 (H, W), a new array; applies the hood mask.
 
-    Raises:
-        InputError: If the scheme lacks a tag; names the first one and its place.
+    An InputError names a tag that the scheme lacks.
     """
     if int(raw_label.max(initial=0)) >= len(scheme.tag_to_id):
-        row, column = np.argwhere(raw_label >= len(scheme.tag_to_id))[0]
-        raise InputError(
-            f'class id {raw_label[row, column]} at (row {row}, col {column}); ids go from 0 to '
-            f'{len(scheme.tag_to_id) - 1}. Was it saved as JPEG, or by a newer CARLA '
-            '(scheme carla13_from_0.9.10 or carla13_from_0.9.14)?'
-        )
+        raise InputError(unknown_tags(raw_label, len(scheme.tag_to_id)))
     label = id_table(scheme)[raw_label]
     if not scheme.keep_hood:
         label[hood_mask(*raw_label.shape, scheme.hood) & (raw_label == VEHICLES)] = 0
@@ -295,8 +278,7 @@ def parse_name(stem: str) -> tuple[str, int]:
 def drives_of_split(split: str | Iterable[str]) -> tuple[str, ...]:
     """Drives of ``'train'``, ``'val'`` or ``'test'`` of the benchmark split, or the given drives as they are.
 
-    Raises:
-        InputError: If a name is not a split (``split='F3'`` should be ``['F3']``).
+    An InputError names what is not a split (``split='F3'`` should be ``['F3']``).
     """
     if not isinstance(split, str):
         return tuple(split)

@@ -6,27 +6,19 @@ import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from ..errors import InputError, shorten_list
+from ..errors import InputError
 from ..processes import cores, map_in_order
 from . import image_io
-from .atomic_io import sha256_of_file
-from .carla import SIMULATORS, VEHICLES
+from .carla import SIMULATORS, VEHICLES, unknown_tags
 from .dataset_stats import Stats, gather
-from .layout import (
-    FrameFiles,
-    Listing,
-    ManifestEntry,
-    Problem,
-    compare_manifests,
-    divided_drives,
-    list_frames,
-)
+from .layout import FrameFiles, ManifestEntry, Problem, compare_manifests, list_frames
 
 # What each kind of problem is called in tables, in the order they are shown.
 KINDS = {
@@ -47,7 +39,10 @@ KINDS = {
     'depth16': '16 bits a channel',
     'palette': 'palette',
     'greyscale': 'greyscale',
+    'colours': 'label in colours, not tags',
+    'other_channel': 'tags not in red',
     'green_blue': 'green or blue not 0',
+    'one_tag': 'labels of one tag alone',
     'duplicate_image': 'same image twice',
     'split_drive': 'drive split over parts',
     'swapped': 'files swapped since the manifest',
@@ -58,8 +53,8 @@ KINDS = {
 }
 # Kinds that leave a frame readable, so that a caller may accept them.
 ACCEPTABLE = tuple(
-    'extra_file duplicate_folder wrong_size palette greyscale green_blue duplicate_image split_drive '
-    'replaced renamed swapped gone new'.split()
+    'extra_file duplicate_folder wrong_size palette greyscale green_blue one_tag duplicate_image '
+    'split_drive replaced renamed swapped gone new'.split()
 )
 
 THUMBNAIL_WH = (40, 30)
@@ -132,31 +127,21 @@ def inspect(
     root: Path,
     simulator: str = '0.8',
     accept: Sequence[str] = (),
-    split: dict[str, list[str]] | None = None,
     baseline: list[ManifestEntry] | None = None,
     workers: int | None = None,
     show: Show = lambda chunks, total: chunks,
 ) -> Inspection:
-    """Read every frame below a root and gather all problems.
+    """Read every frame below a root in the Kaggle layout, and gather all problems.
 
-    Memory holds only 8 kB per frame: counts, a thumbnail and a small label.
-
-    Args:
-        root: Folder in the Kaggle layout.
-        simulator: CARLA release of the tags, a key of `SIMULATORS`.
-        accept: Kinds of problems to accept, from `ACCEPTABLE`.
-        split: Frame or drive names by part; drives in two parts are problems, as they are between folders.
-        baseline: An earlier manifest of the same root, to compare with.
-        workers: Processes; one per core by default.
-        show: Wraps the frames while they are read; takes them and their number.
-
-    Raises:
-        InputError: If the root is missing, an option is unknown, or the split names what is not there.
+    Memory holds only 8 kB per frame: counts, a thumbnail and a small label. ``simulator`` is the CARLA
+    release of the tags, a key of `SIMULATORS`; ``accept`` are kinds of problems to accept, from `ACCEPTABLE`;
+    ``baseline`` is an earlier manifest of the root, to compare with. ``workers`` are processes, one per core
+    by default; ``show`` wraps the frames while they are read, and takes their number. An InputError says that
+    the root is missing or an option unknown.
     """
-    check_options(simulator, accept)
+    check_options(simulator, accept, workers)
     root = Path(root)
     listing = list_frames(root)
-    divided = _divided_by(split, root, listing) if split else ()
     judged, hoods = _judge_all(root, listing.frames, simulator, accept, workers, show)
     files = sorted([entry for one in judged for entry in one.entries] + list(_entries(root, listing.alone)))
     counts = Counter(one.size for one in judged if one.size)
@@ -167,7 +152,7 @@ def inspect(
         *(problem for one in judged for problem in one.problems),
         *_wrong_sizes(judged, size),
         *_duplicates(root, judged),
-        *divided,
+        *_only_tag(judged, simulator),
         *(compare_manifests(baseline, files) if baseline is not None else ()),
     ]
     order = list(KINDS)
@@ -179,8 +164,10 @@ def inspect(
     return inspection
 
 
-def check_options(simulator: str, accept: Sequence[str]) -> None:
-    """Raise an InputError for an unknown release or kind of problem."""
+def check_options(simulator: str, accept: Sequence[str], workers: int | None = None) -> None:
+    """Raise an InputError for an unknown release or kind of problem, or no workers."""
+    if workers is not None and workers < 1:
+        raise InputError(f'--workers {workers}: give 1 or more')
     if simulator not in SIMULATORS:
         raise InputError(
             f'--simulator {simulator}: choose the newest not newer than yours of: {", ".join(SIMULATORS)}'
@@ -234,17 +221,18 @@ def _judge_frame(
 ) -> tuple[Judged, np.ndarray | None]:
     """A judged frame and its vehicle pixels, uint8 {0, 1} (H, W); None for these if it is not valid."""
     judged = Judged(files)
-    image, label = _read_pixels(judged, root, files.image), _read_pixels(judged, root, files.label)
-    raw_label = None if label is None else image_io.red_channel(label)
+    image, raw_label = _read(judged, root, files.image, _image), _read(judged, root, files.label, _label)
     if image is not None:
         judged.size = image.shape[:2]
         judged.channel_sums = channel_sums(image)
         judged.thumbnail = cv2.resize(image, THUMBNAIL_WH, interpolation=cv2.INTER_AREA)
     if raw_label is not None:
         judged.tag_pixels = count_tags(raw_label)
-        _check_ids(judged, raw_label, simulator)
+        num_tags = len(SIMULATORS[simulator].tags)
+        if judged.tag_pixels[num_tags:].any():
+            judged.note('bad_id', files.label, unknown_tags(raw_label, num_tags))
     if image is not None and raw_label is not None:
-        message = image_io.size_mismatch('label', raw_label.shape, files.image, judged.size)
+        message = image_io.size_mismatch(raw_label.shape, files.image, judged.size)
         if message:
             judged.note('size_mismatch', files.label, message)
     spoilt = any(problem.kind not in accept for problem in judged.problems)
@@ -257,65 +245,37 @@ def _judge_frame(
     return judged, cv2.LUT(raw_label, is_vehicle)
 
 
-def _read_pixels(judged: Judged, root: Path, path: str) -> np.ndarray | None:
+def _read(judged: Judged, root: Path, path: str, decode: Callable) -> np.ndarray | None:
     """Pixels of a frame's image or label; None if they cannot be decoded. Notes all problems of the file."""
-    is_label = path == judged.files.label
     content = b''
     try:
         content = image_io.read_bytes(root / path)
         judged.entries.append(ManifestEntry(path, len(content), hashlib.sha256(content).hexdigest()))
-        pixels = image_io.pixels_of_png(content, is_label)
+        return decode(judged, content)
     except image_io.FileFaultError as fault:
         judged.note(fault.kind, path, str(fault))
+        if decode is _image or fault.kind != 'jpeg':
+            return None
         # A JPEG label is decoded all the same: its smeared ids are counted for the report.
-        return image_io.decode(content) if is_label and fault.kind == 'jpeg' else None
-    header = image_io.header_of(content)
-    kinds = {
-        image_io.PALETTE: 'palette',
-        image_io.GREYSCALE: 'greyscale',
-        image_io.GREYSCALE_ALPHA: 'greyscale',
-    }
-    kind = kinds.get(header.colour_type)
-    wanted = '8-bit RGB with the tag in red' if is_label else '8-bit RGB'
+        pixels = image_io.decode(content)
+        return None if pixels is None else image_io.red_channel(pixels)
+
+
+def _image(judged: Judged, content: bytes) -> np.ndarray:
+    pixels, header = image_io.pixels_of_png(content), image_io.header_of(content)
     if header.bit_depth == 16:
-        judged.note('depth16', path, f'16 bits a channel; expected {wanted}')
-    if kind:
-        judged.note(kind, path, f'a {kind} PNG; expected {wanted}')
-    elif is_label:
-        _check_green_blue(judged, pixels)
+        judged.note('depth16', judged.files.image, '16 bits a channel; expected 8-bit RGB')
+    if header.colour_type in (image_io.PALETTE, image_io.GREYSCALE, image_io.GREYSCALE_ALPHA):
+        kind = 'palette' if header.colour_type == image_io.PALETTE else 'greyscale'
+        judged.note(kind, judged.files.image, f'a {kind} PNG; expected 8-bit RGB')
     return pixels
 
 
-def _check_green_blue(judged: Judged, pixels: np.ndarray) -> None:
-    """Note pixels of a label whose green or blue is not 0."""
-    height, width, channels = pixels.shape
-    red = cv2.countNonZero(image_io.red_channel(pixels))
-    # A fast exit for the usual label.
-    if channels == 3 and cv2.countNonZero(pixels.reshape(height, -1)) == red:
-        return
-    rest = cv2.bitwise_or(cv2.extractChannel(pixels, 0), cv2.extractChannel(pixels, 1))
-    count = cv2.countNonZero(rest)
-    if count:
-        row, column = divmod(int(np.flatnonzero(rest)[0]), width)
-        message = (
-            f'green or blue is not 0 in {count} pixels, first at (row {row}, col {column}); the tag is in '
-            'red alone. Colours in place of tags?'
-        )
-        judged.note('green_blue', judged.files.label, message)
-
-
-def _check_ids(judged: Judged, raw_label: np.ndarray, simulator: str) -> None:
-    """Note tags that the simulator does not have."""
-    num_tags = len(SIMULATORS[simulator].tags)
-    wrong = judged.tag_pixels[num_tags:]
-    if wrong.any():
-        row, column = divmod(int(np.argmax(raw_label >= num_tags)), raw_label.shape[1])
-        message = (
-            f'{wrong.sum()} pixels with class ids outside 0 to {num_tags - 1} '
-            f'({shorten_list(np.flatnonzero(wrong) + num_tags, 8)}), first {raw_label[row, column]} at '
-            f'(row {row}, col {column}); saved as JPEG, or by a newer CARLA (--simulator)?'
-        )
-        judged.note('bad_id', judged.files.label, message)
+def _label(judged: Judged, content: bytes) -> np.ndarray:
+    tags, fault = image_io.tags_of_png(content)
+    if fault:
+        judged.note(fault.kind, judged.files.label, str(fault))
+    return tags
 
 
 def count_tags(raw_label: np.ndarray) -> np.ndarray:
@@ -337,12 +297,10 @@ def channel_sums(image: np.ndarray) -> np.ndarray:
 
 
 def _entries(root: Path, paths: Iterable[str]) -> Iterator[ManifestEntry]:
-    """Manifest entries of those files that can be read."""
     for path in paths:
-        try:
-            yield ManifestEntry(path, (root / path).stat().st_size, sha256_of_file(root / path))
-        except OSError:
-            continue
+        with suppress(image_io.FileFaultError):
+            content = image_io.read_bytes(root / path)
+            yield ManifestEntry(path, len(content), hashlib.sha256(content).hexdigest())
 
 
 def _wrong_sizes(judged: list[Judged], size: tuple[int, int]) -> Iterator[Problem]:
@@ -362,7 +320,7 @@ def _duplicates(root: Path, judged: list[Judged]) -> Iterator[Problem]:
         other = first.setdefault(one.fingerprint, one)
         paths = (root / other.files.image, root / one.files.image)
         # Equal fingerprints make it almost certain; the pixels decide.
-        if other is one or not np.array_equal(*(image_io.decode(path.read_bytes()) for path in paths)):
+        if other is one or not np.array_equal(*map(image_io.read_image, paths)):
             continue
         tags = (other.tag_pixels, one.tag_pixels)
         unlike = all(tag is not None for tag in tags) and not np.array_equal(*tags)
@@ -372,23 +330,16 @@ def _duplicates(root: Path, judged: list[Judged]) -> Iterator[Problem]:
         yield Problem('duplicate_image', one.files.image, message, one.files.name)
 
 
-def _divided_by(split: dict[str, list[str]], root: Path, listing: Listing) -> list[Problem]:
-    """Drives that a split puts into several parts; an InputError if it names what is not below the root."""
-    parts: dict[str, set[str]] = {}
-    for part, names in split.items():
-        for name in names:
-            parts.setdefault(name, set()).add(part)
-    # A split may name frames with problems.
-    names = {one.name for one in listing.frames} | {one.frame for one in listing.problems}
-    unknown = [name for name in parts if name not in names | listing.drives]
-    if unknown:
-        raise InputError(
-            f'{root}: the split names {shorten_list(unknown)}, which is not a drive or frame there; the '
-            f'drives are: {", ".join(sorted(listing.drives))}'
-        )
-    counts: dict[str, Counter] = {}
-    for frame in listing.frames:
-        # A frame counts in every part that names it or its drive.
-        named_by = parts.get(frame.name, set()) | parts.get(frame.drive, set())
-        counts.setdefault(frame.drive, Counter()).update(named_by)
-    return list(divided_drives(counts))
+def only_class(pixels: np.ndarray, names: Sequence[str]) -> str | None:
+    """The class that all pixels have, from their number by class (C,); None if there are several or none."""
+    present = np.flatnonzero(pixels)
+    return names[present[0]] if len(present) == 1 else None
+
+
+def _only_tag(judged: list[Judged], simulator: str) -> Iterator[Problem]:
+    """A problem if all labels together hold one tag: nothing could be learnt from them."""
+    labels = [one for one in judged if one.tag_pixels is not None]
+    name = only_class(sum(one.tag_pixels for one in labels), (*SIMULATORS[simulator].tags, *[''] * _MAX_TAGS))
+    if name:
+        message = f'every pixel of all {len(labels)} labels has the tag {name}, so nothing can be learnt'
+        yield Problem('one_tag', labels[0].files.label, f'{message}; record the tags again')

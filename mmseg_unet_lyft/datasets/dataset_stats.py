@@ -113,10 +113,9 @@ def gather(frames: Sequence[Judged], simulator: str, size: tuple[int, int], hood
 
 @lru_cache(maxsize=16)
 def scheme_of_root(name: str, stats_root: str | None) -> Scheme:
-    """A label scheme, with the measured hood of a data root that has a ``stats.json``.
+    """A label scheme, with the measured hood of a data root that has a ``stats.json``; read once.
 
-    Raises:
-        InputError: If the scheme is not known, or is for another CARLA release than the data root's.
+    An InputError names a scheme that is not known or is for another CARLA release than the data root's.
     """
     scheme = get_scheme(name)
     stats = None if stats_root is None else load_stats(stats_root)
@@ -166,7 +165,6 @@ def to_json(stats: Stats) -> dict:
 
 
 def _derived(stats: Stats, drives: tuple[str, ...]) -> dict:
-    """Shares, weights, mean and standard deviation of some drives, rounded."""
     scheme = get_scheme(SIMULATORS[stats.simulator].scheme_name)
     percent = stats.percent(scheme, drives)
     mean, std = stats.mean_std(drives)
@@ -200,8 +198,6 @@ def load_stats(root: str | Path) -> Stats | None:
         return Stats(content['simulator'], (height, width), drives, hood)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
-        raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from None
     # ArithmeticError: an integer that NumPy cannot hold; LookupError: a missing key, a row beyond the hood.
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise InputError(

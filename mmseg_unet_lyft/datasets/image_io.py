@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import stat
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
-from .carla import tags_to_ids
+from .carla import CARLA_PALETTE, tags_to_ids
 from .dataset_stats import scheme_of_root
 from .packed import is_address, read_packed
 
@@ -26,7 +27,10 @@ HEADER_BYTES = _HEADER_AT + _HEADER.size
 # More pixels than a driving camera records; decoding a larger file could fill the memory.
 LARGEST_PIXELS = 2**26
 GREYSCALE, PALETTE, GREYSCALE_ALPHA = 0, 3, 4  # Colour types.
+_GLANCE_STEP = 8  # Every 8th row and column show which colours a label has.
 _RESTORE = 'restore it from the archive'
+_WANTED = 'expected 8-bit RGB with the tag in red'
+_RAW_TAGS = "record the camera's raw tags"
 
 
 class FileFaultError(InputError):
@@ -97,37 +101,64 @@ def decode(content: bytes, flag: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
         return None
 
 
-def decode_label(content: bytes) -> np.ndarray | None:
-    """Pixels of a label PNG: grey or palette indices (H, W), else BGR or BGRA; None if damaged."""
-    header = header_of(content)
-    if header is None or header.colour_type != PALETTE:
-        return decode(content, cv2.IMREAD_UNCHANGED)
-    # OpenCV would turn the indices into their colours.
-    try:
-        return np.asarray(Image.open(io.BytesIO(content)))
-    except (OSError, SyntaxError, ValueError):
-        return None
-
-
 def red_channel(pixels: np.ndarray) -> np.ndarray:
     """CARLA's tags: the red channel of BGR or BGRA, or the only channel; uint8 (H, W)."""
     return pixels if pixels.ndim == 2 else cv2.extractChannel(pixels, 2)
 
 
-def pixels_of_png(content: bytes, is_label: bool = False) -> np.ndarray:
-    """Pixels of an image, BGR, or of a label, as from `decode_label`; else a `FileFaultError`."""
-    header = check_png(content)
-    if is_label and header.bit_depth == 16:
-        raise FileFaultError('depth16', '16 bits a channel; labels have 8. Save it again as an 8-bit RGB PNG')
-    pixels = decode_label(content) if is_label else decode(content)
+def pixels_of_png(content: bytes, flag: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """Pixels of a PNG as `decode` gives them; a `FileFaultError` if it is not an intact one."""
+    check_png(content)
+    pixels = decode(content, flag)
     if pixels is None:
         raise FileFaultError('damaged', f'damaged image data; {_RESTORE}')
     return pixels
 
 
+def tags_of_png(content: bytes) -> tuple[np.ndarray, FileFaultError | None]:
+    """CARLA's tags in a label PNG, uint8 (H, W): red in RGB, RGBA and a palette's colours, or the grey value.
+
+    With them comes a fault that leaves them readable, if there is one: grey, or green and blue not 0.
+
+    Raises:
+        FileFaultError: If the file is not an intact PNG of 8 bits, or its tags are not in red.
+    """
+    pixels = pixels_of_png(content, cv2.IMREAD_UNCHANGED)
+    header, tags = header_of(content), red_channel(pixels)
+    if header.bit_depth == 16:
+        raise FileFaultError('depth16', f'16 bits a channel; {_WANTED}')
+    if header.colour_type in (GREYSCALE, GREYSCALE_ALPHA):
+        return tags, FileFaultError('greyscale', f'a greyscale PNG; {_WANTED}')
+    height, width, channels = pixels.shape
+    # A fast exit for the usual label.
+    if channels == 3 and cv2.countNonZero(pixels.reshape(height, -1)) == cv2.countNonZero(tags):
+        return tags, None
+    blue, green = (cv2.extractChannel(pixels, channel) for channel in (0, 1))
+    rest = cv2.bitwise_or(blue, green)
+    if not rest.any():
+        return tags, None
+    row, column = divmod(int(np.flatnonzero(rest)[0]), width)
+    colours = set(map(tuple, pixels[::_GLANCE_STEP, ::_GLANCE_STEP, 2::-1].reshape(-1, 3).tolist()))
+    # Black is also None's tag, and releases of CARLA differ in a few colours.
+    if 2 * len(colours & {*CARLA_PALETTE[1:]}) > len(colours - {CARLA_PALETTE[0]}):
+        raise FileFaultError('colours', f"classes in the colours of CARLA's CityScapes palette; {_RAW_TAGS}")
+    if header.colour_type == PALETTE:
+        first = tuple(pixels[row, column, 2::-1].tolist())
+        raise FileFaultError('colours', f'a palette with {first} and not (tag, 0, 0) alone; {_RAW_TAGS}')
+    if not tags.any():
+        name, held = ('green', green) if green.any() else ('blue', blue)
+        message = f'red is 0 everywhere and {name} holds values up to {held.max()}: saved as BGR? {_WANTED}'
+        raise FileFaultError('other_channel', message)
+    message = f'green or blue is not 0 in {cv2.countNonZero(rest)} pixels, first at (row {row}, col {column})'
+    return tags, FileFaultError('green_blue', f'{message}; {_WANTED}. Colours in place of tags?')
+
+
 def read_bytes(path: str | Path, size: int = -1) -> bytes:
     """A file's bytes, or its first ``size``; a `FileFaultError` if it cannot be read."""
     try:
+        # Opening a FIFO would wait for a writer.
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise FileFaultError('unreadable', 'is not a file; move it away')
         with Path(path).open('rb') as file:
             return file.read(size)
     except FileNotFoundError:
@@ -139,7 +170,6 @@ def read_bytes(path: str | Path, size: int = -1) -> bytes:
 
 @contextmanager
 def _named(path: str | Path) -> Iterator[None]:
-    """Put the path before a fault's message."""
     try:
         yield
     except FileFaultError as fault:
@@ -169,25 +199,28 @@ def read_image(path: str | Path) -> np.ndarray:
         return pixels_of_png(read_bytes(path))
 
 
-def read_raw_label(path: str | Path) -> np.ndarray:
-    """CARLA tags of a label as stored, uint8 (H, W), read-only where packed; not yet checked.
+def read_raw_label(path: str | Path, notes: list[str] | None = None) -> np.ndarray:
+    """CARLA tags of a label as stored, uint8 (H, W), read-only where packed; not yet compared with a scheme.
 
-    A PNG gives the red channel of RGB or RGBA, the value of L, the index of P.
+    The path is of a PNG as in `tags_of_png`, or a packed frame's address; ``notes`` takes a line on what is
+    unusual about the file.
 
     Raises:
-        InputError: If the file is not an intact 8-bit PNG, or the packed frame is damaged.
+        InputError: If the file holds no tags, or the packed frame is damaged.
     """
     if is_address(path):
         return read_packed(str(path))
     with _named(path):
-        return red_channel(pixels_of_png(read_bytes(path), is_label=True))
+        tags, fault = tags_of_png(read_bytes(path))
+    if fault and notes is not None:
+        notes.append(f'{path}: {fault}')
+    return tags
 
 
 def read_label(path: str | Path, scheme_name: str, stats_root: str | None = None) -> np.ndarray:
     """Train ids of a label, uint8 (H, W), without the hood of the prepared root ``stats_root``.
 
-    Raises:
-        InputError: As `read_raw_label`, or if it holds a tag that the scheme lacks.
+    An InputError as from `read_raw_label`, or one that names a tag that the scheme lacks.
     """
     raw_label = read_raw_label(path)
     try:
@@ -197,19 +230,17 @@ def read_label(path: str | Path, scheme_name: str, stats_root: str | None = None
 
 
 def require_same_size(
-    kind: str, path: str | Path, shape: Sequence[int], image_path: str | Path, image_shape: Sequence[int]
+    path: str | Path, shape: Sequence[int], image_path: str | Path, image_shape: Sequence[int]
 ) -> None:
-    """Raise an InputError if a file of that kind, such as a label, differs in size from its image."""
-    fault = size_mismatch(kind, shape, image_path, image_shape)
+    """Raise an InputError if a label differs in size from its image."""
+    fault = size_mismatch(shape, image_path, image_shape)
     if fault:
         raise InputError(f'{path}: {fault}')
 
 
-def size_mismatch(
-    kind: str, shape: Sequence[int], image_path: str | Path, image_shape: Sequence[int]
-) -> str | None:
-    """A message if a file of that kind differs in size from its image, else None."""
+def size_mismatch(shape: Sequence[int], image_path: str | Path, image_shape: Sequence[int]) -> str | None:
+    """A message if a label differs in size from its image, else None."""
     size, image_size = (f'{one[0]}x{one[1]}' for one in (shape, image_shape))
     if size == image_size:
         return None
-    return f'{kind} of {size} (height x width), but its image {image_path} is {image_size}; not one frame'
+    return f'label of {size} (height x width), but its image {image_path} is {image_size}; not one frame'

@@ -1,14 +1,14 @@
-"""Finds and pairs the files of a data root, and compares them with a manifest."""
+"""Finds the data sets of a config, and pairs the files of a data root or compares them with a manifest."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import InputError, shorten_list
 from .atomic_io import read_object, write_json
@@ -28,6 +28,10 @@ _JPEG_SUFFIXES = ('.jpg', '.jpeg')
 # Names of folders that put their frames into a part of a split.
 _PART_OF_FOLDER = dict(training='train', valid='val', validation='val', testing='test')
 _PART_OF_FOLDER |= {part: part for part in SPLITS}
+
+
+class MissingDrivesError(InputError):
+    """Drives that a data root does not have."""
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
@@ -73,7 +77,6 @@ class Listing:
     frames: list[FrameFiles] = field(default_factory=list)  # In order of drive and frame number.
     problems: list[Problem] = field(default_factory=list)  # In order of path.
     alone: list[str] = field(default_factory=list)  # Paths of images and labels outside any frame.
-    drives: set[str] = field(default_factory=set)  # Drives of all files, complete frames or not.
 
     def note(self, kind: str, path: str, message: str, frame: str = '') -> None:
         """Add a problem."""
@@ -165,7 +168,6 @@ def png_names(root: Path, folder: str, listing: Listing) -> Iterator[str]:
 
 
 def _pair(images: dict[tuple[str, str], str], labels: dict[tuple[str, str], str], listing: Listing) -> None:
-    """Pair images and labels by folder and name; note the rest."""
     first: dict[str, str] = {}
     for key in sorted(images.keys() | labels.keys()):
         there = [names[key] for names in (images, labels) if key in names]
@@ -181,7 +183,6 @@ def _pair(images: dict[tuple[str, str], str], labels: dict[tuple[str, str], str]
         except InputError as error:
             listing.note('unknown_name', path, str(error), stem)
         else:
-            listing.drives.add(drive)
             if len(there) == 2 and first[stem] == path:
                 listing.frames.append(FrameFiles(drive, number, *there))
                 continue
@@ -198,18 +199,11 @@ def divided_drives(parts: dict[str, Counter]) -> Iterator[Problem]:
 
 
 def find_pairs(root: Path, split: str | Sequence[str]) -> list[dict]:
-    """Image, label and drive of every frame of a split, in order of drive and frame number.
+    """``dict(img_path, seg_map_path, drive, frame)`` of every frame of a split, by drive and frame number.
 
-    Args:
-        root: Folder in the Kaggle layout, or of packed frames.
-        split: ``'train'``, ``'val'``, ``'test'`` or a list of drives.
-
-    Returns:
-        ``dict(img_path, seg_map_path, drive, frame)`` with paths as strings; for packed frames their
-        addresses, which `image_io` and mmcv's loaders read like paths.
-
-    Raises:
-        InputError: If nothing is found, a name is not a frame's, or an image or a label is missing.
+    The root is a folder in the Kaggle layout, or of packed frames, whose addresses take the place of paths.
+    The split is ``'train'``, ``'val'``, ``'test'`` or a list of drives. An InputError says that nothing is
+    found, a name is not a frame's, or an image or a label is missing.
     """
     root, drives = Path(root), drives_of_split(split)
     if is_packed(root):
@@ -230,9 +224,9 @@ def find_pairs(root: Path, split: str | Sequence[str]) -> list[dict]:
     absent = [] if isinstance(split, str) else [drive for drive in drives if drive not in present]
     if absent or not found:
         there = ', '.join(f'{drive} ({count} frames)' for drive, count in sorted(present.items()))
-        raise InputError(
+        raise MissingDrivesError(
             f'{root}: no frames of split {split!r} (drives {", ".join(absent or drives)}). Drives present: '
-            f"{there or 'none'}; name some of them, as in train_drives='[F901,F902]'"
+            f'{there or "none"}; name some of them, as [F901,F902]'
         )
     return found
 
@@ -254,8 +248,7 @@ def _refuse_for_training(root: Path, listing: Listing, drives: Sequence[str]) ->
 def find_labels(root: Path) -> list[str]:
     """All labels of a data root or of a folder of label PNGs, by name: paths, or packed addresses.
 
-    Raises:
-        InputError: If there are none, or one is missing or not a PNG: later labels would move up.
+    An InputError says that there are none, or which is missing or not a PNG: later labels would move up.
     """
     if is_packed(root):
         packed = open_packed(root)
@@ -280,6 +273,22 @@ def find_labels(root: Path) -> list[str]:
             'folder of CARLA label PNGs, or a data root'
         )
     return [str(root / path) for path in sorted(paths, key=lambda path: natural_order(Path(path).name))]
+
+
+def leaf_datasets(dataset: Any) -> Iterator[Any]:
+    """The data sets inside wrappers such as RepeatDataset and ConcatDataset, built or as configs."""
+    parts = dataset if isinstance(dataset, Mapping) else vars(dataset)
+    inside = parts.get('datasets') or [parts[key] for key in ('dataset',) if parts.get(key) is not None]
+    for one in inside:
+        yield from leaf_datasets(one)
+    if not inside:
+        yield dataset
+
+
+def our_datasets(loader: Mapping | None) -> list[Mapping]:
+    """The `LyftCarlaDataset` of a loader's config, wrapped or not."""
+    found = leaf_datasets((loader or {}).get('dataset') or {})
+    return [one for one in found if isinstance(one, Mapping) and one.get('type') == 'LyftCarlaDataset']
 
 
 class ManifestEntry(NamedTuple):

@@ -64,10 +64,8 @@ class PackedFrames:
     """The frames of a packed folder.
 
     Opening checks the format version, the index's hash and the file sizes; each process verifies a frame's
-    checksum the first time it reads it. Processes share the mapped files through the page cache.
-
-    Raises:
-        InputError: If the folder does not hold packed frames of this version, or is damaged.
+    checksum the first time it reads it. Processes share the mapped files through the page cache. An
+    InputError says that the folder holds no packed frames of this version, or is damaged.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -85,10 +83,6 @@ class PackedFrames:
                 for name, (height, width, row, image_crc32, label_crc32) in index['frames'].items()
             }
             files = dict(index['files'])
-        except FileNotFoundError:
-            raise InputError(f'{path}: no such file; {self.root} does not hold packed frames') from None
-        except OSError as error:
-            raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f'{path}: damaged, or of another version ({error}); {remedy(self.root)}'
@@ -132,7 +126,6 @@ class PackedFrames:
         return pixels
 
     def _array(self, kind: str, size: tuple[int, int]) -> np.ndarray:
-        """All images or labels of a size."""
         if (kind, size) not in self._arrays:
             path = self.root / array_name(kind, size)
             shape = (self._rows[size], *size, *CHANNELS[kind])

@@ -22,13 +22,12 @@ from ..errors import InputError
 from ..processes import cores
 from . import image_io, packed
 from .atomic_io import UNFINISHED, free_bytes, sync, taken_bytes, whole_file, write_json, write_whole
-from .carla import SPLITS
-from .checks import Inspection, Judged, inspect
+from .checks import Inspection, inspect
 from .dataset_stats import STATS_NAME, load_stats, write_stats
-from .layout import IMAGE_FOLDER, KAGGLE_NAME, KAGGLE_URL, MARKER_NAME, REPORT_FOLDER
+from .layout import IMAGE_FOLDER, KAGGLE_URL, MARKER_NAME, REPORT_FOLDER
 
 # Inside a prepared root. Unpacked files stay: the reports and the manifest refer to them.
-RAW_FOLDER, SPLIT_NAME, LEFT_OUT_NAME = 'raw', 'split.json', 'left_out.json'
+RAW_FOLDER, LEFT_OUT_NAME = 'raw', 'left_out.json'
 # The Kaggle archive expands 1.0 times: PNGs are compressed already.
 _LARGEST_EXPANSION = 40
 # macOS puts a second, hidden copy of every name into this folder of an archive.
@@ -66,15 +65,10 @@ def prepare(
 ) -> Prepared:
     """Prepare a data root for training; after a killed run, the next one gives the same bytes.
 
-    Args:
-        source: Zip archive, or folder in the Kaggle layout; neither is changed.
-        out: The prepared root.
-        simulator: CARLA release of the tags.
-        accept: Kinds of problems to accept, from `checks.ACCEPTABLE`.
-        skip_bad: Leave frames with problems out instead of stopping.
-        workers: Processes; one per core by default.
-        show: Wraps the items of long work; takes them, their number and the name of the work.
-        report: Writes the inspection's reports into a folder.
+    The source is a zip archive, or a folder in the Kaggle layout, and stays as it is. ``simulator``,
+    ``accept`` and ``workers`` are as in `checks.inspect`. Frames with other problems stop it, or with
+    ``skip_bad`` are left out. ``show`` wraps the items of long work, and takes their number and the work's
+    name; ``report`` writes the inspection's reports into a folder.
 
     Raises:
         InputError: If the source cannot be used, the data have problems and ``skip_bad`` is not given, the
@@ -89,7 +83,7 @@ def prepare(
             raise InputError(f'{out}: lies inside {source}; name a folder outside the raw data')
     elif source.is_file():
         raw = out / RAW_FOLDER
-        unzip(source, raw, lambda members, total: show(members, total, 'unpacking'), room_for_packing=True)
+        unzip(source, raw, lambda members, total: show(members, total, 'unpacking'))
     else:
         raise InputError(
             f'{source}: no such archive or folder; download it from {KAGGLE_URL}, or use --download'
@@ -109,7 +103,6 @@ def prepare(
     report(out / REPORT_FOLDER, inspection)
     left_out = [dict(frame=one.frame, kind=one.kind, path=one.path, message=one.message) for one in problems]
     write_json(out / LEFT_OUT_NAME, left_out)
-    write_json(out / SPLIT_NAME, _split(frames))
     write_stats(out / STATS_NAME, inspection.stats)
     if (raw / MARKER_NAME).is_file():
         # Scores on these frames must still say that they are synthetic.
@@ -119,7 +112,6 @@ def prepare(
 
 
 def _refuse_problems(raw: Path, inspection: Inspection, skip_bad: bool) -> None:
-    """Raise an InputError for problems that ``skip_bad`` does not leave out."""
     if inspection.problems and not skip_bad:
         first = inspection.problems[0]
         raise InputError(
@@ -128,48 +120,17 @@ def _refuse_problems(raw: Path, inspection: Inspection, skip_bad: bool) -> None:
             'is with --accept. Nothing was prepared'
         )
     for problem in inspection.problems:
-        if problem.kind == 'split_drive':
+        if problem.kind in ('split_drive', 'one_tag'):
             raise InputError(
-                f'{raw}: {problem.message}. --skip-bad cannot leave a frame out for it; with --accept '
-                'split_drive the folders are ignored, and the split is by drive'
+                f'{raw}: {problem.message}. --skip-bad cannot leave a frame out for it; '
+                f'--accept {problem.kind} takes it'
             )
 
 
-def _split(frames: Sequence[Judged]) -> dict[str, dict[str, int]]:
-    """Number of frames by part and drive; drives outside the benchmark are in ``other``."""
-    counts = Counter(one.files.drive for one in frames)
-    part_of = {drive: part for part, drives in SPLITS.items() for drive in drives}
-    parts: dict[str, dict[str, int]] = {part: {} for part in (*SPLITS, 'other')}
-    for drive in sorted(counts):
-        parts[part_of.get(drive, 'other')][drive] = counts[drive]
-    return parts
+def unzip(archive: Path, out: Path, show: Show = _unshown) -> None:
+    """Unpack a zip archive from an untrusted source, where the disk has room for the packed frames, too.
 
-
-def download(name: str = KAGGLE_NAME) -> Path:
-    """The Kaggle set's folder, fetched by ``kagglehub``; an InputError if that is missing or fails."""
-    by_hand = f'or download the archive from {KAGGLE_URL} and name it in place of --download'
-    try:
-        import kagglehub
-    except ImportError:
-        raise InputError(f'--download needs kagglehub: pip install kagglehub, {by_hand}') from None
-    try:
-        return Path(kagglehub.dataset_download(name))
-    # kagglehub's own errors and those of requests are OSErrors.
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f'--download: kagglehub failed ({error}). Put a token from https://www.kaggle.com/settings into '
-            f'~/.kaggle/kaggle.json or set KAGGLE_USERNAME and KAGGLE_KEY, {by_hand}'
-        ) from error
-
-
-def unzip(archive: Path, out: Path, show: Show = _unshown, room_for_packing: bool = False) -> None:
-    """Unpack a zip archive from an untrusted source; intact files from an earlier run are kept.
-
-    Args:
-        archive: The zip file.
-        out: Folder to unpack into: new, or left by an earlier run with this archive.
-        show: Wraps the members while they are unpacked; takes them and their number.
-        room_for_packing: Whether the disk must also hold the packed frames.
+    Intact files from an earlier run are kept. ``show`` wraps the members and takes their number.
 
     Raises:
         InputError: If the archive is damaged, would write outside the folder, holds links or encrypted
@@ -183,8 +144,7 @@ def unzip(archive: Path, out: Path, show: Show = _unshown, room_for_packing: boo
             _check_folder(archive, out, members)
             missing = [member for member in members if not _is_there(out / member.filename, member)]
             needed, free = sum(member.file_size for member in missing), free_bytes(out)
-            if room_for_packing:
-                needed += max(_packed_bytes(opened, members) - taken_bytes(out.parent.glob('*.npy*')), 0)
+            needed += max(_packed_bytes(opened, members) - taken_bytes(out.parent.glob('*.npy*')), 0)
             if needed > free:
                 raise InputError(
                     f'{archive}: needs {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free at {out}; '
@@ -197,9 +157,6 @@ def unzip(archive: Path, out: Path, show: Show = _unshown, room_for_packing: boo
                     shutil.copyfileobj(content, target, 1 << 20)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
         raise InputError(f'{archive}: not an intact zip archive ({error}); download it again') from None
-    except OSError as error:
-        place = error.filename or archive
-        raise InputError(f'{place}: {error.strerror or error}; check the disk and permissions') from error
 
 
 def _checked_members(archive: Path, opened: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
@@ -238,9 +195,6 @@ def _refusal(member: zipfile.ZipInfo) -> str | None:
 
 
 def _check_folder(archive: Path, out: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Raise an InputError if the folder holds anything that is not from this archive."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f'{out}: is a file; name another folder')
     names = {member.filename + suffix for member in members for suffix in ('', UNFINISHED)}
     for path in out.rglob('*'):
         if path.is_symlink() or not (path.is_dir() or path.relative_to(out).as_posix() in names):
@@ -265,51 +219,42 @@ def _packed_bytes(opened: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> in
     return packed.BYTES_PER_PIXEL * pixels
 
 
-def pack(
-    pairs: Sequence[dict], out: Path, show: Show = _unshown, hashes: Mapping[str, Sequence[str]] | None = None
-) -> None:
-    """Pack frames into a folder, with separate arrays for each frame size.
+def pack(pairs: Sequence[dict], out: Path, show: Show = _unshown) -> None:
+    """Pack frames into a folder, as `Packing` does; ``show`` wraps the frames and takes their number.
 
-    Labels are stored as raw CARLA tags, so every label scheme can read them. The index is written last: a
-    folder is packed completely or not at all, and after a killed run the next one starts again.
-
-    Args:
-        pairs: Frames as from `layout.find_pairs`; their order is kept.
-        out: Folder to write into; made if missing; other files in it stay.
-        show: Wraps the frames while they are packed; takes them and their number.
-        hashes: SHA-256 of image and label by frame; without them, changes that keep a file's size are missed.
-
-    Raises:
-        InputError: If a frame is damaged, the folder holds other packed frames, or the disk is too small.
+    An InputError says that a frame is damaged, the disk too small, or the folder one of other packed frames.
     """
-    packing = Packing(pairs, Path(out), hashes)
+    packing = Packing(pairs, Path(out))
     packing.check()
     packing.write(show)
 
 
-def required_bytes(pairs: Sequence[dict]) -> int:
-    """Upper bound of the bytes that the packed pairs take on disk."""
-    sizes = [image_io.read_header(pair['img_path']).size for pair in pairs]
-    pixels = sum(height * width for height, width in sizes)
-    return packed.BYTES_PER_PIXEL * pixels + _ENTRY_BYTES * len(pairs) + 2 * _HEADER_BYTES * len(set(sizes))
-
-
 class Packing:
-    """Writes packed frames; arguments as in `pack`. The same pairs give the same bytes."""
+    """Writes packed frames, in an array for each frame size; the same pairs give the same bytes.
+
+    Labels are stored as raw CARLA tags, so every label scheme can read them. The index is written last: a
+    folder is packed completely or not at all, and after a killed run the next one starts again. Frames are
+    as from `layout.find_pairs`, and keep their order. ``hashes`` are SHA-256 of image and label by frame;
+    without them, changes that keep a file's size are missed.
+    """
 
     def __init__(
         self, pairs: Sequence[dict], out: Path, hashes: Mapping[str, Sequence[str]] | None = None
     ) -> None:
         self.pairs = {Path(pair['img_path']).stem: pair for pair in pairs}
         self.out, self.hashes = out, hashes or {}
-        if not pairs or len(self.pairs) != len(pairs):
-            raise InputError(f'{len(pairs)} frames with {len(self.pairs)} names to pack; each needs its own')
         self.sizes = {name: image_io.read_header(pair['img_path']).size for name, pair in self.pairs.items()}
         self.shapes = {
             packed.array_name(kind, size): (count, *size, *channels)
             for size, count in sorted(Counter(self.sizes.values()).items())
             for kind, channels in packed.CHANNELS.items()
         }
+
+    def required_bytes(self) -> int:
+        """Upper bound of the bytes that the packed frames take on disk."""
+        pixels = sum(height * width for height, width in self.sizes.values())
+        rest = _ENTRY_BYTES * len(self.pairs) + _HEADER_BYTES * len(self.shapes)
+        return packed.BYTES_PER_PIXEL * pixels + rest
 
     def sources(self) -> str:
         """SHA-256 of names, order, sizes, file sizes and hashes; it identifies the set of PNGs."""
@@ -325,7 +270,7 @@ class Packing:
             if packed.PackedFrames(self.out).sources == self.sources():
                 return
             raise InputError(f'{self.out}: holds other packed frames; name another folder, or delete them')
-        needed = required_bytes(list(self.pairs.values())) - taken_bytes(self._leftovers())
+        needed = self.required_bytes() - taken_bytes(self._leftovers())
         free = free_bytes(self.out)
         if needed > free:
             raise InputError(
@@ -341,23 +286,13 @@ class Packing:
         """Write arrays and index, unless the folder is packed."""
         if packed.is_packed(self.out):
             return
+        # A frame's entry in the index: size, row, checksums.
+        frames, rows = {}, Counter()
         with ExitStack() as stack:
             parts = {file: stack.enter_context(whole_file(self.out / file)) for file in self.shapes}
             for path in self._leftovers():
                 path.unlink()
-            frames = self._write_arrays(parts, show)
-        files = {file: (self.out / file).stat().st_size for file in self.shapes}
-        index = dict(format=packed.FORMAT, version=packed.VERSION, sources=self.sources())
-        index |= dict(files=files, frames=frames)
-        index['sha256'] = packed.index_hash(index)
-        write_whole(self.out / packed.INDEX_NAME, (json.dumps(index) + '\n').encode())
-        sync(self.out)
-
-    def _write_arrays(self, parts: dict[str, Path], show: Show) -> dict[str, list[int]]:
-        """Write all pixels; returns each frame's entry in the index: size, row, checksums."""
-        rows: Counter[tuple[int, int]] = Counter()
-        entries = {}
-        with ExitStack() as stack:
+            # Closed before `whole_file` gives them their names.
             files = {file: stack.enter_context(part.open('wb')) for file, part in parts.items()}
             for file, shape in self.shapes.items():
                 header = dict(descr='|u1', fortran_order=False, shape=shape)
@@ -366,9 +301,14 @@ class Packing:
                 size = self.sizes[name]
                 for kind, array in pixels.items():
                     files[packed.array_name(kind, size)].write(array.data)
-                entries[name] = [*size, rows[size], *(zlib.crc32(array) for array in pixels.values())]
+                frames[name] = [*size, rows[size], *(zlib.crc32(array) for array in pixels.values())]
                 rows[size] += 1
-        return entries
+        files = {file: (self.out / file).stat().st_size for file in self.shapes}
+        index = dict(format=packed.FORMAT, version=packed.VERSION, sources=self.sources())
+        index |= dict(files=files, frames=frames)
+        index['sha256'] = packed.index_hash(index)
+        write_whole(self.out / packed.INDEX_NAME, (json.dumps(index) + '\n').encode())
+        sync(self.out)
 
     def _decoded(self) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         """Image and label of each frame, in order, decoded by several threads."""
@@ -376,7 +316,7 @@ class Packing:
         def decode(name: str) -> tuple[str, dict[str, np.ndarray]]:
             image_path, label_path = (self.pairs[name][key] for key in ('img_path', 'seg_map_path'))
             image, label = image_io.read_image(image_path), image_io.read_raw_label(label_path)
-            image_io.require_same_size('label', label_path, label.shape, image_path, image.shape)
+            image_io.require_same_size(label_path, label.shape, image_path, image.shape)
             return name, {packed.IMAGE: image, packed.LABEL: label}
 
         names = list(self.pairs)
@@ -389,8 +329,7 @@ class Packing:
 def verify(root: Path, show: Show = _unshown) -> int:
     """Verify the checksums of a packed folder; returns its number of frames.
 
-    Raises:
-        InputError: If a frame is damaged; lists every damaged image and label.
+    An InputError lists every damaged image and label.
     """
     opened = packed.PackedFrames(root)
     load_stats(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
@@ -57,17 +58,18 @@ class LyftStreamSampler(Sampler):
     """An endless stream of frames; seed and position alone determine the sample at a position.
 
     Every epoch visits all frames once, in its own order. Rank r of n takes positions r, r + n, ..., so n
-    processes together see the same samples as one with an n times larger batch. Starting at any ``start``
-    takes constant time.
+    processes together see the same samples as one with an n times larger batch. Starting at any position
+    takes constant time. For loops by epochs, which wait for its end, ``is_endless`` is set to False.
 
     Args:
         dataset: Anything with a length.
         shuffle: Whether the frames' order is random.
         seed: Seed of order and augmentation, the same on all ranks; by default the ranks agree on one.
-        start: How many samples of this rank to skip.
     """
 
-    def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None, start: int = 0) -> None:
+    is_endless = True
+
+    def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None) -> None:
         self.rank, self.world_size = get_dist_info()
         self.dataset = dataset
         self.shuffle = shuffle
@@ -75,7 +77,7 @@ class LyftStreamSampler(Sampler):
         self.size = len(dataset)
         if not self.size:
             raise InputError('LyftStreamSampler: the data set has no frames')
-        self.skip(start)
+        self.start = 0
 
     def skip(self, num_samples: int) -> None:
         """Start the next iteration after this rank's first samples, as mmengine asks for on resuming."""
@@ -83,8 +85,9 @@ class LyftStreamSampler(Sampler):
 
     def __iter__(self) -> Iterator[StreamIndex]:
         position = self.rank + self.start * self.world_size
+        end = position + len(self) * self.world_size
         epoch, order = -1, np.arange(self.size)
-        while True:
+        while self.is_endless or position < end:
             if self.shuffle and position // self.size != epoch:
                 epoch = position // self.size
                 order = frame_order(self.seed, epoch, self.size)
@@ -92,11 +95,13 @@ class LyftStreamSampler(Sampler):
             position += self.world_size
 
     def __len__(self) -> int:
-        """Frames of the data set."""
-        return self.size
+        """This rank's share of the frames, rounded up."""
+        return math.ceil(self.size / self.world_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Does nothing: the position determines the epoch."""
+        """Start at an epoch, unless the stream is endless: its position determines the epoch."""
+        if not self.is_endless:
+            self.start = epoch * len(self)
 
 
 @FUNCTIONS.register_module()

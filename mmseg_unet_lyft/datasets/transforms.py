@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from mmcv.image import rescale_size
 from mmcv.transforms import BaseTransform
 from mmengine.fileio import BaseStorageBackend, register_backend
+from mmengine.structures import PixelData
 from mmseg.registry import TRANSFORMS
+from mmseg.structures import SegDataSample
 
 from ..errors import InputError
 from .carla import IGNORE_INDEX, VEHICLES, Scheme, hood_mask, id_table, tags_to_ids
@@ -74,7 +77,7 @@ class LoadLyftLabel(BaseTransform):
             return results
         path = results['seg_map_path']
         label = read_label(path, results['scheme'], results.get('stats_root'))
-        require_same_size('label', path, label.shape, results['img_path'], results['ori_shape'])
+        require_same_size(path, label.shape, results['img_path'], results['ori_shape'])
         results['gt_seg_map'] = label
         results.setdefault('seg_fields', []).append('gt_seg_map')
         return results
@@ -241,7 +244,7 @@ class LyftRandomResizedCrop(BaseTransform):
         """The results with crop and label; an InputError names a damaged file or an unknown tag."""
         image_path, label_path = results['img_path'], results['seg_map_path']
         image, raw_label = read_image(image_path), read_raw_label(label_path)
-        require_same_size('label', label_path, raw_label.shape, image_path, image.shape)
+        require_same_size(label_path, raw_label.shape, image_path, image.shape)
         # Scale, flip, and two numbers for each crop tried.
         random = uniforms(_random_key(results), 2 + 2 * (_CROP_TRIES + 1), _GEOMETRY)
         scheme = scheme_of_root(results['scheme'], results.get('stats_root'))
@@ -321,6 +324,20 @@ class LyftPhotoMetricDistortion(BaseTransform):
     __repr__ = LyftRandomResizedCrop.__repr__
 
 
+class _Packed(dict):
+    """A packed sample that also has mmseg's keys, for tools that look at single samples (browse_dataset)."""
+
+    def __missing__(self, key: str) -> Any:
+        """``inputs``, BGR uint8 (3, H, W), and ``data_samples`` with the label."""
+        if key not in ('inputs', 'data_samples'):
+            raise KeyError(key)
+        image, label = self['pixels'].split([len(self['pixels']) // 4 * 3, len(self['pixels']) // 4])
+        if key == 'inputs':
+            return image.view(*self['crop_size'], 3).permute(2, 0, 1)
+        truth = PixelData(data=label.view(1, *self['crop_size']).long())
+        return SegDataSample(gt_sem_seg=truth, metainfo=self['meta'])
+
+
 @TRANSFORMS.register_module()
 class PackLyftInputs(BaseTransform):
     """Pack a crop for `sampler.lyft_collate`: all its bytes in one row, padded to the crop's size.
@@ -332,7 +349,6 @@ class PackLyftInputs(BaseTransform):
         - gt_seg_map
         - crop_size
         - colour (optional)
-
     """
 
     def __init__(
@@ -355,7 +371,7 @@ class PackLyftInputs(BaseTransform):
         meta = {key: results[key] for key in self.meta_keys if key in results}
         if 'colour' in results:
             meta['colour'] = results['colour'].tolist()
-        return dict(pixels=torch.from_numpy(pixels), crop_size=(height, width), meta=meta)
+        return _Packed(pixels=torch.from_numpy(pixels), crop_size=(height, width), meta=meta)
 
 
 # Former names, still used by configs of earlier runs.

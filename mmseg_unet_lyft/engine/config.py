@@ -10,15 +10,18 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from mmengine.config import Config, ConfigDict
 
 from ..datasets.atomic_io import sha256_of_file
-from ..datasets.carla import Scheme, get_scheme, median_frequency_weights
+from ..datasets.carla import Scheme, drives_of_split, get_scheme, median_frequency_weights
 from ..datasets.dataset_stats import STATS_NAME, class_weights, load_stats
-from ..errors import InputError
+from ..datasets.layout import our_datasets
+from ..errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 _PACKAGED = Path(__file__).resolve().parents[1] / '.mim' / 'configs'
 # Their values are text, whatever they look like: data_root=2018, data_root=/data/a,b.
@@ -62,7 +65,10 @@ SHORT_NAMES: dict[str, tuple[str, ...]] = dict(
     train_drives=('train_dataloader.dataset.split',),
     val_drives=('val_dataloader.dataset.split',),
     test_drives=('test_dataloader.dataset.split',),
-    image_scale_wh=(f'{_CROP}|RandomResize|Resize].scale', *(f'{key}[Resize].scale' for key in _TESTED)),
+    image_scale_wh=(
+        f'{_CROP}|RandomResize|Resize].scale',
+        *(f'{key}[Resize].scale' for key in (*_TESTED, 'tta_pipeline')),
+    ),
     scale_range=(f'{_CROP}|RandomResize].ratio_range',),
     # Stock crops are padded to `size` by the preprocessor.
     crop_size=(f'{_CROP}|RandomCrop].crop_size', 'model.data_preprocessor.size'),
@@ -189,6 +195,9 @@ def short_value(config: Mapping, name: str) -> Any:
 
 def _apply(config: Config, name: str, value: Any, before: list[Config] | None = None) -> None:
     """Set a short name's keys; with ``before``, only those whose value is still that of one of these."""
+    # Imported late: what is wrong with a name or an option is found within a second.
+    from mmengine.config import ConfigDict
+
     said = f'{name}={value!r}'
     paths = _paths(config, name, said)
     value = _as_kind(said, short_value(config, name), value)
@@ -205,22 +214,32 @@ def _apply(config: Config, name: str, value: Any, before: list[Config] | None = 
 
 def _as_kind(said: str, old: Any, new: Any) -> Any:
     """The new value converted to the old one's kind (int, tuple); an InputError if it cannot be."""
-
-    def are_numbers(values: Any) -> bool:
-        return bool(values) and all(type(one) in (int, float) for one in values)
-
     if new is None:
         return None
-    if isinstance(old, (list, tuple)) and are_numbers(old):
-        if not (isinstance(new, (list, tuple)) and are_numbers(new)):
-            raise InputError(f'{said}: give numbers in brackets, as {old} is')
-        # A size in square brackets becomes a tuple: mmcv takes nothing else.
-        return type(old)(new)
-    if type(old) in (int, float):
-        if not are_numbers([new]) or (isinstance(old, int) and new != int(new)):
-            raise InputError(f'{said}: give a {"whole " * isinstance(old, int)}number, as {old} is')
-        return type(old)(new)
+    new, kind = _like(old, new), {int: 'a whole number', float: 'a number'}.get(type(old))
+    if _are_numbers(old) and not _are_numbers(new):
+        kind = 'numbers in brackets'
+    elif type(new) is type(old):
+        return new
+    if kind:
+        raise InputError(f'{said}: give {kind}, as {old} is')
     return new
+
+
+def _like(old: Any, new: Any) -> Any:
+    """The new value as the old one's kind of number or of sequence, where it can be."""
+    # A size in square brackets becomes a tuple: mmcv takes nothing else.
+    if _are_numbers(old) and _are_numbers(new):
+        return type(old)(new)
+    if type(old) is float and type(new) is int:
+        return float(new)
+    # 1e3 steps; not inf or nan, whose remainder is nan.
+    return int(new) if type(old) is int and type(new) is float and new % 1 == 0 else new
+
+
+def _are_numbers(values: Any) -> bool:
+    is_list = isinstance(values, (list, tuple)) and len(values) > 0
+    return is_list and all(type(one) in (int, float) for one in values)
 
 
 def find_config(name: str) -> Path:
@@ -228,15 +247,19 @@ def find_config(name: str) -> Path:
     for candidate in (Path(name), _PACKAGED / (name if name.endswith('.py') else f'{name}.py')):
         if candidate.is_file():
             return candidate
-    known = ', '.join(sorted(config.name for config in _PACKAGED.glob('*.py')))
-    raise InputError(f'{name}: no such config file here, nor in the package; the package has: {known}')
+    known = sorted(config.name for config in _PACKAGED.glob('*.py'))
+    hint = did_you_mean(Path(name).name, known)
+    raise InputError(
+        f'{name}: no such config file here, nor in the package{hint or "."} It has: {", ".join(known)}'
+    )
 
 
 def parse_options(options: list[str]) -> dict[str, Any]:
     """``['max_iters=5', 'train_drives=[02_00,F1]']`` as a dict.
 
-    Values are Python literals; bare words are strings, inside brackets and commas too. Unlike mmengine's
-    ``DictAction``, ``02_00`` is a drive and not the number 200. Raises an InputError for other text.
+    Values are Python literals or ``dict(...)`` of them; bare words are strings, inside brackets and commas
+    too. Unlike mmengine's ``DictAction``, ``02_00`` is a drive and not the number 200. Raises an InputError
+    for other text.
     """
     parsed = {}
     for option in options:
@@ -256,15 +279,26 @@ def _parse_value(text: str, option: str) -> Any:
         with suppress(ValueError, SyntaxError):
             return ast.literal_eval(text)
     if not is_dict:
-        if ',' not in text and not text.startswith(('[', '(')):
+        if ',' not in text and not text.startswith(('[', '(', 'dict(')):
             return {'true': True, 'false': False}.get(text.lower(), text)
-        words = r'[^\[\](),\s][^\[\](),]*'
-        text = re.sub(words, lambda match: repr(_parse_value(match[0].strip(' \'"'), option)), text)
+        # Quoted text and, where there is a dict, its keys stay; other words get quotes.
+        kept = r'dict\(|\w+\s*=|' if 'dict(' in text else ''
+        words = rf"(?P<kept>{kept}'[^']*'|\"[^\"]*\")|[^\[\](),\s][^\[\](),]*"
+        text = re.sub(words, lambda word: word['kept'] or repr(_parse_value(word[0].strip(), option)), text)
     try:
-        return ast.literal_eval(text)
+        return _literal(ast.parse(text, mode='eval').body)
     except (ValueError, SyntaxError):
-        said = f'--cfg-options {option!r}: close brackets and quotes; a dict is written {{"type": "BN"}}'
+        said = f'--cfg-options {option!r}: close brackets and quotes; a dict is written dict(type=BN)'
         raise InputError(said) from None
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of a literal, in which ``dict(...)`` may stand for a dict; a ValueError for anything else."""
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict' and not node.args:
+        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return (list if isinstance(node, ast.List) else tuple)(map(_literal, node.elts))
+    return ast.literal_eval(node)
 
 
 def load_config(name: str, options: Mapping[str, Any] | None = None) -> Config:
@@ -288,16 +322,38 @@ def load_config(name: str, options: Mapping[str, Any] | None = None) -> Config:
             root, _, rest = key.partition('.')
             paths = _paths(config, root, f'--cfg-options {key}') if root in SHORT_NAMES else [(root,)]
             dotted |= {'.'.join((*path, rest)).rstrip('.'): value for path in paths}
-        for key in dotted:
-            _check_key(config, key)
-        config.merge_from_dict(dotted)
+        _set_dotted(config, dotted)
     except InputError as error:
         raise InputError(f'{path}: {error}') from None
     return config
 
 
+def _set_dotted(config: Config, dotted: Mapping[str, Any]) -> None:
+    """Set dotted keys, types first: the others must fit the new type, and what only the old one took goes."""
+    options = dict(dotted)
+    types = [key for key in options if key.rpartition('.')[2] == 'type']
+    for key in sorted(types, key=lambda key: key.count('.')):
+        _check_key(config, key)
+        owner = _at(config, key.split('.')[:-1])
+        before, after = (_parameters(find_class(name)) for name in (owner.get('type'), options[key]))
+        for lost in (before - after) & set(owner) if after else ():
+            del owner[lost]
+        owner['type'] = options.pop(key)
+    for key, value in options.items():
+        _check_key(config, key)
+        old = _at(config, key.split('.'))
+        options[key] = _like(old, value)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            # A dict of another type takes the place of the old one; others are merged.
+            is_other = value.get('type', old.get('type')) != old.get('type')
+            options[key] = dict(value, _delete_=True) if is_other else value
+    config.merge_from_dict(options)
+
+
 def _read(path: Path) -> Config:
     """The config as mmengine reads it; an InputError names the first of its files that cannot be read."""
+    from mmengine.config import Config
+
     files = _files(path)
     try:
         return Config.fromfile(str(path))
@@ -320,7 +376,7 @@ def _apply_assigned(config: Config, files: list[tuple[Path, ast.Module]]) -> Non
         if assigning and name not in _names(assigning[-1][1], ast.Load):
             last = assigning[-1][0]
             # Files without the assignment; a complete config, as a run saves it, has none.
-            before = [Config.fromfile(str(path)) for path, _ in files if last not in dict(_files(path))]
+            before = [_read(path) for path, _ in files if last not in dict(_files(path))]
             if before:
                 _apply(config, name, value, before)
 
@@ -333,7 +389,6 @@ def _names(tree: ast.Module, use: type[ast.expr_context]) -> set[str]:
 
 
 def _target(node: ast.stmt) -> str:
-    """The name that a statement assigns; '' if it does something else."""
     return getattr(node.targets[0], 'id', '') if isinstance(node, ast.Assign) else ''
 
 
@@ -341,14 +396,10 @@ def _files(path: Path) -> list[tuple[Path, ast.Module]]:
     """A config file and its bases, bases first, each with its syntax tree."""
     try:
         source = path.read_text(encoding='utf-8')
-        tree = ast.parse(source)
-    except SyntaxError as error:
-        raise InputError(f'{path}: line {error.lineno}: {error.msg}') from None
-    # Bytes that are not UTF-8, or zeros among them.
-    except ValueError as error:
-        raise InputError(f'{path}: not Python source ({error}); save it as UTF-8 text') from None
-    if not source.strip():
-        raise InputError(f'{path}: is empty; restore it')
+        tree = ast.parse(source, path.name)
+    # ValueError: bytes that are not UTF-8, or zeros among them.
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f'{path}: not Python source ({error})') from None
     return [*(file for base in _bases(path, tree) for file in _files(base)), (path, tree)]
 
 
@@ -358,12 +409,14 @@ def _bases(path: Path, tree: ast.Module) -> list[Path]:
     try:
         names = ast.literal_eval(node.value) if node else []
     except ValueError:
-        raise InputError(f'{path}: line {node.lineno}: write _base_ as a list of strings') from None
+        names = []  # Computed.
     names = [names] if isinstance(names, str) else names
     bases = [path.parent / name for name in names if '::' not in name]
     for base in bases:
         if not base.is_file():
-            raise InputError(f'{path}: its base {base} does not exist')
+            raise InputError(
+                f'{path}: its base {base} does not exist; those of the package are in {_PACKAGED}'
+            )
     return bases
 
 
@@ -379,6 +432,9 @@ def _check_key(config: Mapping, key: str) -> None:
             raise InputError(f'--cfg-options {key}: {".".join(parts[:index])} is {node!r} and has no keys')
         if part not in known:
             nearest = difflib.get_close_matches(part, sorted(known), n=1, cutoff=0.0)
+            if not index:
+                # lr=0.1 means learning_rate.
+                nearest = [name for name in SHORT_NAMES if _main_key(name) == part][:1] or nearest
             meant = '.'.join([*parts[:index], *nearest, *parts[index + 1 :]])
             raise InputError(
                 f'--cfg-options {key}: no such key, it would change nothing; did you mean {meant}?'
@@ -404,8 +460,12 @@ def _known_keys(node: Mapping, path: list[str], config: Mapping) -> set[str]:
         from ..models.segmentor import TEST_KEYS
 
         known |= TEST_KEYS
-    cls = find_class(node.get('type'))
-    # Parameters of base classes count too, as far up as **kwargs passes them on.
+    return known | _parameters(find_class(node.get('type')))
+
+
+def _parameters(cls: Any) -> set[str]:
+    """Parameters of a class or function, those of base classes too, as far up as **kwargs passes them on."""
+    known: set[str] = set()
     for owner in inspect.getmro(cls) if inspect.isclass(cls) else [cls]:
         constructor = vars(owner).get('__init__') if inspect.isclass(owner) else owner
         if constructor is not None:
@@ -472,19 +532,19 @@ def _leaves(value: Any, name: str = '') -> Iterator[tuple[str, str]]:
 def apply_stats(config: Config, options: Iterable[str] = (), from_weights: bool = False) -> list[str]:
     """Put the measured values of the training drives into a config: class weights, mean and deviation.
 
-    They replace only published values, and are recorded in ``config.data_stats``, so that the work dir and
-    every checkpoint hold them. Returns one line on what was used and kept; no line without stats.
-
-    Args:
-        config: Changed in place.
-        options: ``--cfg-options`` as given: keys named there keep their values, published or not.
-        from_weights: Whether training starts from weights, which bring their own mean and deviation.
+    They replace only published values of keys that no option (of ``--cfg-options``) names, in place, and are
+    recorded in ``config.data_stats``, so that the work dir and every checkpoint hold them. Weights that
+    training starts from (``from_weights``) bring their own mean and deviation. Returns one line on what was
+    used and kept; no line without stats.
     """
-    dataset = (config.get('train_dataloader') or {}).get('dataset', {})
-    stats = load_stats(dataset['data_root']) if dataset.get('type') == 'LyftCarlaDataset' else None
+    datasets = our_datasets(config.get('train_dataloader'))
+    roots = {str(dataset['data_root']) for dataset in datasets}
+    # Those of several roots are not one measurement.
+    stats = load_stats(*roots) if len(roots) == 1 else None
     if stats is None:
         return []
-    scheme, drives = get_scheme(dataset.get('scheme', 'carla13')), dataset.get('split', 'train')
+    scheme = get_scheme(datasets[0].get('scheme', 'carla13'))
+    drives = {drive for dataset in datasets for drive in drives_of_split(dataset.get('split', 'train'))}
     given = {option.partition('=')[0].rpartition('.')[2] for option in options}
     used: dict[str, list] = {}
     kept: list[str] = []
@@ -513,7 +573,7 @@ def apply_stats(config: Config, options: Iterable[str] = (), from_weights: bool 
             # A channel that never changes would be divided by 0.
             used |= dict(mean=mean, std=[max(value, 1.0) for value in std])
             preprocessor.update(mean=mean, std=used['std'])
-    path = Path(dataset['data_root']) / STATS_NAME
+    path = Path(*roots) / STATS_NAME
     config.data_stats = dict(path=str(path), sha256=sha256_of_file(path), used=used, kept=kept)
     said = f'{path}: measured {", ".join(used) or "nothing"} used'
     return [said + (f'; kept: {"; ".join(kept)}' if kept else '')]

@@ -1,12 +1,11 @@
 """A model described as plain data: a checkpoint works without its config, and no code is run for it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
 
+from ..datasets.layout import our_datasets
 from ..errors import InputError
 
 KEY = 'lyft_model'  # In a checkpoint's ``meta``.
@@ -14,9 +13,10 @@ FORMAT = 1
 # What a description may name: networks and layers, nothing that reads files or calls what it is given.
 KNOWN_TYPES = frozenset(
     """
-    LyftSegmentor LyftUNet LyftUNetHead LyftDataPreProcessor LyftCrossEntropyLoss
-    EncoderDecoder SegDataPreProcessor FCNHead CrossEntropyLoss UNet ResNet ResNetV1c ResNetV1d MobileNetV2
-    BasicConvBlock DeconvModule InterpConv
+    LyftSegmentor LyftUNet LyftEfficientNetLite LyftUNetHead LyftDataPreProcessor LyftCrossEntropyLoss
+    EncoderDecoder SegDataPreProcessor CrossEntropyLoss UNet BasicConvBlock DeconvModule InterpConv
+    ResNet ResNetV1c ResNetV1d MobileNetV2
+    FCNHead PSPHead ASPPHead DepthwiseSeparableASPPHead UPerHead SegformerHead
     BN BN2d SyncBN GN LN IN IN2d ReLU ReLU6 LeakyReLU PReLU ELU GELU SiLU HSwish Conv2d
     Resize
     """.split()
@@ -60,8 +60,7 @@ def describe(config: Config) -> dict | str:
 def checked(description: Any, path: str) -> dict:
     """The description that a checkpoint carries under `KEY` of its ``meta``.
 
-    Raises:
-        InputError: If there is none, or it holds anything but known types and plain values.
+    An InputError if there is none, or it holds anything but known types and plain values.
     """
     remedy = 'name the config it was trained with before it'
     if not isinstance(description, dict) or description.get('format') != FORMAT:
@@ -94,5 +93,5 @@ def _plain(value: Any, place: str = 'the model') -> Any:
 
 def scheme_of(config: Config) -> str | None:
     """Name of the label scheme that a config tests with; None for data sets of other kinds."""
-    dataset = (config.get('test_dataloader') or {}).get('dataset', {})
-    return dataset.get('scheme', 'carla13') if dataset.get('type') == 'LyftCarlaDataset' else None
+    found = our_datasets(config.get('test_dataloader'))
+    return found[0].get('scheme', 'carla13') if found else None

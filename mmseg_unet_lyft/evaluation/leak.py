@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,6 @@ from ..datasets.carla import SIMULATORS, SPLITS
 from ..datasets.checks import Judged, count_tags
 from .metrics import mean_iou
 
-PARTS = ('train', 'val', 'test')
 # Frames compared with all training frames at once: 256 x 5,000 distances of eight bytes.
 _BLOCK = 256
 # At least the number of classes; its square is the number of values of a byte.
@@ -20,7 +19,6 @@ _CODES = 16
 # The benchmark's shares, used for the random split.
 _VAL_SHARE, _TEST_SHARE = 0.15, 0.14
 
-Parts = dict[str, list[int]]
 # A frame, its nearest training frame, L2 distance of their thumbnails, equal label pixels (%).
 Copied = namedtuple('Copied', 'name nearest distance agreement')
 
@@ -42,57 +40,47 @@ class Leak:
         return float(np.mean([frame.agreement for frame in self.frames]))
 
 
-def _held_out(groups: Sequence[str]) -> Parts:
-    """Frames by part, from their groups: the last is test, the one before val if there are three or more."""
+def _held_out(groups: Sequence[str]) -> list[str]:
+    """Each frame's part, by its group: the last is test, the one before val if there are three or more."""
     names = sorted(set(groups))
     part_of = dict.fromkeys(names, 'train')
     if len(names) > 1:
         part_of[names[-1]] = 'test'
     if len(names) > 2:
         part_of[names[-2]] = 'val'
-    return _by_part([part_of[group] for group in groups])
+    return [part_of[group] for group in groups]
 
 
-def _by_part(parts: Sequence[str | None]) -> Parts:
-    return {part: [index for index, one in enumerate(parts) if one == part] for part in PARTS}
-
-
-def _by_drive(frames: Sequence[Judged]) -> tuple[str, Parts]:
+def _by_drive(frames: Sequence[Judged]) -> tuple[str, list[str | None]]:
     """The benchmark split if its drives for training and scoring are there; else held-out drives."""
     part_of = {drive: part for part, drives in SPLITS.items() for drive in drives}
     parts = [part_of.get(one.files.drive) for one in frames]
     if 'train' in parts and ('val' in parts or 'test' in parts):
-        return 'ours (benchmark, by drive)', _by_part(parts)
+        return 'ours (benchmark, by drive)', parts
     return 'ours (by drive)', _held_out([one.files.drive for one in frames])
 
 
-def _at_random(frames: Sequence[Judged]) -> Parts:
-    """A split with the benchmark's shares, chosen frame by frame."""
-    order = np.random.default_rng(0).permutation(len(frames))
-    num_val, num_test = round(_VAL_SHARE * len(frames)), round(_TEST_SHARE * len(frames))
-    parts = np.split(order, [num_val, num_val + num_test])
-    return {name: sorted(part.tolist()) for name, part in zip(('val', 'test', 'train'), parts, strict=True)}
+def _at_random(count: int) -> list[str]:
+    """Parts with the benchmark's shares, chosen frame by frame."""
+    places = np.argsort(np.random.default_rng(0).permutation(count))
+    num_val, num_test = round(_VAL_SHARE * count), round(_TEST_SHARE * count)
+    return np.select([places < num_val, places < num_val + num_test], ['val', 'test'], 'train').tolist()
 
 
-def measure_leaks(
-    frames: Sequence[Judged],
-    simulator: str,
-    show: Callable[[Iterable, int], Iterable] = lambda parts, total: parts,
-) -> list[Leak]:
+def measure_leaks(frames: Sequence[Judged], simulator: str) -> list[Leak]:
     """Leaks of three splits of valid frames of one size: by drive, random and by folder.
 
     The nearest training frame is found by its image alone; labels are compared afterwards, at every fourth
     pixel in each direction.
     """
     folders = [one.files.image.partition('/')[0] for one in frames]
-    splits = [_by_drive(frames), ('random', _at_random(frames)), ('by folder', _held_out(folders))]
-    wanted = [
-        (name, part, parts)
+    splits = [_by_drive(frames), ('random', _at_random(len(frames))), ('by folder', _held_out(folders))]
+    return [
+        _measure(frames, simulator, name, part, parts)
         for name, parts in splits
         for part in ('val', 'test')
-        if parts['train'] and parts[part]
+        if 'train' in parts and part in parts
     ]
-    return [_measure(frames, simulator, *one) for one in show(wanted, len(wanted))]
 
 
 def nearest(queries: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,17 +97,18 @@ def nearest(queries: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np
     return np.concatenate(indices), np.concatenate(distances)
 
 
-def _measure(frames: Sequence[Judged], simulator: str, split: str, part: str, parts: Parts) -> Leak:
-    queries, candidates = (
-        np.stack([frames[index].thumbnail.ravel() for index in parts[one]]) for one in (part, 'train')
+def _measure(frames: Sequence[Judged], simulator: str, split: str, part: str, parts: Sequence) -> Leak:
+    held_out, train = (
+        [frame for frame, of in zip(frames, parts, strict=True) if of == one] for one in (part, 'train')
     )
-    indices, distances = nearest(queries, candidates)
+    thumbnails = (np.stack([frame.thumbnail.ravel() for frame in chosen]) for chosen in (held_out, train))
+    indices, distances = nearest(*thumbnails)
     table = np.zeros(256, np.uint8)
     table[: len(SIMULATORS[simulator].tags)] = SIMULATORS[simulator].to_carla13
     confusion = np.zeros((_CODES, _CODES), np.int64)
     copied, same_drive = [], 0
-    for index, place, distance in zip(parts[part], indices, distances, strict=True):
-        frame, source = frames[index], frames[parts['train'][place]]
+    for frame, place, distance in zip(held_out, indices, distances, strict=True):
+        source = train[place]
         # Both ids in one byte: counting bytes is several times faster than counting pairs.
         truth, pred = table[frame.read_small_label()], table[source.read_small_label()]
         counts = count_tags(truth * np.uint8(_CODES) + pred).reshape(_CODES, _CODES)
@@ -128,7 +117,7 @@ def _measure(frames: Sequence[Judged], simulator: str, split: str, part: str, pa
         agreement = 100 * float(np.trace(counts) / counts.sum())
         copied.append(Copied(frame.files.name, source.files.name, float(distance), agreement))
     share, miou = 100 * same_drive / len(copied), 100 * mean_iou(confusion)
-    return Leak(split, part, len(parts['train']), share, miou, tuple(copied))
+    return Leak(split, part, len(train), share, miou, tuple(copied))
 
 
 def to_json(leaks: Sequence[Leak]) -> list[dict]:

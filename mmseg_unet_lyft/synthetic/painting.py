@@ -548,7 +548,6 @@ def paint_car(canvas: Canvas, thing: Thing) -> None:
 
 
 def _car_side(car: _CarFrame, paint: RGB, height: float, belt: float, feet: list, light: float) -> None:
-    """The long side: body, doors, windows and wheels, and the roof's edge."""
     side, length = car.side, car.length
     top = side * 0.84
     profile = [(feet[0], side, belt), (feet[3], side, belt), (feet[2], top, height), (feet[1], top, height)]
@@ -573,7 +572,6 @@ def _car_side(car: _CarFrame, paint: RGB, height: float, belt: float, feet: list
 def _car_end(
     car: _CarFrame, paint: RGB, height: float, belt: float, feet: list, light: float, detail: bool
 ) -> None:
-    """Rear or front: deck, slanted window, body, lamps, plate and bumper."""
     half, rear = car.half, car.rear_shows
     end = 0.0 if rear else car.length
     foot, roof = (feet[0], feet[1]) if rear else (feet[3], feet[2])
@@ -802,20 +800,9 @@ def paint_other(canvas: Canvas, thing: Thing) -> None:
         canvas.box(thing.x + x, (low, high), thing.z + z, width, depth, colour or own, TAG['Other'])
 
 
-PAINTERS = {
-    'block': paint_block,
-    'house': paint_house,
-    'tree': paint_tree,
-    'bush': paint_tree,
-    'wall': paint_wall,
-    'fence': paint_fence,
-    'car': paint_car,
-    'person': paint_person,
-    'lamp': paint_lamp,
-    'signal': paint_signal,
-    'sign': paint_sign,
-    'other': paint_other,
-}
+PAINTERS = dict(block=paint_block, house=paint_house, tree=paint_tree, bush=paint_tree, wall=paint_wall)
+PAINTERS |= dict(fence=paint_fence, car=paint_car, person=paint_person, lamp=paint_lamp)
+PAINTERS |= dict(signal=paint_signal, sign=paint_sign, other=paint_other)
 
 
 def paint_shadows(canvas: Canvas, things: list[Thing]) -> np.ndarray:

@@ -42,12 +42,10 @@ class SceneRecipe:
     width: int = RAW_WIDTH
 
     def __post_init__(self) -> None:
-        unknown = [drive for drive in self.drives if drive not in ALL_DRIVES]
-        if unknown or not self.drives:
-            what = f'drive {unknown[0]!r} is not known' if unknown else 'no drives to draw'
+        wrong = [one for one in self.drives if one not in ALL_DRIVES or self.drives.count(one) > 1]
+        if wrong or not self.drives:
+            what = f'drive {wrong[0]!r} is not known, or named twice' if wrong else 'no drives to draw'
             raise InputError(f'{what}; choose from: {", ".join(ALL_DRIVES)}')
-        if len(set(self.drives)) != len(self.drives):
-            raise InputError(f'drives {" ".join(self.drives)} hold one twice; name each once')
         if self.frames_per_drive < 1 or self.seed < 0 or min(self.height, self.width) < SMALLEST:
             raise InputError(
                 f'{self.frames_per_drive} frames per drive of {self.height}x{self.width} (height x width), '
@@ -68,21 +66,15 @@ class SceneRecipe:
 def draw_frame(
     drive: str, frame: int, seed: int = 0, height: int = RAW_HEIGHT, width: int = RAW_WIDTH
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A synthetic frame and its label.
+    """A synthetic frame, RGB, uint8 (H, W, 3), and its CARLA tags, uint8 (H, W).
 
-    Drive and seed determine the town and the weather. At this frame the car has driven
-    ``frame * STEP_METRES``.
-
-    Returns:
-        Image RGB, uint8 (H, W, 3), and CARLA tags, uint8 (H, W). The ego hood is exactly
-        ``carla.hood_mask(height, width)``, and the gaps of a fence count as fence.
+    Drive and seed determine the town and the weather. The ego hood is exactly ``hood_mask(height, width)``,
+    and the gaps of a fence count as fence.
 
     Raises:
-        InputError: If the drive is not known, a number is negative or a side is below 64.
+        InputError: If the drive is not known, the seed is negative or a side is below 64.
     """
     SceneRecipe((drive,), 1, seed, height, width)
-    if frame < 0:
-        raise InputError(f'frame {frame} of drive {drive}; frames count from 0')
     canvas = Canvas(build_world(seed, drive), frame, height, width)
     things = visible_things(canvas.world, frame)
     paint_sky(canvas)
@@ -130,20 +122,11 @@ def write_scenes(
     workers: int | None = None,
     show: Callable[[Iterable, int], Iterable] = lambda frames, total: frames,
 ) -> int:
-    """Draw a set of scenes into a folder; existing frames are kept, so a killed run can be completed.
+    """Draw scenes into a folder that is new, empty or of an earlier run; returns how many frames it drew.
 
-    Args:
-        out: Root of the scenes: new, empty, or of an earlier run.
-        recipe: What to draw.
-        overwrite: Whether to delete earlier scenes of another recipe first.
-        workers: Processes that draw; one per core by default. The scenes do not depend on it.
-        show: Wraps the finished frames; takes them and their total number.
-
-    Returns:
-        Number of frames that were drawn; 0 if all were there.
-
-    Raises:
-        InputError: If the folder cannot be written or holds anything else.
+    Existing frames are kept, so a killed run can be completed; ``overwrite`` deletes those of another recipe
+    first. ``workers`` are processes, one per core by default. ``show`` wraps the finished frames. An
+    InputError says that the folder cannot be written or holds anything else.
     """
     out = Path(out)
     missing = [one for one in recipe.frames if not all(path.is_file() for path in frame_paths(out, *one))]
@@ -162,7 +145,6 @@ def write_scenes(
 
 
 def _draw_chunk(task: tuple[Path, SceneRecipe, list[Frame]]) -> list[Frame]:
-    """Draw and write some frames."""
     out, recipe, frames = task
     for drive, frame in frames:
         image, raw_label = draw_frame(drive, frame, recipe.seed, recipe.height, recipe.width)
@@ -175,8 +157,6 @@ def _draw_chunk(task: tuple[Path, SceneRecipe, list[Frame]]) -> list[Frame]:
 
 def _make_room(out: Path, recipe: SceneRecipe, overwrite: bool) -> bool:
     """Delete scenes of another recipe; returns whether there were any. Raises at files of other origin."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f'{out}: is a file; name a folder for the scenes')
     marker = read_marker(out)
     ours = {out / MARKER_NAME}
     if marker is not None:

@@ -62,51 +62,6 @@ LEAVES = _colours('42662a 42662a 526e30 8c6a2c')  # Mostly summer green; the las
 MASONRY = _colours('a04a34 aa5a3c 96503e b4704c a89c84')
 
 
-@dataclass(frozen=True, eq=False)
-class World:
-    """One drive's town; lengths in metres, x to the right of the road's middle line.
-
-    ``pitch`` shifts the horizon, as a share of the image height; ``yaw`` is how far the view swings to the
-    sides, as a share of the width.
-    """
-
-    key: tuple[int, str]
-    weather: Weather
-    road_half: float
-    lane: float
-    lanes: int
-    sidewalk: float
-    camera_x: float
-    camera_height: float
-    bend: tuple[float, float, float]
-    sun_shift: tuple[float, float]
-    facades: tuple[RGB, ...]
-    road: RGB
-    pavement: RGB
-    grass: RGB
-    leaf: RGB
-    yellow_middle: bool
-    tree_line: bool
-    hood: RGB
-    metal: RGB
-    district: tuple[str, ...]
-    crowd: float
-    parked: float
-    crossing_every: int
-    pitch: float
-    yaw: float
-
-    def middle(self, z: float | np.ndarray) -> float | np.ndarray:
-        """How far the road's middle line has swung sideways at distance z."""
-        swing, length, phase = self.bend
-        sine = np.sin if isinstance(z, np.ndarray) else math.sin
-        return swing * sine(z / length + phase)
-
-    def is_crossing(self, plot: int) -> bool:
-        """Whether a street crosses the road at this plot."""
-        return plot % self.crossing_every == self.crossing_every // 2
-
-
 def generator(*key: object) -> np.random.Generator:
     """Random numbers that depend on the key's text alone: equal in every process and Python version."""
     digest = hashlib.blake2b('/'.join(map(str, key)).encode(), digest_size=16).digest()
@@ -124,41 +79,58 @@ def pick(rng: np.random.Generator, colours: tuple[RGB, ...], spread: float = 0.1
     return nearly(rng, colours[int(rng.integers(len(colours)))], spread)
 
 
+class World:
+    """One drive's town; lengths in metres, x to the right of the road's middle line.
+
+    The drives of a split take the weathers in turn. ``pitch`` shifts the horizon, as a share of the image
+    height; ``yaw`` is how far the view swings to the sides, as a share of the width.
+    """
+
+    def __init__(self, seed: int, drive: str) -> None:
+        rng = generator(seed, drive, 'world')
+        turn = next(drives.index(drive) for drives in SPLITS.values() if drive in drives)
+        self.lanes = lanes = int(rng.integers(1, 3))
+        self.lane = lane = float(rng.uniform(3.1, 3.9))
+        grey = float(rng.uniform(72, 112))
+        self.key = (seed, drive)
+        self.weather = WEATHERS[(turn + seed) % len(WEATHERS)]
+        self.road_half = lanes * lane + float(rng.choice((0.4, 2.3)))
+        self.sidewalk = float(rng.uniform(4.0, 6.8))
+        self.camera_x = lane * (lanes - 0.5 - int(rng.random() < 0.3 and lanes > 1))
+        self.camera_height = float(rng.uniform(1.4, 1.75))
+        self.bend = (float(rng.uniform(-10, 10)), float(rng.uniform(55, 90)), float(rng.uniform(0, 6.28)))
+        self.sun_shift = (float(rng.choice((-1, 1)) * rng.uniform(0.4, 1.1)), float(rng.uniform(-0.5, 0.6)))
+        self.facades = tuple(pick(rng, FACADES) for _ in range(5))
+        self.road = nearly(rng, (grey, grey, grey + 2), 0.05)
+        self.pavement = nearly(rng, (168, 160, 150), 0.14)
+        self.grass = nearly(rng, (88, 116, 48), 0.16)
+        self.leaf = pick(rng, LEAVES, 0.18)
+        self.yellow_middle = bool(rng.random() < 0.6)
+        self.tree_line = bool(rng.random() < 0.7)
+        self.hood = pick(rng, PAINTS, 0.1)
+        self.metal = pick(rng, METALS)
+        self.district = DISTRICTS[int(rng.integers(len(DISTRICTS)))]
+        self.crowd = float(rng.uniform(1.5, 2.6))
+        self.parked = float(rng.uniform(0.1, 0.6))
+        self.crossing_every = int(rng.integers(6, 9))
+        self.pitch = float(rng.uniform(-0.06, 0.06))
+        self.yaw = float(rng.uniform(0.2, 0.36))
+
+    def middle(self, z: float | np.ndarray) -> float | np.ndarray:
+        """How far the road's middle line has swung sideways at distance z."""
+        swing, length, phase = self.bend
+        sine = np.sin if isinstance(z, np.ndarray) else math.sin
+        return swing * sine(z / length + phase)
+
+    def is_crossing(self, plot: int) -> bool:
+        """Whether a street crosses the road at this plot."""
+        return plot % self.crossing_every == self.crossing_every // 2
+
+
 @lru_cache(maxsize=64)
 def build_world(seed: int, drive: str) -> World:
-    """The town of a drive; the drives of a split take the weathers in turn."""
-    rng = generator(seed, drive, 'world')
-    turn = next(drives.index(drive) for drives in SPLITS.values() if drive in drives)
-    lanes = int(rng.integers(1, 3))
-    lane = float(rng.uniform(3.1, 3.9))
-    grey = float(rng.uniform(72, 112))
-    return World(
-        key=(seed, drive),
-        weather=WEATHERS[(turn + seed) % len(WEATHERS)],
-        road_half=lanes * lane + float(rng.choice((0.4, 2.3))),
-        lane=lane,
-        lanes=lanes,
-        sidewalk=float(rng.uniform(4.0, 6.8)),
-        camera_x=lane * (lanes - 0.5 - int(rng.random() < 0.3 and lanes > 1)),
-        camera_height=float(rng.uniform(1.4, 1.75)),
-        bend=(float(rng.uniform(-10, 10)), float(rng.uniform(55, 90)), float(rng.uniform(0, 6.28))),
-        sun_shift=(float(rng.choice((-1, 1)) * rng.uniform(0.4, 1.1)), float(rng.uniform(-0.5, 0.6))),
-        facades=tuple(pick(rng, FACADES) for _ in range(5)),
-        road=nearly(rng, (grey, grey, grey + 2), 0.05),
-        pavement=nearly(rng, (168, 160, 150), 0.14),
-        grass=nearly(rng, (88, 116, 48), 0.16),
-        leaf=pick(rng, LEAVES, 0.18),
-        yellow_middle=bool(rng.random() < 0.6),
-        tree_line=bool(rng.random() < 0.7),
-        hood=pick(rng, PAINTS, 0.1),
-        metal=pick(rng, METALS),
-        district=DISTRICTS[int(rng.integers(len(DISTRICTS)))],
-        crowd=float(rng.uniform(1.5, 2.6)),
-        parked=float(rng.uniform(0.1, 0.6)),
-        crossing_every=int(rng.integers(6, 9)),
-        pitch=float(rng.uniform(-0.06, 0.06)),
-        yaw=float(rng.uniform(0.2, 0.36)),
-    )
+    """The town of a drive, made once."""
+    return World(seed, drive)
 
 
 VIEW_PLOTS = 9  # Plots of land drawn ahead of the camera.
@@ -251,7 +223,6 @@ def _land(world: World, rng: np.random.Generator, kind: str, side: int, z: float
 
 
 def _boundary(rng: np.random.Generator, x: float, z: float, walled: bool) -> Thing:
-    """A wall or a fence along the land."""
     if walled:
         size = (0.35, float(rng.uniform(1.2, 2.0)), PLOT_METRES)
         return Thing('wall', x, z, size, pick(rng, MASONRY), _variant(rng), 1, BOUNDARY)
@@ -280,7 +251,6 @@ def _street(world: World, rng: np.random.Generator, side: int, z: float) -> Iter
 
 
 def _people(world: World, rng: np.random.Generator, side: int, z: float) -> Iterator[Thing]:
-    """Pedestrians on the sidewalk."""
     for _ in range(1 + int(rng.poisson(world.crowd))):
         x = side * (world.road_half + rng.uniform(0.15, 0.85) * world.sidewalk)
         size = (0.62, float(rng.uniform(1.65, 1.95)), 0.4)
