@@ -111,11 +111,16 @@ def test_an_image_is_answered_as_the_segmenter_answers(model, frame_file, tmp_pa
     assert difference(answer.uncertainty, entropy_picture(nats, 13)) < 0.1
 
 
-def test_an_exported_file_has_no_uncertainty(model, frame_file, tmp_path):
-    path = export_onnx(model.segmenter.network, tmp_path / 'unet.onnx')
+@pytest.mark.parametrize('probabilities', [False, True])
+def test_an_exported_file_has_uncertainty_if_it_gives_probabilities(
+    model, frame_file, tmp_path, probabilities
+):
+    path = export_onnx(model.segmenter.network, tmp_path / 'unet.onnx', probabilities=probabilities)
     models = [Model('a', model.path, model.segmenter), Model('b', str(path), Segmenter(path))]
     seen = label_image(models, frame_file, tmp_path)
-    assert [one.uncertainty is None for one in seen.answers] == [False, True]
+    pictures = [one.uncertainty for one in seen.answers]
+    assert [one is not None for one in pictures] == [True, probabilities]
+    assert not probabilities or difference(*pictures) < 0.1
     # Both write, and neither over the other.
     assert len({one.file for one in seen.answers}) == 2
 
@@ -234,7 +239,6 @@ def test_a_missing_gradio_is_named_before_a_model_is_read(monkeypatch, capsys):
         (['frame.png'], 'frame.png'),
         (['a.pth', 'x.py'], 'a.pth x.py'),
         ([], ''),
-        (['a.pth', '--max-megapixels', '0'], '--max-megapixels 0.0'),
     ],
 )
 def test_command_lines_that_make_no_sense_are_refused(monkeypatch, capsys, words, named):

@@ -39,8 +39,8 @@ EXAMPLES = (('F1', 3), ('F62', 40), ('02_00', 12), ('F3', 25))  # Towns, weather
 OPACITY = 0.5
 _KEPT_SECONDS = 3600  # For files that a visitor uploaded or got.
 _NO_UNCERTAINTY = (
-    'An exported file gives label maps without probabilities, so it has no uncertainty map. Open the '
-    'checkpoint it was exported from to see one.'
+    'This file gives label maps without probabilities, so it has no uncertainty map. Export it with '
+    '--probabilities, or open the checkpoint it was exported from.'
 )
 _TEMPLATES = Path(__file__).with_name('templates')
 
@@ -137,7 +137,7 @@ def _answer(model: Model, frame: np.ndarray, stem: str, folder: Path) -> Answer:
     file = folder / f'{stem}_{model.name.replace("/", "_")}.png'
     save_palette_png(file, label, segmenter.palette)
     uncertainty = None
-    if not segmenter.is_exported:
+    if segmenter.network.gives_probabilities:
         # With the network's own number of passes: 1, or those of its Monte-Carlo dropout.
         _, entropy = segmenter.uncertainty(frame, colours='BGR', passes=segmenter.network.passes)
         uncertainty = fit(entropy_picture(entropy, num_classes))
@@ -174,7 +174,7 @@ def label_clip(
     with open_frames(str(path), max_pixels) as frames:
         total = frames.total and min(frames.total, most_frames)
         fps = frames.fps or DEFAULT_FPS
-        sink = OverlayVideo(clip.path, frames.size, fps, model.segmenter.palette, opacity)
+        sink = OverlayVideo(clip.path, frames.size, fps, model.segmenter.palette, opacity, frames.times)
 
         def written() -> None:
             clip.frames += 1

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from ..datasets.atomic_io import read_object, write_json, write_whole
-from ..errors import InputError
-from ..report.pictures import overlay, save_grey, save_palette_png, save_rgb
+from ..errors import InputError, printable
+from ..report.pictures import overlay, save_palette_png, save_rgb
 from .frames import IMAGE_SUFFIXES, MAX_PIXELS, read_frame
 from .segmenter import Segmenter
 
@@ -24,56 +26,69 @@ RECORD_NAME, PROBLEMS_NAME = 'predictions.json', 'not_labelled.txt'
 KINDS = ('palette', 'overlay', 'ids', 'uncertainty')
 
 
-def find_images(inputs: Iterable[str], out: Path | None = None) -> list[tuple[Path, Path]]:
-    """Each image that the inputs name, with its result's path relative to the input (a file's own name).
+class Found(NamedTuple):
+    """The images to label, and what was left out."""
 
-    Args:
-        inputs: Files, folders (searched with all folders in them) and patterns (``frames/**/*.png``).
-        out: Folder of results; images among them are not taken as inputs.
+    images: list[tuple[Path, Path]]  # Each with its result's path, relative to the input (a file's own name).
+    left_out: Counter[str]  # Number of files by reason, such as their suffix.
 
-    Raises:
-        InputError: If an input is missing, unreadable or a result, holds no image, or if two images would
-            have one result.
+
+def find_images(inputs: Iterable[str], out: Path | None = None) -> Found:
+    """The images that the inputs name; a ``1.jpg`` next to a ``1.png`` gives ``1.jpg.png``.
+
+    Inputs are files, folders (searched with all folders in them) and patterns (``frames/**/*.png``); results
+    in the folder ``out`` are not taken. An InputError names an input that is missing or holds no image, and
+    two images that would have one result.
     """
     results = {(out / kind).resolve() for kind in KINDS} if out else set()
-    found: dict[Path, Path] = {}
+    images, left_out = set(), Counter()
     for entry in inputs:
-        try:
-            root, images = _images_of(entry, results)
-        except OSError as error:
-            raise InputError(f'{entry}: cannot be read ({error.strerror}); check its permissions') from error
-        for path in images:
-            result = path.relative_to(root).with_suffix('.png')
-            if found.setdefault(result, path) != path:
-                raise InputError(
-                    f'{path} and {found[result]} would both become {result}; name another --out for one of '
-                    'them'
-                )
-    return [(path, place) for place, path in sorted(found.items())]
+        root, files = _files_of(entry)
+        # A file by itself may have any suffix.
+        found = {one for one in files if one.suffix.lower() in IMAGE_SUFFIXES or one == Path(entry)}
+        others = [one for one in found if results.isdisjoint(Path(os.path.realpath(one)).parents)]
+        if not others:
+            but = ' but results in --out' if found else ''
+            raise InputError(f'{entry}: holds no image ({", ".join(sorted(IMAGE_SUFFIXES))}){but}')
+        images |= {(path, path.relative_to(root)) for path in others}
+        rest = [one for one in files if one not in found and one.name not in (RECORD_NAME, PROBLEMS_NAME)]
+        left_out.update(one.suffix.lower() or 'no suffix' if one.exists() else 'dead links' for one in rest)
+    sharing = Counter(place.with_suffix('.png') for _, place in images)
+    placed: dict[Path, Path] = {}
+    for path, place in sorted(images):
+        result = place.with_suffix('.png')
+        if sharing[result] > 1 and result != place:
+            result = place.with_name(f'{place.name}.png')
+        if placed.setdefault(result, path) != path:
+            raise InputError(
+                f'{path} and {placed[result]} would both become {result}; name another --out for one of them'
+            )
+    return Found([(path, result) for result, path in sorted(placed.items())], left_out)
 
 
-def _images_of(entry: str, results: set[Path]) -> tuple[Path, list[Path]]:
-    """The folder that an input's results are placed relative to, and its images that are not results."""
+def _files_of(entry: str) -> tuple[Path, list[Path]]:
+    """The folder that an input's results are placed relative to, and the files that it names."""
     path = Path(entry)
     if path.is_dir():
-        root, files = path, list(path.rglob('*'))
-    elif path.is_file():
-        if not results.isdisjoint(path.resolve().parents):
-            raise InputError(f'{entry}: lies among the results in --out; name another --out')
+        return path, list(_walk(path))
+    if path.exists():
         return path.parent, [path]
-    elif glob.has_magic(entry):
-        # The folders before the first wildcard.
-        wild = next(index for index, part in enumerate(path.parts) if glob.has_magic(part))
-        root = Path(*path.parts[:wild])
-        files = list(root.glob(path.relative_to(root).as_posix()))
-    else:
+    if not glob.has_magic(entry):
         raise InputError(f'{entry}: no such file or folder')
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
-    others = sorted(file for file in images if results.isdisjoint(file.resolve().parents))
-    if not others:
-        but = ' but results in --out' if images else ''
-        raise InputError(f'{entry}: holds no image ({", ".join(sorted(IMAGE_SUFFIXES))}){but}')
-    return root, others
+    # The folders before the first wildcard.
+    wild = next(index for index, part in enumerate(path.parts) if glob.has_magic(part))
+    root = Path(*path.parts[:wild])
+    return root, [one for one in root.glob(path.relative_to(root).as_posix()) if not one.is_dir()]
+
+
+def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Files in a folder and in those below it, also by links, but not by one back to a folder above it."""
+    above |= {folder.resolve()}
+    for path in folder.iterdir():
+        if not path.is_dir():
+            yield path
+        elif path.resolve() not in above:
+            yield from _walk(path, above)
 
 
 @dataclass(frozen=True)
@@ -99,15 +114,9 @@ def start_folder(
 ) -> None:
     """Record in the folder which model made its results, so that two models' results are not mixed.
 
-    Args:
-        outputs: Where results go.
-        files: Files that the results are made with: ``model``, ``thresholds``; None for none.
-        config: Text of the complete config.
-        options: Options that change it.
-        overwrite: Take the folder over from another model; its results are removed.
-
-    Raises:
-        InputError: If the folder holds results of other or unknown files, or cannot be written to.
+    That is: ``files`` (``model``, ``thresholds``), the text of the complete config and the options that
+    change it. With ``overwrite`` the results of another model are removed. An InputError says that the folder
+    holds results of other or unknown files, or cannot be written to.
     """
     note = dict(
         files={part: _state_of(Path(path)) for part, path in files.items() if path is not None},
@@ -173,12 +182,13 @@ def predict_images(
             if time is not None and all(_time_of(result) == time for result in results.values()):
                 done.present += 1
                 continue
-            frame = read_frame(path, max_pixels)
-            labelled = _label(segmenter, frame, outputs)
+            writers = _label(segmenter, read_frame(path, max_pixels), outputs)
         except InputError as error:
-            done.problems.append(str(error) if str(path) in str(error) else f'{path}: {error}')
+            # A name may hold a line's end, or bytes that are not UTF-8.
+            done.problems.append(printable(str(error) if str(path) in str(error) else f'{path}: {error}'))
             continue
-        _write_results(segmenter, frame, *labelled, results, outputs)
+        for kind, result in results.items():
+            writers[kind](result)
         # On a file system that cannot set times, results are made again next time.
         with suppress(OSError):
             for result in results.values():
@@ -187,7 +197,7 @@ def predict_images(
     listed = outputs.folder / PROBLEMS_NAME
     listed.unlink(missing_ok=True)
     if done.problems:
-        write_whole(listed, '\n'.join([*done.problems, '']).encode())
+        write_whole(listed, '\n'.join([*map(printable, done.problems), '']).encode())
     return done
 
 
@@ -195,28 +205,19 @@ def _time_of(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.is_file() else None
 
 
-def _label(segmenter: Segmenter, frame: np.ndarray, outputs: Outputs) -> tuple[np.ndarray, np.ndarray | None]:
-    """Class ids and, if asked for, the entropy as grey levels; 255 is the largest of so many classes."""
-    if 'uncertainty' not in outputs.kinds:
-        return segmenter(frame, colours='BGR'), None
-    pred, entropy = segmenter.uncertainty(frame, colours='BGR', passes=outputs.passes)
-    return pred, np.rint(entropy * (255 / np.log(len(segmenter.classes)))).clip(0, 255).astype(np.uint8)
-
-
-def _write_results(
-    segmenter: Segmenter,
-    frame: np.ndarray,
-    pred: np.ndarray,
-    entropy: np.ndarray | None,
-    results: Mapping[str, Path],
-    outputs: Outputs,
-) -> None:
-    if entropy is not None:
-        save_grey(results['uncertainty'], entropy)
-    if 'palette' in results:
-        save_palette_png(results['palette'], pred, segmenter.palette)
-    if 'overlay' in results:
-        rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-        save_rgb(results['overlay'], overlay(rgb, pred, segmenter.palette, outputs.opacity))
-    if 'ids' in results:
-        save_grey(results['ids'], pred)
+def _label(segmenter: Segmenter, frame: np.ndarray, outputs: Outputs) -> dict[str, Callable[[Path], None]]:
+    """Label a BGR frame; what writes each kind of result to a path."""
+    entropy, palette = None, segmenter.palette
+    if 'uncertainty' in outputs.kinds:
+        pred, entropy = segmenter.uncertainty(frame, colours='BGR', passes=outputs.passes)
+        # Its largest value for so many classes is white.
+        entropy = np.rint(entropy * (255 / np.log(len(segmenter.classes)))).clip(0, 255).astype(np.uint8)
+    else:
+        pred = segmenter(frame, colours='BGR')
+    rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+    return dict(
+        palette=lambda path: save_palette_png(path, pred, palette),
+        overlay=lambda path: save_rgb(path, overlay(rgb, pred, palette, outputs.opacity)),
+        ids=lambda path: save_rgb(path, pred),
+        uncertainty=lambda path: save_rgb(path, entropy),
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import stat
 import threading
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -28,7 +30,6 @@ _limit_in_use = threading.Lock()
 
 
 def _check_pixels(name: str, size: tuple[int, int], max_pixels: int) -> None:
-    """Raise an InputError for an image or frames of a (height, width) that are too large to be read."""
     height, width = size
     if height * width > max_pixels:
         raise InputError(
@@ -43,18 +44,19 @@ def read_frame(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         InputError: If it is missing, of more than ``max_pixels``, damaged, or not an image.
     """
+    reason, frame = 'not a file', None
     try:
-        with path.open('rb') as file:
-            reason = _damage(str(path), file, max_pixels)
-            file.seek(0)
-            content = file.read() if reason is None else b''
+        # Opening a FIFO would wait for a writer.
+        if stat.S_ISREG(path.stat().st_mode):
+            with path.open('rb') as file:
+                reason = _damage(str(path), file, max_pixels)
+                file.seek(0)
+                frame = image_io.decode(file.read()) if reason is None else None
     except OSError as error:
         reason = error.strerror
-    if reason is not None:
-        raise InputError(f'{path}: cannot be read as an image ({reason}); restore or remove it')
-    frame = image_io.decode(content)
     if frame is None:
-        raise InputError(f'{path}: damaged image data; restore or remove it')
+        reason = reason or 'damaged image data'
+        raise InputError(f'{path}: cannot be read as an image ({reason}); restore or remove it')
     return frame
 
 
@@ -95,38 +97,37 @@ def _pillows_limit(max_pixels: int | None) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-class FrameSource:
+class FrameSource(AbstractContextManager):
     """A stream of frames that can be read once; as a context manager it closes its source."""
 
     name: str  # The source's name, for messages.
     fps: float | None = None  # None if they have no rate of their own.
     size: tuple[int, int]  # (height, width) of every frame.
     total: int | None = None  # Number of frames, if the header says.
-
-    def __enter__(self) -> FrameSource:
-        return self
+    # Seconds of each frame that was read, None for one without a time stamp; what shows the frames at their
+    # times takes these from the left. None if they have no times of their own.
+    times: deque[float | None] | None = None
 
     def __exit__(self, *unused: object) -> None:
         self.close()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """BGR frames, uint8 (H, W, 3).
+        """BGR frames, uint8 (H, W, 3); an InputError after the last good one if there should be more."""
+        for what, frame in self._read():
+            if frame.shape[:2] != self.size:
+                (height, width), (new_height, new_width) = self.size, frame.shape[:2]
+                raise InputError(
+                    f'{what} is {new_width}x{new_height}, those before it are {width}x{height}; label frames '
+                    'of one size at a time'
+                )
+            yield frame
 
-        Raises:
-            InputError: After the last frame that can be read, if there should be more.
-        """
+    def _read(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each frame after its name, for messages."""
         raise NotImplementedError
 
     def close(self) -> None:
         """Release the source; no more frames can be read."""
-
-    def _check_size(self, frame: np.ndarray, what: str) -> None:
-        if frame.shape[:2] != self.size:
-            (height, width), (new_height, new_width) = self.size, frame.shape[:2]
-            raise InputError(
-                f'{what} is {new_width}x{new_height}, those before it are {width}x{height}; label frames of '
-                'one size at a time'
-            )
 
 
 def open_frames(source: str, max_pixels: int = MAX_PIXELS) -> FrameSource:
@@ -148,22 +149,16 @@ def open_frames(source: str, max_pixels: int = MAX_PIXELS) -> FrameSource:
 def stem_of(source: str) -> str:
     """The name that a source's results start with; raises if it is not a file, folder or camera number."""
     path = Path(source)
-    try:
-        if path.exists():
-            return path.resolve().name if path.is_dir() else path.stem
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    if path.exists():
+        return path.resolve().name if path.is_dir() else path.stem
     if source.isdecimal():
         return f'camera{int(source)}'
     raise InputError(f'{source}: no such video, folder of frames or camera number')
 
 
-def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(f'{path}: cannot be read ({error.strerror}); check its permissions')
-
-
-# A header's duration is rounded, and its last frame begins a frame before the end.
-_SLACK_FRAMES = 2.5
+# A header's duration is rounded.
+_SLACK_FRAMES = 1.5
+_UNSPECIFIED = 2  # Of colour primaries and transfer, by H.273.
 # By the number of quarter turns in a frame's metadata.
 _QUARTER_TURNS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, -1: cv2.ROTATE_90_CLOCKWISE}
 _QUARTER_TURNS |= {2: cv2.ROTATE_180, -2: cv2.ROTATE_180}
@@ -177,20 +172,13 @@ class VideoFrames(FrameSource):
         import av
 
         self._av, self.name = av, str(path)
-        self._frames, self._end_seconds = 0, 0.0
+        self._frames, self._end_seconds, self.times = 0, 0.0, deque()
         try:
             # Without `file:`, a name with a colon would be taken for an address.
             # The title, whatever encoding it is in, is not read here.
             self._container = av.open(f'file:{path}', metadata_errors='replace')
         except av.FFmpegError as error:
             raise self._broken(error.strerror) from error
-        try:
-            self._start(max_pixels)
-        except BaseException:
-            self.close()
-            raise
-
-    def _start(self, max_pixels: int) -> None:
         if not self._container.streams.video:
             raise InputError(f'{self.name}: holds no video stream; name a video')
         self._stream = self._container.streams.video[0]
@@ -200,7 +188,7 @@ class VideoFrames(FrameSource):
         context.options = {**context.options, 'max_pixels': str(max_pixels)}
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate else None
-        seconds = (self._container.duration or 0) / self._av.time_base
+        seconds = (self._container.duration or 0) / av.time_base
         self.total = self._stream.frames or (round(seconds * self.fps) if seconds and self.fps else None)
         decoded = self._decode()
         first = next(decoded, None)
@@ -209,17 +197,21 @@ class VideoFrames(FrameSource):
         self._decoded = chain([first], decoded)
         self.size = first.shape[:2]
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def _read(self) -> Iterator[tuple[str, np.ndarray]]:
         for frame in self._decoded:
-            self._check_size(frame, f'{self.name}: frame {self._frames}')
-            yield frame
+            yield f'{self.name}: frame {self._frames}', frame
 
     def _decode(self) -> Iterator[np.ndarray]:
         try:
             for packet in self._container.demux(self._stream):
                 for frame in packet.decode():
                     self._frames += 1
-                    self._end_seconds = max(self._end_seconds, frame.time or 0.0)
+                    self.times.append(frame.time)
+                    # Where frames vary in length, the last may be shown for long.
+                    length = float(frame.duration * frame.time_base) or 1 / (self.fps or np.inf)
+                    self._end_seconds = max(self._end_seconds, (frame.time or 0.0) + length)
+                    # Some values of these are refused; the matrix and the range alone make BGR.
+                    frame.color_primaries = frame.color_trc = _UNSPECIFIED
                     pixels = frame.to_ndarray(format='bgr24')
                     # A header may hold any angle; players turn by these alone.
                     turn = _QUARTER_TURNS.get(round(frame.rotation / 90))
@@ -259,21 +251,16 @@ class FolderFrames(FrameSource):
 
     def __init__(self, path: Path, max_pixels: int) -> None:
         self._max_pixels, self.name = max_pixels, str(path)
-        try:
-            images = [one for one in path.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file()]
-        except OSError as error:
-            raise _unreadable(path, error) from error
+        images = [one for one in path.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES and not one.is_dir()]
         self._paths = sorted(images, key=lambda one: natural_order(one.name))
         if not self._paths:
             raise InputError(f'{path}: holds no image ({", ".join(sorted(IMAGE_SUFFIXES))})')
         self.size = read_frame(self._paths[0], max_pixels).shape[:2]
         self.total = len(self._paths)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def _read(self) -> Iterator[tuple[str, np.ndarray]]:
         for path in self._paths:
-            frame = read_frame(path, self._max_pixels)
-            self._check_size(frame, str(path))
-            yield frame
+            yield str(path), read_frame(path, self._max_pixels)
 
 
 class CameraFrames(FrameSource):
@@ -284,19 +271,17 @@ class CameraFrames(FrameSource):
         self._capture = cv2.VideoCapture(number)
         there, self._first = self._capture.read()
         if not there:
-            self._capture.release()
             raise InputError(f'{number}: no camera of this number gives frames; connect it, or name a file')
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = rate if rate > 0 else None
         self.size = self._first.shape[:2]
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        yield self._first
-        while True:
-            there, frame = self._capture.read()
-            if not there:
-                raise InputError(f'{self.name}: gives no more frames; was it unplugged?')
-            yield frame
+    def _read(self) -> Iterator[tuple[str, np.ndarray]]:
+        frame = self._first
+        while frame is not None:
+            yield f'{self.name}: a frame', frame
+            _, frame = self._capture.read()
+        raise InputError(f'{self.name}: gives no more frames; was it unplugged?')
 
     def close(self) -> None:
         """Free the camera."""

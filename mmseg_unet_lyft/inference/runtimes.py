@@ -23,10 +23,39 @@ from ..processes import parse_device
 from . import PROGRAM
 
 METADATA_KEY = 'mmseg_unet_lyft'
-FORMAT = 1
-FRAMES, LABEL_MAP, MASKS = 'frames', 'label_map', 'masks'
+FORMAT = 2  # Files of format 1 lack the recipe's resize.
+FRAMES, LABEL_MAP, MASKS, PROBABILITIES = 'frames', 'label_map', 'masks', 'probabilities'
 _LARGEST_SIDE = 10_000  # Limit for the frames a hood was measured in.
 _REMEDY = 'export the model with tools/export.py'
+
+
+# A step that resizes frames: mmcv's scale, (width, height), and whether the ratio of the sides is kept.
+Resizing = tuple[Sequence[int], bool]
+
+
+def size_within(resizes: Sequence[Resizing], size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) within a network of frames of a size; `export` writes the same in ONNX.
+
+    Source: mmcv/image/geometric.py, rescale_size, in whole numbers
+    """
+    for scale, keeps_ratio in resizes:
+        pairs = ((max(scale), max(size)), (min(scale), min(size)))
+        kept = tuple(min((2 * side * to + of) // (2 * of) for to, of in pairs) for side in size)
+        size = kept if keeps_ratio else (scale[1], scale[0])
+    return size
+
+
+def check_size(network: Any, size: tuple[int, int]) -> None:
+    """Raise an InputError if frames of a (height, width) are too small for a network."""
+    if network.resizes is None:
+        return
+    within, side = size_within(network.resizes, size), network.smallest_side
+    if min(within) < side:
+        resized = '' if within == size else f', {within[0]}x{within[1]} after its resize'
+        raise InputError(
+            f'{network.path}: frames of {size[0]}x{size[1]} (height x width{resized}) are too small, the '
+            f'network takes {side}x{side} and more; pad frames that are so narrow'
+        )
 
 
 @dataclass(frozen=True)
@@ -48,27 +77,24 @@ def checked_classes(fields: Any, path: str, remedy: str) -> Classes:
     """
     fields = fields if isinstance(fields, Mapping) else {}
     names, palette, hood = (fields.get(key) for key in ('classes', 'palette', 'hood'))
-    if not names or not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        raise InputError(f'{path}: its class names are broken; {remedy}')
-    has_colours = isinstance(palette, (list, tuple)) and all(map(_is_colour, palette))
-    if not has_colours or len(palette) != len(names):
-        raise InputError(f'{path}: its palette does not give each of {len(names)} classes a colour; {remedy}')
-    if hood is not None:
-        try:
+    part = 'list of class names'
+    try:
+        if not (names and isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)):
+            raise ValueError(names)
+        part, colours = f'palette for {len(names)} classes', np.array(palette)
+        if colours.shape != (len(names), 3) or colours.dtype.kind != 'i' or (colours & ~255).any():
+            raise ValueError(palette)
+        part = 'hood mask'
+        if hood is not None:
             # The size first: a damaged one could ask for any amount of memory.
             if not 0 < max(hood['size']) <= _LARGEST_SIDE:
                 raise ValueError(hood['size'])
             hood = hood_of_spans(hood['spans'], hood['size'])
-        except (AttributeError, LookupError, TypeError, ValueError):
-            raise InputError(f'{path}: its hood mask is broken; {remedy}') from None
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise InputError(f'{path}: its {part} is broken; {remedy}') from None
     texts = (fields.get(key) for key in ('scheme', 'data_sha256'))
     texts = (text if isinstance(text, str) else None for text in texts)
-    return Classes(list(names), [list(colour) for colour in palette], hood, *texts)
-
-
-def _is_colour(value: Any) -> bool:
-    is_list = isinstance(value, (list, tuple))
-    return is_list and len(value) == 3 and all(type(one) is int and 0 <= one <= 255 for one in value)
+    return Classes(list(names), colours.tolist(), hood, *texts)
 
 
 class ExportedNetwork:
@@ -79,8 +105,10 @@ class ExportedNetwork:
 
     _errors: tuple[type[Exception], ...] = (RuntimeError,)
 
-    def __init__(self, path: str, metadata: str | None, outputs: list[str]) -> None:
-        self.path, self.outputs = path, outputs
+    passes = 1
+
+    def __init__(self, path: str, metadata: str | None) -> None:
+        self.path = path
         if metadata is None:
             raise InputError(
                 f'{path}: was not exported by this project, it holds no {METADATA_KEY}; {_REMEDY}'
@@ -88,38 +116,58 @@ class ExportedNetwork:
         try:
             fields = json.loads(metadata)
             is_known = fields['format'] == FORMAT and fields['colours'] in ('BGR', 'RGB')
+            is_known &= LABEL_MAP in fields['outputs']
+            self.resizes: list[Resizing] = [((int(x), int(y)), keeps) for (x, y), keeps in fields['resizes']]
+            self.smallest_side, self.outputs = int(fields['smallest_side']), list(fields['outputs'])
         except (ValueError, KeyError, TypeError, RecursionError):
             is_known = False
         if not is_known:
             raise InputError(
-                f'{path}: its {METADATA_KEY} metadata are broken or of a newer version; {_REMEDY}'
+                f'{path}: its {METADATA_KEY} metadata are broken or of another version (files before format '
+                f"{FORMAT} lack the recipe's resize of frames); {_REMEDY} again, from its checkpoint"
             )
         classes = checked_classes(fields, path, _REMEDY)
         self.classes, self.palette, self.hood = classes.names, classes.palette, classes.hood
         self.scheme, self.data_sha256 = classes.scheme, classes.data_sha256
         self.precision: str = fields.get('precision', 'float32')
         self.colours: str = fields['colours']
-        if LABEL_MAP not in outputs:
-            raise InputError(f'{path}: gives {", ".join(outputs)} and not {LABEL_MAP}; {_REMEDY}')
+        self.gives_probabilities = PROBABILITIES in self.outputs
 
     def label_maps(self, frames: np.ndarray, colours: str) -> np.ndarray:
         """Class ids, uint8 (N, H, W), of frames uint8 (N, H, W, 3)."""
         return self.run(frames, colours, LABEL_MAP)[0]
 
     def probabilities(self, frames: np.ndarray, colours: str) -> np.ndarray:
-        """Raises an InputError: the file gives label maps alone."""
-        raise InputError(f'{self.path}: gives no probabilities; use the checkpoint it was exported from')
+        """Class probabilities, float32 (N, C, H, W); an InputError unless the file was exported with them."""
+        self.check_passes(1)
+        return self.run(frames, colours, PROBABILITIES)[0]
 
     def check_passes(self, passes: int) -> None:
-        """Raises an InputError: the file has no dropout to keep active."""
-        raise InputError(f'{self.path}: gives no uncertainty; use the checkpoint it was exported from')
+        """Raise an InputError for several passes, since files have no dropout, or without probabilities."""
+        if passes > 1:
+            raise InputError(
+                f'{self.path}: has no dropout; take one pass, or the checkpoint it was exported from'
+            )
+        if not self.gives_probabilities:
+            raise InputError(
+                f'{self.path}: gives no probabilities; export it with --probabilities, or use its checkpoint'
+            )
+
+    def uncertainty(
+        self, frames: np.ndarray, colours: str, passes: int, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Class ids, uint8 (N, H, W), and entropy, nats, float32 (N, H, W), of a single pass."""
+        labels, shares = self.run(frames, colours, LABEL_MAP, PROBABILITIES)
+        logarithms = np.log(np.maximum(shares, np.finfo(np.float32).tiny))
+        return labels, -(shares * logarithms).sum(1).clip(max=0)
 
     def run(self, frames: np.ndarray, colours: str, *outputs: str) -> list[np.ndarray]:
         """Outputs of frames uint8 (N, H, W, 3), by name; an InputError if the runtime does not take them.
 
         `LABEL_MAP` is uint8 (N, H, W). `MASKS`, if the file has them, are vehicle and road, uint8 {0, 1}
-        (N, 2, H, W), the hood included.
+        (N, 2, H, W), the hood included; `PROBABILITIES`, if the file has them, float32 (N, C, H, W).
         """
+        check_size(self, frames.shape[1:3])
         ordered = np.ascontiguousarray(frames if colours == self.colours else frames[..., ::-1])
         try:
             return self._infer(ordered, outputs)
@@ -165,7 +213,7 @@ class OnnxNetwork(ExportedNetwork):
         self._asked_alone = onnxruntime.RunOptions()
         self._asked_alone.only_execute_path_to_fetches = True
         metadata = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-        super().__init__(path, metadata, [output.name for output in outputs])
+        super().__init__(path, metadata)
 
     def _infer(self, frames: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
         return self._session.run(list(outputs), {self._input: frames}, self._asked_alone)
@@ -200,7 +248,7 @@ class OpenVinoNetwork(ExportedNetwork):
         self._local = threading.local()
         has = model.has_rt_info([METADATA_KEY])
         metadata = str(model.get_rt_info([METADATA_KEY]).value) if has else None
-        super().__init__(path, metadata, [output.any_name for output in model.outputs])
+        super().__init__(path, metadata)
 
     def _infer(self, frames: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
         if not hasattr(self._local, 'request'):
@@ -254,26 +302,24 @@ class ProgramNetwork(ExportedNetwork):
             if kind != 'cpu':
                 program = move_to_device_pass(program, self.device)
             self._module = program.module()
-            # A program does not name its outputs; their number says which they are. Six pools take 64x64.
-            number = len(self._call(np.zeros((1, 64, 64, 3), np.uint8)))
         except _NOT_A_PROGRAM as error:
             raise InputError(f'{path}: cannot be read as a program ({first_line(error)})') from error
         metadata = extra[METADATA_KEY]
         text = metadata.decode(errors='replace') if isinstance(metadata, bytes) else metadata
-        super().__init__(path, text or None, [LABEL_MAP, MASKS][:number])
+        super().__init__(path, text or None)
 
     def _infer(self, frames: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
-        found = dict(zip(self.outputs, self._call(frames), strict=True))
-        return [found[output] for output in outputs]
-
-    def _call(self, frames: np.ndarray) -> list[np.ndarray]:
         import torch
 
         if self.threads and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
+        inputs = [torch.from_numpy(frames).to(self.device)]
+        if any(keeps_ratio for _, keeps_ratio in self.resizes):
+            # Computed in the program, the size within the network made torch take half a minute to read it.
+            inputs.append(torch.zeros(size_within(self.resizes, frames.shape[1:3]), device=self.device))
         with torch.inference_mode():
-            found = self._module(torch.from_numpy(frames).to(self.device))
-        return [one.cpu().numpy() for one in (found if isinstance(found, (tuple, list)) else [found])]
+            found = dict(zip(self.outputs, self._module(*inputs), strict=True))
+        return [found[output].cpu().numpy() for output in outputs]
 
 
 @contextmanager
@@ -337,11 +383,7 @@ def open_exported(
             'comes from, give --trust (trust=True in Python); .onnx files need none'
         )
     for part in parts:
-        try:
-            intact = is_intact(part)
-        except OSError as error:
-            raise InputError(f'{part}: cannot be read ({error.strerror}); check its permissions') from error
-        if intact is False:
+        if is_intact(part) is False:
             raise InputError(
                 f'{part}: is not what was exported, its checksum differs; take another copy, or if you '
                 f'changed it yourself, remove {checksum_file(part).name}'

@@ -103,22 +103,23 @@ class Segmenter:
         """Class ids of a frame, or of a batch of them.
 
         Args:
-            frames: uint8 (H, W, 3) or (N, H, W, 3), any size from 16x16 up.
+            frames: uint8 (H, W, 3) or (N, H, W, 3), of any size that after the recipe's resize is at least
+                the network's smallest (16x16 for 5 stages).
             colours: Order of the channels: ``'BGR'``, as OpenCV reads, or ``'RGB'``.
 
         Returns:
             uint8 (H, W) or (N, H, W).
 
         Raises:
-            InputError: If the frames have another type or shape, or the order is not known.
+            InputError: If the frames have another type or shape or are too small, or the order is not known.
         """
         return _like(frames, self.network.label_maps(_batch(frames, colours), colours))
 
     def probabilities(self, frames: np.ndarray, *, colours: str) -> np.ndarray:
         """Class probabilities of a frame or a batch: float32 (C, H, W) or (N, C, H, W).
 
-        A network with a single output has two classes. Arguments and errors as in a call; exported files
-        give none.
+        A network with a single output has two classes. Arguments and errors as in a call; an exported file
+        gives them if it was exported with them.
         """
         return _like(frames, self.network.probabilities(_batch(frames, colours), colours))
 
@@ -172,7 +173,7 @@ class Segmenter:
             Ids of the mean probability, uint8 ([N,] H, W), and its entropy in nats, float32 of that shape.
 
         Raises:
-            InputError: As in a call, if the network has no dropout, or the file is an exported one.
+            InputError: As in a call, or if `check_passes` refuses.
         """
         self.check_passes(passes)
         labels, entropy = self.network.uncertainty(_batch(frames, colours), colours, passes, seed)
@@ -183,12 +184,12 @@ def _batch(frames: np.ndarray, colours: str) -> np.ndarray:
     """Frames as (N, H, W, 3)."""
     if colours not in ('BGR', 'RGB'):
         raise InputError(f"colours={colours!r}: say 'BGR' (as OpenCV reads) or 'RGB'")
-    if not isinstance(frames, np.ndarray):
-        raise InputError(f'frames are {type(frames).__name__}, not an array; was the image found?')
-    if frames.dtype != np.uint8 or 0 in frames.shape or frames.ndim not in (3, 4) or frames.shape[-1] != 3:
+    shape = getattr(frames, 'shape', ())
+    if getattr(frames, 'dtype', None) != np.uint8 or len(shape) not in (3, 4) or shape[-1] != 3 or 0 in shape:
+        what = f'{frames.dtype} {shape}' if isinstance(frames, np.ndarray) else type(frames).__name__
         raise InputError(
-            f'frames are {frames.dtype} {frames.shape}; expected uint8 (height, width, 3) or '
-            f'(number, height, width, 3), {colours}'
+            f'frames are {what}; expected a uint8 array (height, width, 3) or (number, height, width, 3), '
+            f'{colours}; was the image found?'
         )
     return frames if frames.ndim == 4 else frames[None]
 

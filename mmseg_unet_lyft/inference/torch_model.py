@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import torch
 from mmcv.cnn.utils import fuse_conv_bn
+from mmcv.transforms import Resize
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..compat import register_classes
 from ..datasets.carla import get_scheme
+from ..datasets.layout import leaf_datasets
 from ..engine.checkpoint import check_weights, load_weights, read_checkpoint, weights_of
 from ..engine.config import load_config
 from ..engine.device import compile_for_inference
@@ -34,7 +35,7 @@ from ..models.predict_modes import check_dropout, entropy, monte_carlo, to_label
 from ..models.preprocessor import normalise
 from ..models.segmentor import beyond_plain
 from ..processes import this_process
-from .runtimes import Classes, checked_classes, open_exported
+from .runtimes import Classes, Resizing, check_size, checked_classes, first_line, open_exported
 
 _REMEDY = 'name the config it was trained with before it'
 # What wrong arguments raise in layers; in a described model they are the file's fault.
@@ -139,8 +140,11 @@ def _named_by_config(config: Config) -> Mapping | None:
 class TorchNetwork:
     """A checkpoint's model on a device, with the image steps of its test pipeline.
 
+    ``resizes`` are the steps if they only resize, as an exported file does it; None if they do anything else.
     Arguments and errors as in `build_model` and `Segmenter`.
     """
+
+    gives_probabilities = True
 
     def __init__(
         self,
@@ -152,17 +156,13 @@ class TorchNetwork:
     ) -> None:
         model, self.steps, classes = build_model(config, checkpoint, trust)
         self.model = fold_norms(model).to(device)
-        self.device, self.threads = device, threads
+        self.path, self.device, self.threads = checkpoint, device, threads
+        self.resizes = _resizes_of(self.steps)
+        self.smallest_side = getattr(self.model.backbone, 'smallest_side', 1)
         self.classes, self.palette, self.hood = classes.names, classes.palette, classes.hood
         self.scheme, self.data_sha256 = classes.scheme, classes.data_sha256
         test_cfg = self.model.test_cfg or {}
         self.thresholds, self.passes = test_cfg.get('thresholds'), test_cfg.get('passes') or 1
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) that its pipeline scales frames to; None if they keep their own."""
-        scales = (getattr(step, 'scale', None) for step in self.steps)
-        return next((tuple(scale[::-1]) for scale in scales if scale is not None), None)
 
     def compile(self) -> None:
         """Compile the network at its next call, for each size of frames; errors as in `Segmenter.compile`."""
@@ -199,7 +199,14 @@ class TorchNetwork:
     def _logits_of(
         self, frames: np.ndarray, colours: str, passes: int | None = None, seed: int = 0
     ) -> Tensor:
-        return self.logits(self.inputs(frames, colours), frames.shape[1:3], passes, seed)
+        size = frames.shape[1:3]
+        check_size(self, size)
+        try:
+            return self.logits(self.inputs(frames, colours), size, passes, seed)
+        except (RuntimeError, AssertionError, cv2.error) as error:
+            raise InputError(
+                f'{self.path}: does not take frames of {size[0]}x{size[1]} ({first_line(error)})'
+            ) from error
 
     def inputs(self, frames: np.ndarray, colours: str) -> Tensor:
         """The network's input: floats (N, 3, H, W) on the device, after the image steps, normalised."""
@@ -246,12 +253,20 @@ class TorchNetwork:
         return to_labels(logits, self.model.decode_head.threshold, self.thresholds)
 
 
+def _resizes_of(steps: Sequence[Any]) -> list[Resizing] | None:
+    """What the steps do if they are no more than one of OpenCV's bilinear resizes to a scale, else None."""
+    plain = ('cv2', 'bilinear')
+    are_plain = [
+        isinstance(one, Resize) and one.scale and (one.backend, one.interpolation) == plain for one in steps
+    ]
+    return [(one.scale, one.keep_ratio) for one in steps] if len(steps) < 2 and all(are_plain) else None
+
+
 @MODELS.register_module()
 class LyftExportedSegmentor(BaseModel):
     """A network in an exported file, for test runs: samples with their label maps, and no loss.
 
-    It takes batches as loaders give them: BGR bytes of the size that the test pipeline makes them. Label maps
-    are brought to the original size by the nearest pixel, where a checkpoint's logits would be interpolated.
+    It takes batches as loaders give them: BGR bytes of the frames' own sizes; the file resizes them itself.
     Arguments and errors as in `open_exported`.
     """
 
@@ -262,33 +277,21 @@ class LyftExportedSegmentor(BaseModel):
         self.network = open_exported(path, device, torch.get_num_threads(), trust)
         # DistributedDataParallel refuses a module that has no parameter.
         self.unused = nn.Parameter(torch.zeros(1))
-        self._has_resized = False
 
     def forward(
         self, inputs: Sequence[Tensor], data_samples: list[SegDataSample] | None = None, mode: str = 'tensor'
     ) -> list[SegDataSample]:
-        """Samples with ``pred_sem_seg``, uint8 (1, H, W) at the original size, of BGR uint8 (3, h, w)."""
+        """Samples with ``pred_sem_seg``, uint8 (1, H, W), of BGR uint8 (3, H, W)."""
         if mode != 'predict':
             raise InputError(f'{self.path}: is exported, and gives label maps alone; train its checkpoint')
         frames = [frame.permute(1, 2, 0).cpu().numpy() for frame in inputs]
         samples = [SegDataSample() for _ in frames] if data_samples is None else data_samples
         for label, sample in zip(self._label_maps(frames), samples, strict=True):
-            height, width = sample.metainfo.get('ori_shape', label.shape)[:2]
-            if label.shape != (height, width):
-                if not self._has_resized:
-                    self._has_resized = True
-                    print_log(
-                        f'{self.path}: label maps of {label.shape[0]}x{label.shape[1]} are brought to '
-                        f"{height}x{width} by the nearest pixel, where a checkpoint's logits would be "
-                        'interpolated',
-                        logger='current',
-                    )
-                label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
             sample.pred_sem_seg = PixelData(data=torch.from_numpy(label)[None])
         return samples
 
     def _label_maps(self, frames: list[np.ndarray]) -> list[np.ndarray]:
-        """Class ids, uint8 (h, w), of each frame; those of one size are labelled at once."""
+        """Class ids, uint8 (H, W), of each frame; those of one size are labelled at once."""
         for frame in frames:
             if frame.dtype != np.uint8:
                 raise InputError(
@@ -297,20 +300,13 @@ class LyftExportedSegmentor(BaseModel):
                 )
         same = len({frame.shape for frame in frames}) == 1
         batches = [np.stack(frames)] if same else [frame[None] for frame in frames]
-        labels = [label for batch in batches for label in self.network.label_maps(batch, 'BGR')]
-        highest = max(int(label.max()) for label in labels)
-        if highest >= len(self.network.classes):
-            raise InputError(
-                f'{self.path}: gives class id {highest}, and names {len(self.network.classes)} classes; '
-                'export the model again'
-            )
-        return labels
+        return [label for batch in batches for label in self.network.label_maps(batch, 'BGR')]
 
 
 def score_exported(
     config: Config, path: str, device: str | None = None, trust: bool = False, uncertainty: int | None = None
 ) -> list[str]:
-    """Replace a config's model by an exported file, for a test run.
+    """Replace a config's model, and its test pipeline's Resize, by an exported file, for a test run.
 
     Args:
         config: Changed in place.
@@ -320,7 +316,7 @@ def score_exported(
         uncertainty: Passes of Monte-Carlo dropout, which a file does not have.
 
     Returns:
-        A line on the thresholds that are not applied, if the config has any.
+        Lines on the config's Resize and thresholds, if it has any: the file's own are applied.
 
     Raises:
         InputError: If the file cannot be used, its classes are not the data set's, or the config asks for
@@ -348,8 +344,12 @@ def score_exported(
         )
     config.model = dict(type=LyftExportedSegmentor.__name__, path=path, device=device, trust=trust)
     config.load_from, config.resume = None, False
+    said = ['class thresholds'] if test_cfg.get('thresholds') is not None else []
+    for dataset in leaf_datasets((config.get('test_dataloader') or {}).get('dataset') or {}):
+        steps = dataset.get('pipeline') or []
+        dataset['pipeline'] = [step for step in steps if step['type'] not in ('Resize', 'mmcv.Resize')]
+        said += ['Resize'] if len(dataset['pipeline']) < len(steps) and 'Resize' not in said else []
     # These hooks average weights, which a file does not have.
     averaging = ('EMAHook', 'LyftEMAHook')
     config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if hook['type'] not in averaging]
-    said = f'{path}: has the class thresholds that it was exported with; those of the config are not applied'
-    return [said] if test_cfg.get('thresholds') is not None else []
+    return [f'{path}: has the {what} that it was exported with, not that of the config' for what in said]

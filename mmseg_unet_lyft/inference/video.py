@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BufferedWriter, FileIO
@@ -48,15 +48,13 @@ class Plan:
     threads: int | None  # Computing threads of each call, None for the runtime's own number.
 
 
-def plan_work(model: str, on_cpu: bool, workers: int | None = None, overlap: bool = True) -> Plan:
+def plan_work(model: str, on_cpu: bool, workers: int | None = None) -> Plan:
     """The default `Plan` for the model at a path.
 
     On a CPU each core labels a frame of its own: nothing waits for another core within a frame, and a core
     that reads or encodes delays one frame and not all. A GPU, and OpenVINO, which has threads of its own,
     get two, so that one frame is labelled while the other is painted.
     """
-    if not overlap:
-        return Plan(0, None)
     if not on_cpu or model.endswith('.xml'):
         return Plan(workers or 2, None)
     workers = workers or cores()
@@ -66,7 +64,7 @@ def plan_work(model: str, on_cpu: bool, workers: int | None = None, overlap: boo
 def run_in_turn(frames: Iterable[np.ndarray], work: Work, write: Write, stop: threading.Event) -> int:
     """Read, work on and write one frame after another, until they end or a stop; returns how many."""
     written = 0
-    with _closed_after(frames):
+    with closing(frames):
         for frame in frames:
             if stop.is_set():
                 break
@@ -91,7 +89,7 @@ def run_overlapped(
     def read() -> None:
         end = None
         try:
-            with _closed_after(frames):
+            with closing(frames):
                 iterator = iter(frames)
                 # A frame is read once there is room for it.
                 while room.acquire() and not ending.is_set():
@@ -132,15 +130,6 @@ def run_overlapped(
     return written
 
 
-@contextmanager
-def _closed_after(frames: Iterable[np.ndarray]) -> Iterator[None]:
-    """Close the frames' source at the end, if it can be closed."""
-    try:
-        yield
-    finally:
-        getattr(frames, 'close', lambda: None)()
-
-
 # --- results that grow by a frame at a time ---
 
 # Options that make each encoder fast enough to keep up, at a quality and file size worth keeping.
@@ -150,16 +139,9 @@ _CODECS = {
 }
 # Each fragment plays without what comes after it, so that a killed process leaves a video.
 _FRAGMENTED = dict(movflags='frag_keyframe+empty_moov+default_base_moof', flush_packets='1')
-_SLOWEST, _FASTEST = 0.01, 1000
+_SLOWEST, _FASTEST = 0.01, 1000  # Frames a second.
+_CLOCK = Fraction(1, 90_000)  # MPEG's, for frames that have times of their own.
 _BT601, _LIMITED_RANGE = 6, 1  # Colour space and range of OpenCV's I420, by H.273.
-
-
-def check_rate(what: str, fps: float) -> None:
-    """Raise an InputError, about ``what``, for frames a second that no video can have."""
-    if not _SLOWEST <= fps <= _FASTEST:
-        raise InputError(
-            f'{what}: no video has {fps:g} frames a second; give --fps from {_SLOWEST} to {_FASTEST}'
-        )
 
 
 class Sink:
@@ -193,11 +175,10 @@ class OverlayVideo(Sink):
     """The frames under their labels' colours, as H.264 (VP9 where PyAV has no x264) in fragmented MP4.
 
     If the process is killed, the file plays up to its last complete second. Odd sides of the frames get a row
-    or a column repeated.
+    or a column repeated. With ``times``, as of a `FrameSource`, each frame is shown at its own.
 
     Raises:
-        InputError: If the file cannot be written, PyAV is not installed, or the encoder refuses the size or
-            the rate.
+        InputError: If the file cannot be written, PyAV is not installed, or the encoder refuses the size.
     """
 
     def __init__(
@@ -207,27 +188,27 @@ class OverlayVideo(Sink):
         fps: float,
         palette: Sequence[Sequence[int]],
         opacity: float = 0.5,
+        times: deque[float | None] | None = None,
     ) -> None:
         require(path, 'av')
         import av
 
-        check_rate(str(path), fps)
-        codec = next((name for name in _CODECS if name in av.codecs_available), None)
-        if codec is None:
-            raise InputError(
-                f'{path}: this PyAV has none of {", ".join(_CODECS)}; install one from PyPI: pip install av'
-            )
+        codec = next(name for name in _CODECS if name in av.codecs_available)
         self.path, self._av, self._opacity, self._size = path, av, opacity, size
         # The frames are BGR, so the colours are, too.
         self._palette = [list(colour)[::-1] for colour in palette]
         self._pad = tuple(side % 2 for side in size)
-        self._rate = Fraction(fps).limit_denominator(100_000)
-        self._frames, self._is_open = 0, True
+        # A video's header may hold any number; its frames' times count.
+        self._rate = Fraction(min(max(fps, _SLOWEST), _FASTEST)).limit_denominator(100_000)
+        self._times, self._clock, self._is_open = times, 1 / self._rate if times is None else _CLOCK, True
+        self._period = round(1 / self._rate / self._clock)
+        self._start_seconds, self._ticks = None, -self._period
         try:
             self._file = _FlushedFile(FileIO(path, 'w'))
             self._container = av.open(self._file, 'w', format='mp4', options=_FRAGMENTED)
             self._stream = self._container.add_stream(codec, rate=self._rate, options=_CODECS[codec])
             context = self._stream.codec_context
+            self._stream.time_base = context.time_base = self._clock
             context.height, context.width = (side + odd for side, odd in zip(size, self._pad, strict=True))
             context.pix_fmt = 'yuv420p'
             # A fragment begins with a keyframe: one a second.
@@ -251,9 +232,13 @@ class OverlayVideo(Sink):
     def write(self, prepared: np.ndarray) -> None:
         """Encode a frame and write what comes out."""
         frame = self._av.VideoFrame.from_ndarray(prepared, format='yuv420p')
-        frame.pts, frame.time_base = self._frames, 1 / self._rate
+        seconds = self._times.popleft() if self._times else None
+        self._start_seconds = seconds if self._start_seconds is None else self._start_seconds
+        ticks = self._ticks if seconds is None else round((seconds - self._start_seconds) / self._clock)
+        # Without a time stamp, or with one that is not after the last frame's, it follows at the usual rate.
+        self._ticks = ticks if ticks > self._ticks else self._ticks + self._period
+        frame.pts, frame.time_base = self._ticks, self._clock
         self._mux(frame)
-        self._frames += 1
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
         """Encode a frame, or with None what the encoder holds back, and write it."""
@@ -339,30 +324,19 @@ class Outputs:
 
     def check(self, source: str, stem: str, overwrite: bool) -> None:
         """Make the folder; an InputError if a result is there, is the source, or cannot be written."""
-        if self.fps is not None:
-            check_rate(f'--fps {self.fps}', self.fps)
         for path in self.paths(stem).values():
             if path.exists() and Path(source).exists() and path.samefile(source):
                 raise InputError(f'{path}: is what is read; name another --out')
             if path.exists() and not overwrite:
                 raise InputError(f'{path}: is there already; name another --out, or give --overwrite')
-        if not self.kinds:
-            return
-        try:
+        if self.kinds:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            raise InputError(
-                f'{self.folder}: cannot be written to ({error.strerror}); name another --out'
-            ) from error
 
     @contextmanager
     def open(self, source: FrameSource, stem: str, segmenter: Segmenter) -> Iterator[list[Sink]]:
         """The sinks, open as long as the context is; PNGs of an earlier run are removed.
 
-        Raises:
-            InputError: If one cannot be written, or the classes lack those that the challenge's JSON needs.
+        An InputError says which cannot be written, or that classes for the challenge's JSON are missing.
         """
         if self.stream is not None or 'json' in self.kinds:
             challenge_ids(segmenter.classes)
@@ -372,7 +346,9 @@ class Outputs:
             for kind, path in self.paths(stem).items():
                 if kind == 'overlay':
                     fps = self.fps or source.fps or DEFAULT_FPS
-                    sinks.append(OverlayVideo(path, source.size, fps, palette, self.opacity))
+                    # At another rate than the input's, frames keep no times.
+                    times = None if self.fps else source.times
+                    sinks.append(OverlayVideo(path, source.size, fps, palette, self.opacity, times))
                 elif kind == 'json':
                     sinks.append(ChallengeJson(path))
                 else:
@@ -390,10 +366,9 @@ class Outputs:
 
 
 def compile_if_it_pays(segmenter: Segmenter, total: int | None, wanted: bool | None) -> str | None:
-    """Compile a network if ``wanted``, or with None if it pays; returns a line on it, None if not tried.
+    """Compile a network if ``wanted`` (or raise an InputError), or with None if it can and pays.
 
-    Raises:
-        InputError: If it is wanted and cannot be done.
+    Returns a line on it, None if it was not tried.
     """
     pays = not segmenter.is_exported and (total or 0) >= COMPILE_FROM_FRAMES
     if not (pays if wanted is None else wanted):
@@ -419,19 +394,16 @@ def label_video(
 ) -> int:
     """Label every frame and write the results, in order; returns how many were written.
 
-    Args:
-        segmenter: The model.
-        frames: BGR, uint8 (H, W, 3), of one size; closed in the end.
-        sinks: What is written; they stay open.
-        plan: As from `plan_work`.
-        hood: Rule for the challenge's masks, as in `Segmenter.masks`.
-        stop: Ends the work after the frame that is being written.
-        written: Called after each frame.
+    Frames are BGR, uint8 (H, W, 3), of one size, and closed in the end; the sinks stay open. ``hood`` is the
+    rule for the challenge's masks, as in `Segmenter.masks`. ``stop`` ends the work after the frame that is
+    being written; ``written`` is called after each.
 
     Raises:
         InputError: If frames cannot be read (those before are written), or a result cannot be written.
     """
     stop = stop or threading.Event()
+    # A list, say, cannot be closed.
+    frames = frames if hasattr(frames, 'close') else (frame for frame in frames)
     wants_masks = any(sink.of_masks for sink in sinks)
 
     def work(frame: np.ndarray) -> list[Any]:

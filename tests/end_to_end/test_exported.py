@@ -118,9 +118,12 @@ def test_classes_of_another_data_set_are_refused_before_anything_is_done(files, 
         ),
     ],
 )
-def test_what_cannot_be_scored_is_reported_at_once(words, options, message, drawn_root, tmp_path, capsys):
+def test_what_cannot_be_scored_is_reported_at_once(
+    files, words, options, message, drawn_root, tmp_path, capsys
+):
+    words, message = ([one.replace('x.onnx', files['.onnx']) for one in part] for part in (words, [message]))
     assert score(CONFIG, drawn_root, tmp_path / 'x', *words, options=options) == 2
-    assert f'error: {message}' in capsys.readouterr().err
+    assert f'error: {message[0]}' in capsys.readouterr().err
     assert not (tmp_path / 'x').exists()
 
 
