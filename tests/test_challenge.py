@@ -5,12 +5,9 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import pytest
@@ -28,7 +25,6 @@ from mmseg_unet_lyft.evaluation.challenge import (
     challenge_ids,
     challenge_masks,
     count_pixels,
-    encode_mask,
     find_repeats,
     hood_region,
     mask_scores,
@@ -38,6 +34,8 @@ from mmseg_unet_lyft.evaluation.challenge import (
     score_table,
 )
 from mmseg_unet_lyft.synthetic.scenes import draw_frame
+
+from .test_video import encode
 
 CARLA13 = get_scheme('carla13').classes
 
@@ -57,7 +55,7 @@ def random_masks(number: int, size: tuple[int, int] = (24, 32), seed: int = 3) -
     return list(np.random.default_rng(seed).integers(0, 2, (number, 2, *size), dtype=np.uint8))
 
 
-def write_answer(path: Path, frames) -> Path:
+def write_answer(path: Path | io.StringIO, frames) -> Path:
     with SubmissionWriter(path) as writer:
         for masks in frames:
             writer.add(masks)
@@ -134,9 +132,9 @@ def test_one_frame_counted_by_hand():
     # P = 1/4, R = 1/2: 1.25 / 8 / (1/16 + 1/2) = 5/18.
     assert (road.precision, road.recall, road.f) == (0.25, 0.5, pytest.approx(5 / 18))
     table = ' '.join(score_table(counts, 'exact', 7.5).split())
-    assert 'vehicle F2 0.750000 0.750000 0.750000 3 1 1' in table
-    assert 'road F0.5 0.277778 0.250000 0.500000 1 3 1' in table
-    assert f'final score {100 * (0.75 + 5 / 18) / 2 - 2.5:.3f}' in table
+    assert 'vehicle F2 75.0000 75.0000 75.0000 3 1 1' in table
+    assert 'road F0.5 27.7778 25.0000 50.0000 1 3 1' in table
+    assert f'final score {100 * (0.75 + 5 / 18) / 2 - 2.5:.4f}' in table
 
 
 def test_only_values_0_and_1_count():
@@ -147,24 +145,25 @@ def test_only_values_0_and_1_count():
 
 
 @pytest.mark.parametrize(
-    ('row', 'values', 'message'),
+    ('row', 'values', 'final'),
     [
-        ((0, 0, 0), (None, None), 'vehicle: TP + FN = 0'),
-        ((0, 5, 0), (0.0, None), 'vehicle: TP + FN = 0'),
-        ((0, 0, 5), (None, 0.0), 'vehicle: TP + FP = 0'),
-        ((0, 5, 5), (0.0, 0.0), 'vehicle: TP = 0'),
+        ((0, 0, 0), (None, None, None), None),
+        ((0, 5, 0), (0.0, None, None), None),
+        # Of road all is right: (0 + 1) / 2, less 5 frames a second.
+        ((0, 0, 5), (None, 0.0, 0.0), 45.0),
+        ((0, 5, 5), (0.0, 0.0, 0.0), 45.0),
     ],
 )
-def test_0_by_0_is_n_a_with_the_count_that_is_zero(row, values, message):
+def test_where_the_official_formula_is_0_by_0_f_is_0_and_n_a_only_without_true_pixels(row, values, final):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         counts = np.array([row, (1, 0, 0)])
         vehicle, road = mask_scores(counts)
-        assert (vehicle.precision, vehicle.recall) == values
-        assert vehicle.f is average_f((vehicle, road)) is None
+        assert (vehicle.precision, vehicle.recall, vehicle.f) == values
+        assert average_f((vehicle, road)) == (None if final is None else 0.5)
         table = score_table(counts, 'exact', 5.0)
-    assert f'n/a: {message}' in table
-    assert score_dict(counts, 'exact', 5.0)['final_score'] is None
+    assert 'note: vehicle: ' in table
+    assert score_dict(counts, 'exact', 5.0)['final_score'] == final
     assert road.f == 1.0
 
 
@@ -180,16 +179,16 @@ def test_what_is_written_reads_back_and_as_the_official_scorer_decodes_it(tmp_pa
         for text, mask in zip(content[str(number)], masks, strict=True):
             np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))), mask)
     assert [file.name for file in path.parent.iterdir()] == ['answer.json']
+    # Base64 in lines, as some libraries write it.
+    wrapped = base64.encodebytes(base64.b64decode(content['1'][0])).decode()
+    path.write_text(json.dumps({'1': [wrapped, wrapped]}))
+    np.testing.assert_array_equal(read_submission(path).masks(1), [frames[0][0]] * 2)
 
 
 @pytest.mark.parametrize('number', [0, 2])
 def test_an_open_file_gets_the_json_alone_and_stays_open(number):
     target = io.StringIO()
-    writer = SubmissionWriter(target)
-    for masks in random_masks(number):
-        writer.add(masks)
-    assert writer.frames == number
-    writer.close()
+    write_answer(target, random_masks(number))
     assert list(json.loads(target.getvalue())) == [str(frame) for frame in range(1, number + 1)]
     assert not target.closed
 
@@ -247,23 +246,17 @@ def test_a_place_that_cannot_be_written_is_named_before_the_first_frame(tmp_path
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('{"1": ["a", ', 'JSON'),
         ('[' * 100_000, 'JSON'),
-        (b'\xff\xfe\xfd', 'JSON'),
         ('[]', 'list'),
-        ('{"frames": []}', "frame 1 .*'frames'"),
-        ('{"0": ["", ""], "1": ["", ""]}', "frame 2 .*'0'"),
-        ('{"1": ["", ""], "4": ["", ""], "5": ["", ""]}', "frame 2, 3 .*'[45]', '[45]'"),
-        ('{"999999999": ["", ""]}', "frame 1 .*'999999999'"),
+        ('{"0": ["", ""], "1": ["", ""]}', 'frame 2'),
+        ('{"1": ["", ""], "4": ["", ""], "5": ["", ""]}', 'frame 2'),
         ('{"1": ["", ""], "2": [""]}', 'frame 2'),
         ('{"1": {"vehicle": ""}}', 'frame 1'),
-        (None, 'No such file'),
     ],
 )
 def test_what_is_not_a_challenge_json_is_refused_with_its_fault(text, message, tmp_path):
     path = tmp_path / 'answer.json'
-    if text is not None:
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    path.write_text(text)
     with pytest.raises(InputError, match=f'answer.json: .*{message}'):
         read_submission(path)
 
@@ -280,14 +273,12 @@ GOOD = png(np.zeros((4, 5), np.uint8))
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        ('no base64!', 'base64'),
         ('ä', 'base64'),
         ('', 'PNG'),
-        (b'GIF89a', 'PNG'),
         (png(np.zeros((4, 6), np.uint8)), '4x6.* 4x5'),
-        (png(np.pad(np.uint8([[255, 7]]), ((2, 1), (3, 0)))), r'value 255 at \(row 2, col 3\), 2 '),
-        (png(np.zeros((4, 5, 3), np.uint8)), 'colour type 2'),
-        (png(np.zeros((4, 5), np.uint16)), '16 bits'),
+        (png(np.pad(np.uint8([[255, 7]]), ((2, 1), (3, 0)))), r'255 at \(row 2, col 3\), 2 '),
+        (png(np.zeros((4, 5, 3), np.uint8)), '4x5.* grey'),
+        (png(np.zeros((4, 5), np.uint16)), '4x5.* 8-bit'),
         (GOOD[:45] + bytes([GOOD[45] ^ 1]) + GOOD[46:], 'damaged'),
         (GOOD[:16] + (100_000).to_bytes(4, 'big') * 2 + GOOD[24:], '100000x100000'),
     ],
@@ -305,44 +296,35 @@ def test_an_invalid_mask_is_named_by_file_frame_and_mask(content, message, tmp_p
         answer.masks(2)
 
 
-def test_base64_in_lines_is_read(tmp_path):
-    mask = np.random.default_rng(0).integers(0, 2, (40, 60), dtype=np.uint8)
-    wrapped = base64.encodebytes(base64.b64decode(encode_mask(mask))).decode()
-    (tmp_path / 'answer.json').write_text(json.dumps({'1': [wrapped, wrapped]}))
-    np.testing.assert_array_equal(read_submission(tmp_path / 'answer.json').masks(1), [mask, mask])
-
-
 def test_the_command_prints_the_official_scores_and_writes_them(tmp_path, capsys):
     answers, truths = random_masks(2), random_masks(2, seed=4)
     answer, truth = write_answer(tmp_path / 'a.json', answers), write_answer(tmp_path / 't.json', truths)
     out = tmp_path / 'scores.json'
     scores = scores_of(out, answer, truth, '--fps', '8')
     vehicle, road, average = official(answers, truths)
-    assert (scores['masks']['vehicle']['f'], scores['masks']['road']['f']) == (vehicle, road)
-    assert (scores['average'], scores['final_score']) == (average, 100 * average - 2)
+    found = [scores['masks']['vehicle']['f'], scores['masks']['road']['f'], scores['average']]
+    assert found == pytest.approx([100 * vehicle, 100 * road, 100 * average], abs=1e-12)
+    assert (scores['unit'], scores['final_score']) == ('percent', scores['average'] - 2)
     assert (scores['hood'], scores['frames'], scores['notes']) == ('as in TRUTH', 2, [])
     printed = capsys.readouterr().out
-    assert f'average F     {average:.6f}' in printed
+    assert f'average F      {100 * average:.4f}' in printed
     assert printed.endswith(f'graded 2 frames of {answer} against {truth}; wrote {out}\n')
 
 
-def label_folder(kaggle, folder='dataA/dataA'):
+def label_folder(kaggle):
     """Labels with road, lines and vehicles on a hood: tags in stripes, frames 2 and 10 unlike."""
     for number in (10, 2):
         tags = np.repeat(np.roll([7, 6, 10, 0], number // 10), 6)[:, None] * np.ones((1, 32), int)
         tags[:, :4] = 10
-        kaggle.add(f'F1-{number}', folder=folder, tags=tags)
+        kaggle.add(f'F1-{number}', tags=tags)
     return kaggle.root
 
 
 def masks_of(root: Path, hood: np.ndarray) -> list[np.ndarray]:
     """The masks of `label_folder` in natural order."""
-    masks = []
-    for name in ('F1-2.png', 'F1-10.png'):
-        (path,) = root.rglob(f'CameraSeg/{name}')
-        tags = cv2.imread(str(path))[..., 2]
-        masks.append(np.stack([(tags == 10) & ~hood, np.isin(tags, (6, 7))]).astype(np.uint8))
-    return masks
+    paths = [root / 'dataA/dataA/CameraSeg' / name for name in ('F1-2.png', 'F1-10.png')]
+    tags = [cv2.imread(str(path))[..., 2] for path in paths]
+    return [np.stack([(one == 10) & ~hood, np.isin(one, (6, 7))]).astype(np.uint8) for one in tags]
 
 
 @pytest.mark.parametrize('rule', ['exact', 'rows'])
@@ -356,12 +338,12 @@ def test_label_pngs_are_taken_in_natural_order_by_either_hood_rule(kaggle, tmp_p
     masks = masks_of(root, hood)
     answer, out = write_answer(tmp_path / 'answer.json', masks), tmp_path / 'scores.json'
     scores = scores_of(out, answer, root / place, '--hood', rule)
-    assert scores['average'] == 1.0
+    assert scores['average'] == 100
     assert scores['masks']['vehicle']['tp'] == sum(int(one[0].sum()) for one in masks)
     assert f'hood: {rule}\n' in capsys.readouterr().out
     # The other rule has other vehicle pixels here.
     other = 'rows' if rule == 'exact' else 'exact'
-    assert scores_of(out, answer, root / place, '--hood', other)['masks']['vehicle']['f'] < 1.0
+    assert scores_of(out, answer, root / place, '--hood', other)['masks']['vehicle']['f'] < 100
 
 
 def test_a_prepared_root_brings_its_own_hood(kaggle, tmp_path, capsys):
@@ -369,7 +351,7 @@ def test_a_prepared_root_brings_its_own_hood(kaggle, tmp_path, capsys):
     hood[:, :4] = True
     write_stats(root / 'stats.json', Stats(size=(24, 32), hood=hood))
     answer = write_answer(tmp_path / 'answer.json', masks_of(root, hood))
-    assert scores_of(tmp_path / 'scores.json', answer, root)['average'] == 1.0
+    assert scores_of(tmp_path / 'scores.json', answer, root)['average'] == 100
     assert f'hood: exact, as measured in {root}' in capsys.readouterr().out
 
 
@@ -390,8 +372,6 @@ def test_what_cannot_be_graded_is_one_message(tmp_path, capsys):
         ((small, truth), f'{small}: frame 1, vehicle mask: 20x32, expected 24x32 .*frame 1 of {truth};'),
         ((answer, none), f'{none}: '),
         ((answer, tmp_path / 'empty'), f'{tmp_path / "empty"}: .*CameraSeg'),
-        ((answer, truth, '--fps', '0'), '--fps 0.0: '),
-        ((answer, truth, '--fps', 'nan'), '--fps nan: '),
         ((answer, truth, '--json', truth), f'--json {truth}: '),
         ((answer, truth, '--drop-repeated', '7'), '7: '),
     ):
@@ -408,52 +388,31 @@ def test_labels_that_would_move_others_up_or_hold_wrong_ids_are_named(kaggle, tm
         assert refusal(capsys, answer, place).startswith(f'{labels / "F1-3.jpg"}: ')
     (labels / 'F1-3.jpg').unlink()
     label = labels / 'F1-2.png'
-    content = label.read_bytes()
     Image.fromarray(np.full((24, 32), 77, np.uint8)).save(label)
     assert refusal(capsys, answer, labels).startswith(f'{label}: class id 77 at (row 0, col 0)')
-    # 10^10 pixels by the header alone.
-    label.write_bytes(content[:16] + (100_000).to_bytes(4, 'big') * 2 + content[24:])
-    assert refusal(capsys, answer, labels).startswith(f'{label}: declares 100000x100000')
     label.unlink()
     assert 'F1-2.png: has no label' in refusal(capsys, answer, root)
-    label.write_bytes(content)
     # Images saved as JPEG do not matter.
-    image = root / 'dataA/dataA/CameraRGB/F1-2.png'
-    Image.open(image).save(image.with_suffix('.jpg'))
-    image.unlink()
-    assert len(read_truth(root)) == 2
-    kaggle.add('F1-2', folder='dataB/dataB')
+    for path in (root / 'dataA/dataA/CameraRGB').iterdir():
+        path.rename(path.with_suffix('.jpg'))
+    assert len(read_truth(root)) == 1
+    for folder in ('dataA/dataA', 'dataB/dataB'):
+        kaggle.add('F1-2', folder=folder)
     assert 'F1-2.png has the same name' in refusal(capsys, answer, root)
 
 
-@pytest.mark.parametrize(
-    ('graded_over', 'way'), [('answer', 'another path'), ('truth', 'symlink_to'), ('video', 'hardlink_to')]
-)
-def test_scores_are_never_written_over_an_input(drive, tmp_path, monkeypatch, capsys, graded_over, way):
-    folder = tmp_path / 'copy'
-    shutil.copytree(drive[0], folder)
-    (folder / 'video.mp4').rename(folder / 'video.json')
-    monkeypatch.chdir(tmp_path)
-    target, out = folder / f'{graded_over}.json', tmp_path / 'out.json'
-    content = target.read_bytes()
-    if way == 'another path':
-        out = f'copy/../copy/{graded_over}.json'
-    else:
-        getattr(out, way)(target)
-    inputs = folder / 'answer.json', folder / 'truth.json', '--drop-repeated', folder / 'video.json'
-    assert refusal(capsys, *inputs, '--json', out).startswith(f'--json {out}: ')
-    assert target.read_bytes() == content
-
-
-def test_grading_imports_neither_torch_nor_an_mm_stack(tmp_path):
-    path = write_answer(tmp_path / 'same.json', random_masks(1))
-    code = (
-        'import sys; from mmseg_unet_lyft.cli import grade; code = grade.main(sys.argv[1:]);'
-        'print([name for name in ("torch", "mmengine", "mmcv", "mmseg") if name in sys.modules], code)'
-    )
-    command = [sys.executable, '-c', code, str(path), str(path)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
-    assert done.stdout.endswith('[] 0\n'), done.stdout + done.stderr
+def test_scores_are_never_written_over_an_input(drive, tmp_path, capsys):
+    inputs = [tmp_path / name for name in ('answer.json', 'truth.json', 'video.mp4')]
+    for path in inputs:
+        shutil.copy(drive[0] / path.name, path)
+    (tmp_path / 'symbolic').symlink_to(inputs[1])
+    (tmp_path / 'hard').hardlink_to(inputs[2])
+    (tmp_path / 'x').mkdir()
+    content = [path.read_bytes() for path in inputs]
+    for out in (tmp_path / 'x/../answer.json', tmp_path / 'symbolic', tmp_path / 'hard'):
+        message = refusal(capsys, *inputs[:2], '--drop-repeated', inputs[2], '--json', out)
+        assert message.startswith(f'--json {out}: ')
+    assert [path.read_bytes() for path in inputs] == content
 
 
 @pytest.fixture(scope='module')
@@ -466,21 +425,11 @@ def drive(tmp_path_factory):
         images.append(image)
         masks.append(challenge_masks(tags, CARLA13))
     shown = [*range(15), *range(14, 30)]
-    write_video(folder / 'video.mp4', [images[frame] for frame in shown])
-    write_video(folder / 'exact.mp4', images)
+    encode(folder / 'video.mp4', [images[frame] for frame in shown])
+    encode(folder / 'exact.mp4', images)
     write_answer(folder / 'truth.json', masks)
     write_answer(folder / 'answer.json', [masks[frame] for frame in shown])
     return folder, masks
-
-
-def write_video(path: Path, images: list[np.ndarray]) -> None:
-    """RGB frames as H.264."""
-    with av.open(str(path), 'w') as container:
-        stream = container.add_stream('libx264', rate=10)
-        stream.height, stream.width, stream.pix_fmt = *images[0].shape[:2], 'yuv420p'
-        for image in images:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format='rgb24')))
-        container.mux(stream.encode())
 
 
 def test_a_repeated_frame_spoils_a_perfect_answer_until_it_is_dropped(drive, tmp_path, capsys):
@@ -488,33 +437,29 @@ def test_a_repeated_frame_spoils_a_perfect_answer_until_it_is_dropped(drive, tmp
     out, truth = tmp_path / 'scores.json', folder / 'truth.json'
     scores = scores_of(out, folder / 'answer.json', truth, '--hood', 'rows')
     vehicle, _, average = official([*truths[:15], *truths[14:29]], truths)
-    assert (scores['masks']['vehicle']['f'], scores['average']) == (vehicle, average)
+    found = scores['masks']['vehicle']['f'], scores['average']
+    assert found == pytest.approx((100 * vehicle, 100 * average), abs=1e-12)
     assert vehicle < 0.9
     printed = capsys.readouterr().out
-    assert re.search('note: .* 30 frames .* 1 more, .*--drop-repeated VIDEO', printed)
+    assert re.search('note: 1 .* 30 .*--drop-repeated VIDEO', printed)
     assert 'note: --hood rows has no effect' in printed
     drop = '--drop-repeated', folder / 'video.mp4', '--fps', '25'
     scores = scores_of(out, folder / 'answer.json', truth, *drop)
-    assert (scores['average'], scores['final_score']) == (1.0, 100.0)
+    assert (scores['average'], scores['final_score']) == (100, 100)
     assert 'note: dropped: frame 16 of the answer' in capsys.readouterr().out
-    assert scores_of(out, truth, truth, '--drop-repeated', folder / 'exact.mp4')['average'] == 1.0
+    assert scores_of(out, truth, truth, '--drop-repeated', folder / 'exact.mp4')['average'] == 100
     assert 'note: nothing dropped' in capsys.readouterr().out
 
 
-def test_a_video_without_enough_repeats_or_of_another_answer_or_broken_is_refused(drive, tmp_path, capsys):
+def test_a_video_without_enough_repeats_or_of_another_answer_is_refused(drive, tmp_path, capsys):
     folder, masks = drive
     video = folder / 'video.mp4'
     truth = write_answer(tmp_path / 'truth.json', masks[:29])
     message = refusal(capsys, folder / 'answer.json', truth, '--drop-repeated', video)
-    assert message.startswith(f'{video}: 31 frames, 2 more than the truth, but 1 that')
+    assert message.startswith(f'{video}: 31 frames, 2 more than the truth, 1 like')
     message = refusal(capsys, folder / 'truth.json', folder / 'truth.json', '--drop-repeated', video)
-    assert message.startswith(f'{video}: 31 frames, but the answer has 30;')
-    content = bytearray(video.read_bytes())
-    middle, broken = len(content) // 2, tmp_path / 'broken.mp4'
-    content[middle : middle + 600] = bytes(600)
-    broken.write_bytes(content)
-    message = refusal(capsys, folder / 'answer.json', folder / 'truth.json', '--drop-repeated', broken)
-    assert message.startswith(f'{broken}: ')
+    assert '1 more than the truth, 1 like' in message
+    assert '30 answered' in message
 
 
 def grey(*levels: int):
@@ -528,5 +473,3 @@ def test_the_frames_nearest_to_the_one_before_are_the_repeats():
     assert (found.num_frames, found.frames, found.differences, found.further) == (8, (3, 5), (1.0, 0.0), 1)
     assert find_repeats(iter([]), 'v', 0, 3).frames == ()
     assert find_repeats(grey(*levels), 'v', 8, 7).frames == (5,)
-    with pytest.raises(InputError, match='v: 3 frames, 1 more .* 0 that'):
-        find_repeats(grey(0, 2, 4), 'v', 3, 2)

@@ -49,7 +49,7 @@ def test_problems_exit_with_2_and_are_in_lines_json_and_page(frames, tmp_path, c
     assert run(frames, out) == 2
     printed = capsys.readouterr()
     assert '     1  class id out of range (bad_id)' in printed.out
-    assert f'        {path}: 768 pixels' in printed.out
+    assert f'        {path}: class id 40' in printed.out
     assert f'error: {frames.root}: 1 problems; see {out / "report.html"}' in printed.err
     report = json.loads((out / 'inspection.json').read_text())
     assert (report['sound'], report['counts'], report['sound_frames']) == (False, {'bad_id': 1}, 4)
@@ -59,6 +59,25 @@ def test_problems_exit_with_2_and_are_in_lines_json_and_page(frames, tmp_path, c
     # The frame with the problem is shown.
     shown = next(attrs['src'] for tag, attrs in page.found if tag == 'img')
     assert shown.startswith('data:image/jpeg;base64,')
+
+
+def test_black_frames_and_mirrored_labels_are_noticed_and_frames_are_shown(kaggle, tmp_path, capsys):
+    tags = np.zeros((24, 32), np.uint8)
+    tags[:, :10], tags[:8, 10:] = 7, 9
+    for number in range(4):
+        image, _ = kaggle.add(f'F1-{number}', tags=tags[:, ::-1] if number == 2 else tags)
+        # Light follows the tags, except for a little noise.
+        light = 25 * tags if number != 3 else 0 * tags
+        noise = np.random.default_rng(number).integers(0, 9, tags.shape) * (number != 3)
+        Image.fromarray((light + noise).astype(np.uint8)).convert('RGB').save(image)
+    assert run(kaggle, tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert '1  all black: F1-3\n' in printed
+    assert '1  label looks mirrored or upside down: F1-2\n' in printed
+    assert json.loads((tmp_path / 'inspection.json').read_text())['odd']['all black'] == ['F1-3']
+    page = (tmp_path / 'report.html').read_text()
+    grid = page[page.index('Example frames') :].partition('<h2>')[0]
+    assert [grid.count(f'<figcaption>F1-{number}<') for number in range(4)] == [1, 1, 1, 1]
 
 
 def test_histograms_show_the_shares_of_each_drive(frames, tmp_path):

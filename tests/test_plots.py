@@ -2,13 +2,12 @@
 
 from io import BytesIO
 
-import cv2
 import numpy as np
 from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mmseg_unet_lyft.report.plots import PANELS, curve_pictures, side_by_side
+from mmseg_unet_lyft.report.plots import PANELS, curve_pictures
 
 # Matplotlib's first two colours.
 BLUE, ORANGE = (31, 119, 180), (255, 127, 14)
@@ -51,11 +50,3 @@ def test_a_class_may_have_any_name():
     shown = [text.get_text() for text in axes.get_legend().get_texts()]
     assert [text.strip('\u200b') for text in shown] == [r'\$\q\$', r'\$x\$', '_hidden']
     assert not any(map(is_math_text, shown))
-
-
-def test_pictures_stand_in_rows():
-    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9)]
-    pngs = [cv2.imencode('.png', np.full((2, 3, 3), colour, np.uint8))[1].tobytes() for colour in colours]
-    sheet = cv2.imdecode(np.frombuffer(side_by_side(pngs, columns=2), np.uint8), cv2.IMREAD_COLOR)
-    assert sheet.shape == (4, 6, 3)
-    assert [tuple(sheet[row, column]) for row, column in ((1, 2), (1, 3), (2, 2), (2, 3))] == colours

@@ -1,19 +1,24 @@
-"""The baselines that a score is read with, by hand; what a test run is asked for and says of uncertainty."""
+"""What a test run keeps, whatever else fails; the baselines by hand; calibration as a picture."""
+
+import json
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
 
-from mmseg_unet_lyft.engine.scoring import (
-    ColourLookup,
-    PixelFrequency,
-    ask_for_uncertainty,
-    baseline_confusions,
-    describe_uncertainty,
-)
-from mmseg_unet_lyft.errors import InputError
+from mmseg_unet_lyft.cli import test as test_command
+from mmseg_unet_lyft.engine.scoring import ColourLookup, PixelFrequency, ask_for_uncertainty
+from mmseg_unet_lyft.report import run_page
 from mmseg_unet_lyft.report.plots import save_reliability
+
+from .conftest import SMALL
+from .training import run
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -44,46 +49,15 @@ def test_colour_lookup_answers_with_the_most_frequent_class_of_the_colour():
     assert baseline.predict(image).dtype == np.uint8
 
 
-def test_both_baselines_are_fit_on_the_training_and_scored_on_the_test_frames():
-    train = [(picture([RED, GREEN], [RED, GREEN]), np.array([[0, 1], [0, 1]], dtype=np.uint8))]
-    # The colours have changed places, and one pixel is ignored.
-    test = [(picture([GREEN, RED], [GREEN, RED]), np.array([[1, 0], [255, 1]], dtype=np.uint8))]
-    confusions = baseline_confusions(train, test, 2)
-    # By place: (0, 1), (0, 1) against truth (1, 0), (-, 1).
-    np.testing.assert_array_equal(confusions['most frequent class at each pixel'], [[0, 1], [1, 1]])
-    # By colour: (1, 0), (1, 0).
-    np.testing.assert_array_equal(confusions['look-up of the colour'], [[1, 0], [1, 1]])
-    assert len(confusions) == 2
-
-
 # --- uncertainty -------------------------------------------------------------------------------------------
 
 
-def config(**model) -> Config:
-    model = dict(type='LyftSegmentor', test_cfg=dict(mode='whole')) | model
-    return Config(dict(model=model, test_evaluator=dict(type='LyftIoUMetric')))
-
-
 def test_asking_for_uncertainty_sets_the_passes_and_adds_the_metric_once():
-    asked = config()
-    ask_for_uncertainty(asked, 4)
-    ask_for_uncertainty(asked, 5)
+    asked = Config(dict(model=dict(test_cfg=dict(mode='whole')), test_evaluator=dict(type='LyftIoUMetric')))
+    for passes in (4, 5, None):
+        ask_for_uncertainty(asked, passes)
     assert asked.model.test_cfg == dict(mode='whole', passes=5)
     assert asked.test_evaluator == [dict(type='LyftIoUMetric'), dict(type='LyftCalibrationMetric')]
-    alone = config()
-    ask_for_uncertainty(alone, None)
-    assert alone.to_dict() == config().to_dict()
-    with pytest.raises(InputError, match='--uncertainty 0'):
-        ask_for_uncertainty(config(), 0)
-    with pytest.raises(InputError, match="'EncoderDecoder'"):
-        ask_for_uncertainty(config(type='EncoderDecoder'), 1)
-
-
-def test_the_line_says_n_a_where_a_figure_is_not_defined():
-    figures = dict(ECE=0.03214, entropy_AUROC=None, entropy_wrong=None, entropy_right=0.25)
-    line = describe_uncertainty(dict(passes=1, bins=[{}] * 15) | figures)
-    for part in ('1 pass', 'ECE 3.21 % over 15 bins', 'n/a nats on wrong, 0.2500 on right'):
-        assert part in line
 
 
 def test_the_diagram_shows_accuracy_as_bars_of_its_height(tmp_path):
@@ -98,6 +72,101 @@ def test_the_diagram_shows_accuracy_as_bars_of_its_height(tmp_path):
     left, right = np.flatnonzero(columns > 300).min(), np.flatnonzero(columns > 300).max()
     width = right - left
     assert columns[left - width // 2] == pytest.approx(0.1 * columns[left : right + 1].max(), abs=8)
-    (tmp_path / 'file').touch()
-    with pytest.raises(InputError, match=r'file/reliability\.png'):
-        save_reliability(tmp_path / 'file' / 'reliability.png', counts, 'ten passes')
+
+
+# --- the command -------------------------------------------------------------------------------------------
+
+# A plain mmseg config: own classes, JPEG frames, two folders with frames of one name.
+OWN = """
+custom_imports = dict(imports=['mmseg_unet_lyft.register'], allow_failed_imports=False)
+default_scope = 'mmseg'
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(type='SegDataPreProcessor', size=(32, 32), bgr_to_rgb=True),
+    backbone=dict(type='LyftUNet', base_channels=2, num_stages=2),
+    decode_head=dict(
+        type='FCNHead', in_channels=2, in_index=0, channels=2, num_convs=1, num_classes=2,
+        loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True),
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'),
+)
+frames = dict(
+    type='BaseSegDataset',
+    data_root='own',
+    data_prefix=dict(img_path='images', seg_map_path='labels'),
+    img_suffix='.jpg',
+    metainfo=dict(classes=('sky', 'ground'), palette=[[0, 0, 0], [250, 0, 0]]),
+    pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')],
+)
+loader = dict(num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False))
+test_dataloader = dict(dataset=frames, **loader)
+train_dataloader = dict(dataset=dict(type='RepeatDataset', times=2, dataset=frames), **loader)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=2)
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
+test_cfg = dict(type='TestLoop')
+test_evaluator = dict(type='{metric}')
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Two frames of the config `OWN` in two folders, and weights, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    label = np.repeat(np.uint8([0, 1]), 16)[:, None].repeat(32, 1)
+    for folder in ('a', 'b'):
+        for kind, content in (('images', 200 * label), ('labels', label)):
+            path = tmp_path / 'own' / kind / folder / f'0.{"jpg" if kind == "images" else "png"}'
+            path.parent.mkdir(parents=True)
+            cv2.imwrite(str(path), content)
+    for metric in ('IoUMetric', 'LyftIoUMetric'):
+        Path(f'{metric}.py').write_text(OWN.replace('{metric}', metric))
+    init_default_scope('mmseg')
+    model = MODELS.build(Config.fromfile('IoUMetric.py').model)
+    torch.save(dict(state_dict=model.state_dict()), 'own.pth')
+
+
+@pytest.mark.parametrize('metric', ['IoUMetric', 'LyftIoUMetric'])
+def test_a_plain_mmseg_config_is_scored_on_its_own_classes(own, metric, capsys):
+    options = ['--baselines'] if metric == 'LyftIoUMetric' else []
+    arguments = [f'{metric}.py', 'own.pth', '--work-dir', 'out', '--show-dir', 'shown', '--device', 'cpu']
+    assert test_command.main([*arguments, *options]) == 0
+    scores = json.loads(Path('out/scores.json').read_text())
+    assert (scores['unit'], scores['scheme'], scores['data_root']) == ('percent', None, 'own')
+    shown = sorted(str(path) for path in Path('shown').rglob('*.png'))
+    assert shown == ['shown/a/0.jpg.png', 'shown/b/0.jpg.png']
+    assert f'aAcc: {scores["metrics"]["aAcc"]:.4g}' in capsys.readouterr().out or options
+    if options:
+        # Black is sky and grey ground: what the baselines learn from colour and from place.
+        assert len(scores['baselines']) == 2
+        for found in scores['baselines'].values():
+            assert found['iou'] == {'sky': pytest.approx(100, abs=4), 'ground': pytest.approx(100, abs=4)}
+        assert np.sum(scores['confusion']) == 2 * 32 * 32
+
+
+def test_held_out_frames_alone_are_tested_and_a_failed_page_costs_a_warning(
+    three_drives, tmp_path, monkeypatch, caplog, capsys
+):
+    run(tmp_path / 'run', seed=3, max_iters=2)
+    for path in [*three_drives.rglob('F1-*'), *three_drives.rglob('F3-*')]:
+        path.unlink()
+    options = [f'{key}={value}'.replace(' ', '') for key, value in SMALL.items()]
+    checkpoint, out = str(tmp_path / 'run/iter_2.pth'), tmp_path / 'run/test'
+    arguments = ['unet_lyft.py', checkpoint, '--device', 'cpu', '--cfg-options', *options]
+    capsys.readouterr()
+    assert test_command.main(arguments) == 0
+    assert json.loads((out / 'scores.json').read_text())['tested_on'] == ['F2']
+    assert (out / 'report/index.html').is_file()
+    # Each class has one line.
+    assert capsys.readouterr().out.count('| Vegetation ') == 1
+    shutil.rmtree(out)
+
+    def fail(run):
+        raise RuntimeError('no page today')
+
+    monkeypatch.setattr(run_page, 'build_page', fail)
+    assert test_command.main(arguments) == 0
+    assert (out / 'scores.json').is_file()
+    assert not (out / 'report/index.html').exists()
+    (log,) = out.glob('*/*.log')
+    assert log.read_text().count('report: left out, and all else goes on: RuntimeError: no page today') == 1

@@ -69,6 +69,7 @@ def test_curves_give_what_masks_counted_one_by_one_give(pixels):
     frames = [random_frame(seed) for seed in range(3)]
     hood = hood_region('exact', 12, 16)
     for probabilities, truth in frames:
+        truth[:, :2] = 255  # Left out of both.
         curves.add(probabilities, np.where(hood, 0, truth), hood)
     for threshold in (0.001, 0.3, 0.45, 0.7):
         applied = Thresholds((threshold,) * 2, (pixels,) * 2)
@@ -79,15 +80,6 @@ def test_curves_give_what_masks_counted_one_by_one_give(pixels):
         expected = [score.f for score in mask_scores(counts)]
         found = [curves.f(mask)[pixels, round(threshold * 1000)] for mask in (0, 1)]
         np.testing.assert_allclose(found, expected, rtol=1e-12)
-
-
-def test_left_out_pixels_do_not_count():
-    probabilities, truth = random_frame(0)
-    truth[:, :6] = 255
-    whole, half = MaskCurves((0,)), MaskCurves((0,))
-    whole.add(probabilities, truth, np.zeros((12, 16), bool))
-    half.add(probabilities[:, 6:], truth[:, 6:], np.zeros((6, 16), bool))
-    np.testing.assert_array_equal(whole.counts, half.counts)
 
 
 def test_the_best_of_all_thresholds_and_dilations_is_found():
@@ -134,17 +126,12 @@ def changed(**road):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda fields: fields.update(format=2), 'format 2, .* 1;'),
+        (lambda fields: fields.update(format=2), 'format.* 2'),
         (lambda fields: fields.pop('masks'), 'masks'),
-        (changed(threshold=0), r'\(0\.4, 0\.0, '),
         (changed(threshold='abc'), 'abc'),
         (changed(threshold=10**400), 'OverflowError'),
-        (changed(dilation=-1), r'dilations \(1\.0, -1\.0\)'),
-        (changed(dilation=51), r'dilations \(1\.0, 51\.0\)'),
-        (changed(dilation=1.5), r'dilations \(1\.0, 1\.5\)'),
-        (lambda fields: fields.update(labels=[1, 1]), r'\(0\.4, 0\.9, 1\.0, 1\.0\)'),
-        (lambda fields: fields.update(labels=[]), r'\(0\.4, 0\.9\)'),
-        (lambda fields: fields.update(classes=['A']), 'classes A, .* Background, Road'),
+        (changed(dilation=-1), 'dilation.*-1'),
+        (lambda fields: fields.update(classes=['A']), 'Background, Road.*A'),
     ],
 )
 def test_files_that_hold_none_are_refused(written, change, message):
@@ -154,11 +141,3 @@ def test_files_that_hold_none_are_refused(written, change, message):
     path.write_text(json.dumps(fields))
     with pytest.raises(InputError, match=f'{re.escape(str(path))}: .*{message}'):
         load_thresholds(path, CLASSES)
-
-
-@pytest.mark.parametrize('text', [None, '{', '[' * 100_000, '1' * 5000, '[]'])
-def test_files_that_cannot_be_read_are_named(tmp_path, text):
-    if text is not None:
-        (tmp_path / 'x.json').write_text(text)
-    with pytest.raises(InputError, match=r'x\.json: .*tools/tune_thresholds'):
-        load_thresholds(tmp_path / 'x.json', CLASSES)

@@ -13,19 +13,23 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.runner import Runner
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from .. import __version__
 from ..datasets.atomic_io import read_object, sha256_of_file
 from ..datasets.dataset_stats import STATS_NAME
 from ..datasets.layout import MARKER_NAME, REPORT_FOLDER
-from ..errors import InputError
-from .checkpoint import card_file
+from ..errors import InputError, decoration, printable
+from .checkpoint import card_file, unwrapped
+from .config import short_value
 from .device import describe_machine
 
 SCORES_FILE = 'test/scores.json'  # Where the test command writes by default, in the checkpoint's folder.
 FORMAT = 1
-_REMEDY = 'take the run card that training wrote'
+_REMEDY = 'take the run card that training writes with each checkpoint'
 _TOOLS = ('train', 'test')
 _PLACES = {'--launcher', '--local-rank', '--local_rank'}
 _GIT_SECONDS = 10
@@ -45,8 +49,6 @@ def check_shape(path: Path, content: Mapping[str, Any], shape: Mapping[str, type
 def read_card(checkpoint: Path) -> dict[str, Any]:
     """Read a checkpoint's run card; an InputError if there is none, or it cannot be read."""
     path = card_file(checkpoint)
-    if not path.is_file():
-        raise InputError(f'{path}: no such run card; training writes one with each checkpoint')
     card = read_object(path, _REMEDY)
     if card.get('format') != FORMAT:
         raise InputError(f'{path}: is not a run card of format {FORMAT}; {_REMEDY}')
@@ -81,10 +83,7 @@ def drives(split: str | Sequence[str] | None) -> str:
 
 
 def command_again(card: Mapping[str, Any]) -> str:
-    """The shell command that repeats the run at its commit; '' if the card does not say.
-
-    It sets the seed that was drawn, and starts several processes with ``launch``.
-    """
+    """The shell command that repeats the run, with the seed it drew; '' if the card does not say."""
     tool, *typed = map(str, card.get('command') or [''])
     # The package's commands are recorded by name, other programs by their file.
     if tool not in _TOOLS:
@@ -124,12 +123,9 @@ def _value(node: ast.expr) -> Any:
 
 
 def describe_run(runner: Runner, dataset: Any = None) -> dict[str, Any]:
-    """A run card's content at the start of a run, for JSON; on the training data, or another ``dataset``.
-
-    The hashes are SHA-256; ``statistics`` says what was measured and used, or that published values are used.
-    """
+    """A run card's content at the start of a run, for JSON; on the training data, or another ``dataset``."""
     config = runner.cfg
-    text = config.pretty_text
+    text = printable(config.pretty_text, keep='\n')
     return dict(
         format=FORMAT,
         command=list(config.get('command') or sys.argv),
@@ -151,10 +147,10 @@ def _describe_data(dataset: Any) -> dict[str, Any]:
     """Root, hashes and size of the data, as far as they are known."""
     root = getattr(dataset, 'data_root', None)
 
-    def find(*names: str) -> Path | None:
-        return next((path for name in names if root and (path := Path(root) / name).is_file()), None)
+    def find(name: str) -> Path | None:
+        return path if root and (path := Path(root) / name).is_file() else None
 
-    manifest, stats = find('manifest.json', f'{REPORT_FOLDER}/manifest.json'), find(STATS_NAME)
+    manifest, stats = find('manifest.json') or find(f'{REPORT_FOLDER}/manifest.json'), find(STATS_NAME)
     return dict(
         root=root,
         split=getattr(dataset, 'split', None),
@@ -176,6 +172,23 @@ def _describe_git() -> dict[str, Any] | None:
         return None
     commit, mark, _ = done.stdout.strip().partition('-')
     return dict(commit=commit, is_changed=bool(mark))
+
+
+def describe_cost(runner: Runner) -> str:
+    """``, 2.1 GFLOP for 384x512 (height x width)``: a crop's forward pass, 2 a product; '' if not known."""
+    model = unwrapped(runner.model)
+    size = short_value(runner.cfg, 'crop_size') or getattr(model.data_preprocessor, 'size', None)
+    said = ''
+    if isinstance(size, (list, tuple)):
+        counting = FlopCounterMode(display=False)
+        with decoration('GFLOP', runner.logger.warning), torch.no_grad(), counting as flop:
+            # Without memory or time: on the meta device, where only shapes are computed. Two crops, since
+            # batch norm may get one value of each.
+            state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+            state = {name: value.to('meta') for name, value in state.items()}
+            functional_call(model, state, (torch.empty(2, 3, *size, device='meta'),))
+            said = f', {flop.get_total_flops() / 2e9:.3g} GFLOP for {size[0]}x{size[1]} (height x width)'
+    return said
 
 
 def scores_of(runner: Runner) -> dict[str, float]:

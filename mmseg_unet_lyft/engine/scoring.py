@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from prettytable import PrettyTable
+from mmseg.registry import DATASETS
 
-from ..datasets.carla import IGNORE_INDEX, get_scheme
-from ..datasets.image_io import read_image, read_label
-from ..datasets.layout import MARKER_NAME, find_pairs
+from ..datasets.atomic_io import write_json
+from ..datasets.carla import IGNORE_INDEX
+from ..datasets.layout import MARKER_NAME
 from ..errors import InputError
 from ..evaluation.lyft_metrics import LyftCalibrationMetric, LyftIoUMetric
 from ..evaluation.metrics import class_scores, confusion_matrix, mean_iou
 
 _BITS = 5  # of each channel, in the colour look-up
-_SCHEME, _SPLIT = 'carla13', 'train'  # `LyftCarlaDataset`'s own defaults
-
-
-def find_metric(runner: Runner) -> LyftIoUMetric:
-    """The test's `LyftIoUMetric`, whose confusion matrix fills the tables; an InputError without one."""
-    for metric in runner.test_evaluator.metrics if hasattr(runner, 'test_evaluator') else ():
-        if isinstance(metric, LyftIoUMetric):
-            return metric
-    raise InputError("this command needs test_evaluator = dict(type='LyftIoUMetric') in the config")
 
 
 def result_folder(work_dir: str | None, checkpoint: str) -> Path:
@@ -49,14 +43,11 @@ class PixelFrequency:
         self.counts: np.ndarray | None = None
 
     def add(self, image: np.ndarray, label: np.ndarray) -> None:
-        """Count a training frame: label ids, uint8 (H, W); raises InputError if its size differs."""
+        """Count a training frame: label ids, uint8 (H, W), all of one size."""
         if self.counts is None:
             self.counts = np.zeros((self.num_classes, *label.shape), dtype=np.int32)
-        if self.counts.shape[1:] != label.shape:
-            sizes = f'{self.counts.shape[1:]} and of {label.shape}'
-            raise InputError(f'frames of (height, width) {sizes}; the baseline {self.name!r} needs one size')
-        for index in range(self.num_classes):
-            self.counts[index] += label == index
+        for index, counts in enumerate(self.counts):
+            counts += label == index
 
     @cached_property
     def _answer(self) -> np.ndarray:
@@ -120,36 +111,45 @@ def baseline_confusions(
     return confusions
 
 
-def score_baselines(config: Config, progress: Callable[[list, int, str], Iterable]) -> dict[str, np.ndarray]:
+def score_baselines(
+    config: Config, num_classes: int, progress: Callable[[Iterable, int, str], Iterable]
+) -> dict[str, np.ndarray]:
     """As `baseline_confusions`, fit on the training frames of a test run's config, scored on its test frames.
 
-    ``progress`` passes items through. Raises InputError if a frame cannot be read, or sizes differ.
+    The test pipeline's loading steps read both, from any data set, also a wrapped one.
     """
-
-    def frames(dataset: dict, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        root, scheme = str(dataset['data_root']), dataset.get('scheme', _SCHEME)
-        pairs = find_pairs(Path(root), dataset.get('split', _SPLIT))
-        for pair in progress(pairs, len(pairs), what):
-            yield read_image(pair['img_path']), read_label(pair['seg_map_path'], scheme, root)
-
     train, test = (config[loader].dataset for loader in ('train_dataloader', 'test_dataloader'))
-    num_classes = len(get_scheme(test.get('scheme', _SCHEME)).classes)
+    steps = [step for step in _find(test, 'pipeline') or () if step['type'].startswith('Load')]
+
+    def frames(dataset: Mapping, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        built = DATASETS.build(_with_pipeline(dataset, steps))
+        for index in progress(range(len(built)), len(built), what):
+            frame = built[index]
+            yield frame['img'], np.where(frame['gt_seg_map'] < num_classes, frame['gt_seg_map'], IGNORE_INDEX)
+
     parts = frames(train, 'fitting baselines'), frames(test, 'scoring baselines')
     return baseline_confusions(*parts, num_classes)
 
 
-def ask_for_uncertainty(config: Config, passes: int | None) -> None:
-    """Set the model's ``test_cfg.passes`` and add a `LyftCalibrationMetric` in a test run's config.
+def _find(dataset: Mapping, key: str) -> Any:
+    """A key's value in a data set's config, or in the first that it wraps; None where there is none."""
+    while key not in dataset and {'dataset', 'datasets'} & set(dataset):
+        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+    return dataset.get(key)
 
-    One pass is the plain softmax, more are with active dropout, and None changes nothing. Raises an
-    InputError if passes is below 1, or the model is not a `LyftSegmentor`.
-    """
+
+def _with_pipeline(dataset: Any, steps: Sequence[Mapping]) -> Any:
+    """A data set's config with other steps, in all that it wraps."""
+    if isinstance(dataset, (list, tuple)):
+        return [_with_pipeline(one, steps) for one in dataset]
+    changed = {key: _with_pipeline(dataset[key], steps) for key in ('dataset', 'datasets') if key in dataset}
+    return dict(dataset, **changed) if changed else dict(dataset, pipeline=[dict(step) for step in steps])
+
+
+def ask_for_uncertainty(config: Config, passes: int | None) -> None:
+    """Set ``test_cfg.passes``, if given, and add a `LyftCalibrationMetric` in a test run's config."""
     if passes is None:
         return
-    if passes < 1:
-        raise InputError(f'--uncertainty {passes}: give the number of passes, 1 or more; 10 is usual')
-    if config.model.get('type') != 'LyftSegmentor':
-        raise InputError(f"--uncertainty needs model.type='LyftSegmentor', not {config.model.get('type')!r}")
     config.merge_from_dict({'model.test_cfg': dict(passes=passes)})
     evaluators = config.test_evaluator
     evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
@@ -157,93 +157,114 @@ def ask_for_uncertainty(config: Config, passes: int | None) -> None:
         config.test_evaluator = [*evaluators, dict(type='LyftCalibrationMetric')]
 
 
-def measured_uncertainty(runner: Runner, metrics: dict[str, float]) -> tuple[dict, np.ndarray] | None:
-    """A test's calibration, for JSON and as `reliability_counts`; None if it was not measured."""
-    found = [one for one in runner.test_evaluator.metrics if isinstance(one, LyftCalibrationMetric)]
-    if not found:
-        return None
-    metric = found[0]
-    names = ('ECE', 'entropy_AUROC', 'entropy_wrong', 'entropy_right')
-    scalars = {name: metrics.get(f'{metric.prefix}/{name}') for name in names}
-    counts = metric.reliability
-    bins = [
-        dict(
-            up_to=(index + 1) / counts.shape[1],
-            pixels=int(pixels),
-            confidence=float(confidence / pixels) if pixels else None,
-            accuracy=float(hits / pixels) if pixels else None,
-        )
-        for index, (pixels, confidence, hits) in enumerate(counts.T)
-    ]
-    return dict(passes=runner.cfg.model.test_cfg.passes, **scalars, bins=bins), counts
+def describe_calibration(metric: LyftCalibrationMetric, scalars: Mapping[str, float], passes: int) -> dict:
+    """A test's calibration for JSON, with its bins, in percent; None for what is not defined."""
+    described, bins = dict(passes=passes), []
+    described |= {name: scalars.get(f'{metric.prefix}/{name}') for name in metric.names}
+    for number, (pixels, *sums) in enumerate(metric.reliability.T, 1):
+        confidence, accuracy = (100 * float(one / pixels) if pixels else None for one in sums)
+        up_to = 100 * number / metric.reliability.shape[1]
+        bins.append(dict(up_to=up_to, pixels=int(pixels), confidence=confidence, accuracy=accuracy))
+    return described | dict(bins=bins)
 
 
-def describe_uncertainty(calibration: dict) -> str:
-    """The dict of `measured_uncertainty` in one line."""
-    names = ('entropy_AUROC', 'entropy_wrong', 'entropy_right')
-    area, wrong, right = (
-        'n/a' if calibration[name] is None else f'{calibration[name]:.4f}' for name in names
-    )
-    error = 'n/a' if calibration['ECE'] is None else f'{100 * calibration["ECE"]:.2f} %'
-    passes = calibration['passes']
-    return (
-        f'uncertainty ({passes} {"pass" if passes == 1 else "passes"}): ECE {error} over '
-        f'{len(calibration["bins"])} bins; AUROC of the entropy, wrong against right pixels, {area}; mean '
-        f'entropy {wrong} nats on wrong, {right} on right pixels'
-    )
-
-
-def summarise(
-    config: Config, metrics: dict[str, float], confusion: np.ndarray, baselines: dict[str, np.ndarray]
-) -> dict:
-    """The scores for JSON, together with the model, the data and the baselines that they belong to.
-
-    Scores are in percent; None stands for a class that is not in the truth, and for a loss not measured.
-    """
+def summarise(config: Config, metrics: dict[str, float], metric: LyftIoUMetric | None) -> dict[str, Any]:
+    """The scores for JSON, in percent (None: not defined), with the model and the data they belong to."""
     dataset = config.test_dataloader.dataset
-    scheme = dataset.get('scheme', _SCHEME)
-    classes = get_scheme(scheme).classes
-    is_synthetic = (Path(dataset.data_root) / MARKER_NAME).is_file()
-    scores = ('iou', 'f1', 'precision', 'recall')
+    root, split = _find(dataset, 'data_root'), _find(dataset, 'split')
+    is_ours = _find(dataset, 'type') == 'LyftCarlaDataset'
+    is_synthetic = root is not None and (Path(root) / MARKER_NAME).is_file()
+    by_class = {
+        score: _percent_by_class(metric, metric.confusion, score) if metric else {}
+        for score in ('iou', 'f1', 'precision', 'recall')
+    }
     return dict(
+        unit='percent',
         config=str(config.filename),
         # An exported file is itself the model.
         checkpoint=str(config.load_from or config.model.get('path')),
         data='synthetic scenes' if is_synthetic else 'frames as given',
-        data_root=str(dataset.data_root),
-        scheme=scheme,
-        baselines_fitted_on=config.train_dataloader.dataset.get('split', _SPLIT) if baselines else None,
-        tested_on=dataset.get('split', _SPLIT),
-        metrics={**metrics, 'val_loss': metrics.get('val_loss')},
-        confusion=confusion.tolist(),
-        **{score: _percent_by_class(confusion, classes, score) for score in scores},
-        baselines={
-            name: dict(mIoU=100 * mean_iou(one), iou=_percent_by_class(one, classes, 'iou'))
-            for name, one in baselines.items()
-        },
+        data_root=root and str(root),
+        # `LyftCarlaDataset`'s own defaults.
+        scheme=_find(dataset, 'scheme') or ('carla13' if is_ours else None),
+        tested_on=split or ('train' if is_ours else None),
+        # mmseg's own metrics are NumPy numbers, which JSON cannot hold.
+        metrics={name: float(value) for name, value in metrics.items()}
+        | dict(val_loss=metrics.get('val_loss')),
+        confusion=metric and metric.confusion.tolist(),
+        **by_class,
+        baselines_fitted_on=None,
+        baselines={},
     )
 
 
-def _percent_by_class(confusion: np.ndarray, classes: Iterable[str], score: str) -> dict[str, float | None]:
+class ScoresHook(Hook):
+    """Write a test's scores as soon as they are known, before anything is made of them.
+
+    Args:
+        path: The JSON file.
+
+    Attributes:
+        metric: The test's `LyftIoUMetric`, if it has one; `describe` shows its table.
+        baselines: Their confusion matrices by name, once they are added.
+        summary: As from `summarise`, with ``calibration`` if it was measured.
+        reliability: As from `reliability_counts`; None if it was not measured.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metric: LyftIoUMetric | None = None
+        self.summary: dict[str, Any] = {}
+        self.baselines: dict[str, np.ndarray] = {}
+        self.reliability: np.ndarray | None = None
+
+    def before_test(self, runner: Runner) -> None:
+        """Find the metric, and show its table only once."""
+        metrics = runner.test_loop.evaluator.metrics
+        self.metric = next((one for one in metrics if isinstance(one, LyftIoUMetric)), None)
+        if self.metric is not None:
+            self.metric.logs_table = False
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Write the file, on rank 0."""
+        self.summary = summarise(runner.cfg, metrics or {}, self.metric)
+        for one in runner.test_evaluator.metrics:
+            if isinstance(one, LyftCalibrationMetric):
+                passes, self.reliability = runner.cfg.model.test_cfg.passes, one.reliability
+                self.summary['calibration'] = describe_calibration(one, metrics or {}, passes)
+        if is_main_process():
+            write_json(self.path, self.summary)
+
+    def add_baselines(self, config: Config, progress: Callable[[Iterable, int, str], Iterable]) -> None:
+        """Score the baselines as in `score_baselines`, and write the file again with them."""
+        if self.metric is None:
+            raise InputError("baselines are compared by test_evaluator = dict(type='LyftIoUMetric')")
+        num_classes = len(self.metric.dataset_meta['classes'])
+        self.baselines = score_baselines(config, num_classes, progress)
+        scores = {
+            name: dict(mIoU=100 * mean_iou(one), iou=_percent_by_class(self.metric, one, 'iou'))
+            for name, one in self.baselines.items()
+        }
+        fitted_on = _find(config.train_dataloader.dataset, 'split') or 'train'
+        self.summary |= dict(baselines=scores, baselines_fitted_on=fitted_on)
+        write_json(self.path, self.summary)
+
+    def describe(self) -> str:
+        """The scores by class next to the baselines', or without classes the scalars; and the data."""
+        summary, scalars = self.summary, self.summary['metrics']
+        if self.metric is not None:
+            lines = [self.metric.table(self.baselines)]
+        else:
+            lines = [f'{name}: {value:.4g}' for name, value in scalars.items() if value is not None]
+        scheme = f'; scheme {summary["scheme"]}' if summary['scheme'] else ''
+        note = f'{summary["data"]}{scheme}; tested on {summary["tested_on"] or summary["data_root"]}'
+        note += f'; baselines fitted on {summary["baselines_fitted_on"]}' if self.baselines else ''
+        return '\n'.join([*lines, note])
+
+
+def _percent_by_class(metric: LyftIoUMetric, confusion: np.ndarray, score: str) -> dict[str, float | None]:
     """A score of `class_scores` in percent by class name; None where it is not defined."""
-    by_class = zip(classes, class_scores(confusion)[score].tolist(), strict=True)
+    by_class = zip(metric.dataset_meta['classes'], class_scores(confusion)[score].tolist(), strict=True)
     return {name: None if np.isnan(value) else 100 * value for name, value in by_class}
-
-
-def score_table(summary: dict) -> str:
-    """IoU of the model and the baselines, a row for each class; then lines on data and calibration."""
-    baselines = summary['baselines']
-    columns = {'this model': dict(mIoU=summary['metrics']['mIoU'], iou=summary['iou']), **baselines}
-    table = PrettyTable(['IoU, %', *columns], align='r')
-    table.align['IoU, %'] = 'l'
-    for name in summary['iou']:
-        values = [column['iou'][name] for column in columns.values()]
-        table.add_row([name, *('n/a' if value is None else f'{value:.2f}' for value in values)])
-    table.add_row(['mean', *(f'{column["mIoU"]:.2f}' for column in columns.values())])
-    note = f'{summary["data"]}; scheme {summary["scheme"]}; tested on {summary["tested_on"]}'
-    if baselines:
-        note += f'; baselines fitted on {summary["baselines_fitted_on"]}'
-    loss = summary['metrics']['val_loss']
-    note += f'; validation loss {"n/a" if loss is None else f"{loss:.4f}"}'
-    calibration = [describe_uncertainty(summary['calibration'])] if 'calibration' in summary else []
-    return '\n'.join([table.get_string(), note, *calibration])

@@ -18,7 +18,7 @@ from ..datasets.carla import RAW_HEIGHT, SIMULATORS, hood_mask
 from ..datasets.dataset_stats import load_stats, scheme_of_root
 from ..datasets.image_io import GREYSCALE, LARGEST_PIXELS, damage, decode, header_of, read_label
 from ..datasets.layout import find_labels
-from ..errors import InputError, shorten_list
+from ..errors import InputError
 from .metrics import f_beta
 
 # In the order of the challenge's JSON. Source: Lyft Perception Challenge, Example/score.
@@ -41,11 +41,7 @@ _EXPECTED = 'expected {"1": [vehicle, road], "2": ...}'
 def challenge_ids(classes: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Train ids that are vehicle, and those that are road (lane lines included), found by class name.
 
-    Args:
-        classes: Class names; the position is the train id.
-
-    Raises:
-        InputError: If a vehicle or a road class is missing; the message lists the classes.
+    An InputError lists the classes if a vehicle or a road class is missing.
     """
     vehicle, road = (
         tuple(index for index, name in enumerate(classes) if name in names) for names in _CLASSES
@@ -61,14 +57,8 @@ def challenge_ids(classes: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, .
 def hood_region(rule: str, height: int, width: int, measured: np.ndarray | None = None) -> np.ndarray:
     """Region in which vehicle pixels count as the ego car's hood and are left out, bool (height, width).
 
-    Args:
-        rule: ``'exact'``, the hood's own pixels; or ``'rows'``, the organisers': all from row 496 of 600 on.
-        height: Height of the region; if it is not 600, row 496 is scaled.
-        width: Width of the region.
-        measured: The hood of a prepared data root for ``'exact'``, bool (H, W); None takes the Kaggle set's.
-
-    Raises:
-        InputError: If the rule is not known.
+    By the rule ``'exact'`` it is the hood's own pixels: ``measured``, that of a prepared data root, bool
+    (H, W), or the Kaggle set's; by ``'rows'``, the organisers', all from row 496 of 600 on, in proportion.
     """
     if rule == 'exact':
         return hood_mask(height, width, measured)
@@ -81,19 +71,10 @@ def hood_region(rule: str, height: int, width: int, measured: np.ndarray | None 
 def challenge_masks(
     label: np.ndarray, classes: Sequence[str], hood: str = 'exact', measured: np.ndarray | None = None
 ) -> np.ndarray:
-    """The challenge's two masks of a label map.
+    """The challenge's masks of a label map, integer (H, W): vehicle and road, uint8 {0, 1} (2, H, W).
 
-    Args:
-        label: Train ids, integer (H, W); ids beyond the classes (255) are in neither mask.
-        classes: Class names; the position is the train id.
-        hood: Rule for leaving out vehicle pixels of the hood, as in `hood_region`.
-        measured: The hood of a prepared data root, bool (H, W).
-
-    Returns:
-        Vehicle and road, uint8 {0, 1} (2, H, W).
-
-    Raises:
-        InputError: If the classes have no vehicle or no road, or the rule is not known.
+    Ids beyond the ``classes`` (255) are in neither mask. ``hood`` is the rule, and ``measured`` the hood, by
+    which vehicle pixels are left out as in `hood_region`.
     """
     masks = np.stack([np.isin(label, ids) for ids in challenge_ids(classes)])
     masks[VEHICLE][hood_region(hood, *label.shape, measured)] = False
@@ -101,14 +82,9 @@ def challenge_masks(
 
 
 def count_pixels(answer: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """TP, FP and FN of each mask; as in the official scorer, only pixels of 0 or 1 count.
+    """TP, FP and FN of each mask, int64 (2, 3); as in the official scorer, only pixels of 0 or 1 count.
 
-    Args:
-        answer: Vehicle and road, uint8 (2, H, W).
-        truth: The same of the truth; 255, for example, leaves a pixel out.
-
-    Returns:
-        int64 (2, 3): one row per mask; true positives, false positives, false negatives.
+    ``answer`` and ``truth`` are vehicle and road, uint8 (2, H, W); 255, for example, leaves a pixel out.
     """
     answered, missed, true, false = answer == 1, answer == 0, truth == 1, truth == 0
     pairs = ((answered, true), (answered, false), (missed, true))
@@ -137,17 +113,18 @@ class MaskScore:
 
     @property
     def f(self) -> float | None:
-        """F-beta in [0, 1], to the official scorer's last digit; None for 0/0, see `undefined`."""
-        return float(f_beta(self.tp, self.fp, self.fn, self.beta)) if self.tp else None
+        """F-beta in [0, 1], to the official scorer's last digit; None if the truth has no such pixel.
+
+        Where no pixel is right it is 0; the official formula is 0/0 there, as `note` says.
+        """
+        return float(f_beta(self.tp, self.fp, self.fn, self.beta)) if self.tp + self.fn else None
 
     @property
-    def undefined(self) -> str:
-        """A sentence naming the count that makes the official F 0/0; '' if it is defined."""
+    def note(self) -> str:
+        """A sentence on an F for which the official formula is 0/0; '' for others."""
         if not self.tp + self.fn:
-            return f'{self.name}: TP + FN = 0, the truth has no {self.name} pixel, so recall and F are 0/0'
-        if not self.tp + self.fp:
-            return f'{self.name}: TP + FP = 0, no pixel was answered, so precision and F are 0/0'
-        return '' if self.tp else f'{self.name}: TP = 0, precision and recall are 0, so F is 0/0'
+            return f'{self.name}: the truth has no such pixel, so recall and F are n/a'
+        return '' if self.tp else f'{self.name}: no pixel is right, F is 0 (0/0 in the official formula)'
 
 
 def mask_scores(counts: np.ndarray) -> tuple[MaskScore, MaskScore]:
@@ -159,53 +136,55 @@ def mask_scores(counts: np.ndarray) -> tuple[MaskScore, MaskScore]:
 
 
 def average_f(scores: Sequence[MaskScore]) -> float | None:
-    """Mean of vehicle's F2 and road's F0.5, in [0, 1]; None where one of them is 0/0."""
+    """Mean of vehicle's F2 and road's F0.5, in [0, 1]; None if one of them is None."""
     vehicle, road = (score.f for score in scores)
     return None if vehicle is None or road is None else (vehicle + road) / 2
 
 
 def score_dict(counts: np.ndarray, hood: str, fps: float | None = None) -> dict[str, Any]:
-    """The scores for JSON, in [0, 1] (``final_score`` in points); None where they are 0/0.
+    """The scores for JSON, in percent (``final_score`` in points); None where they are not defined.
 
-    Args:
-        counts: int64 (2, 3) as from `count_pixels`.
-        hood: The hood rule, or a text that says where the hood was left out.
-        fps: Frames per second of the complete run, loading included, for the final score
-            ``100 F_avg - max(0, 10 - FPS)``.
+    ``counts`` is as from `count_pixels`. ``fps`` is that of the complete run, loading included, for the final
+    score ``100 F_avg - max(0, 10 - FPS)``.
     """
     scores = mask_scores(counts)
-    average = average_f(scores)
-    final = None if fps is None or average is None else 100 * average - max(0, WANTED_FPS - fps)
+
+    def percent(value: float | None) -> float | None:
+        return None if value is None else 100 * value
+
+    average = percent(average_f(scores))
     return dict(
+        unit='percent',
         hood=hood,
         masks={
-            one.name: asdict(one) | dict(f=one.f, precision=one.precision, recall=one.recall)
+            one.name: asdict(one)
+            | {name: percent(getattr(one, name)) for name in ('f', 'precision', 'recall')}
             for one in scores
         },
         average=average,
         fps=fps,
-        final_score=final,
-        undefined=[one.undefined for one in scores if one.undefined],
+        final_score=None if fps is None or average is None else average - max(0, WANTED_FPS - fps),
+        undefined=[one.note for one in scores if one.note],
     )
 
 
 def score_table(counts: np.ndarray, hood: str, fps: float | None = None) -> str:
-    """The scores of `score_dict` as a text table, with the hood rule and any 0/0."""
+    """The scores of `score_dict` as a text table, with the hood rule and notes."""
     scores = score_dict(counts, hood, fps)
 
-    def cell(value: float | None, digits: int = 6) -> str:
-        return 'n/a' if value is None else f'{value:.{digits}f}'
+    def cell(value: float | None) -> str:
+        return 'n/a' if value is None else f'{value:.4f}'
 
-    lines = [f'{"":12}{"F":>10}{"precision":>11}{"recall":>10}{"TP":>14}{"FP":>14}{"FN":>14}']
+    lines = [f'{"percent":12}{"F":>10}{"precision":>11}{"recall":>10}{"TP":>14}{"FP":>14}{"FN":>14}']
     for name, one in scores['masks'].items():
         title = f'{name} F{one["beta"]:g}'
         cells = f'{cell(one["f"]):>10}{cell(one["precision"]):>11}{cell(one["recall"]):>10}'
         lines.append(f'{title:12}{cells}{one["tp"]:>14}{one["fp"]:>14}{one["fn"]:>14}')
     lines.append(f'{"average F":12}{cell(scores["average"]):>10}')
     if fps is not None:
-        formula = f'100 F - max(0, {WANTED_FPS:g} - FPS), FPS {fps:g}'
-        lines.append(f'{"final score":12}{cell(scores["final_score"], 3):>10}   {formula}')
-    return '\n'.join([*lines, f'hood: {hood}', *(f'n/a: {one}' for one in scores['undefined'])])
+        formula = f'average F - max(0, {WANTED_FPS:g} - FPS), FPS {fps:g}'
+        lines.append(f'{"final score":12}{cell(scores["final_score"]):>10}   {formula}')
+    return '\n'.join([*lines, f'hood: {hood}', *(f'note: {one}' for one in scores['undefined'])])
 
 
 def encode_mask(mask: np.ndarray) -> str:
@@ -217,17 +196,11 @@ class SubmissionWriter:
     """Writes the challenge's JSON frame by frame, in constant memory.
 
     A file is written under a temporary name and gets its own in ``close``. It is then complete JSON, even
-    after an ``add`` that failed or was interrupted, whose frame is left out.
-
-    Args:
-        target: Path of the file, or an open text file such as ``sys.stdout``, which is not closed and gets
-            nothing but the JSON.
+    after an ``add`` that failed or was interrupted, whose frame is left out; an InputError says why. The
+    target is a path, or an open text file such as ``sys.stdout``, which is not closed and gets nothing else.
 
     Attributes:
         frames: How many were added.
-
-    Raises:
-        InputError: If the file cannot be written, here, in ``add`` or in ``close``.
     """
 
     def __init__(self, target: Path | TextIO) -> None:
@@ -256,13 +229,9 @@ class SubmissionWriter:
         self.close()
 
     def add(self, masks: np.ndarray) -> None:
-        """Write the next frame.
+        """Write the next frame: vehicle and road, uint8 {0, 1} (2, H, W).
 
-        Args:
-            masks: Vehicle and road, uint8 {0, 1} (2, H, W).
-
-        Raises:
-            InputError: If they cannot be written; the frames before stay complete.
+        If that fails, the frames before stay complete.
         """
         pair = json.dumps([encode_mask(mask) for mask in masks])
         self._write(f'{"," if self.frames else ""}\n"{self.frames + 1}": {pair}')
@@ -298,9 +267,7 @@ class SubmissionWriter:
 class Submission:
     """A challenge JSON in memory, an answer or a truth; masks are decoded one frame at a time.
 
-    Args:
-        path: The file, for messages.
-        entries: Base64 texts of vehicle and road of each frame, in order.
+    ``entries`` are the base64 texts of vehicle and road of each frame, in order.
     """
 
     hood = 'as in TRUTH'  # The author of the masks has applied a rule, or none.
@@ -317,16 +284,10 @@ class Submission:
         return f'frame {frame} of {self.path}'
 
     def masks(self, frame: int, size: tuple[int, int] | None = None, like: str = '') -> np.ndarray:
-        """Vehicle and road of a frame, uint8 {0, 1} (2, H, W).
+        """Vehicle and road of a frame, counted from 1, uint8 {0, 1} (2, H, W).
 
-        Args:
-            frame: Its number, 1 to ``len(self)``.
-            size: (height, width) that the masks must have; by default, both the same.
-            like: Name of the thing with that size, for the message.
-
-        Raises:
-            InputError: If a mask is not base64 of a grey PNG of 0 and 1, of that size and not too large;
-                the message names file, frame and mask.
+        ``size`` is the (height, width) that they must have, that of ``like``; by default both have the same.
+        An InputError names file, frame and mask if one is not base64 of a grey PNG of 0 and 1 of that size.
         """
         masks: list[np.ndarray] = []
         for name, text in zip(MASKS, self.entries[frame - 1], strict=True):
@@ -344,64 +305,43 @@ def _decode_mask(text: str, size: tuple[int, int] | None, like: str) -> np.ndarr
         # Without line breaks, which base64.encodebytes writes and the official scorer accepts.
         content = base64.b64decode(''.join(text.split()), validate=True)
     except ValueError as error:
-        raise InputError(f'is not base64 ({error}); encode the PNG with base64.b64encode') from None
+        raise InputError(f'is not base64 ({error})') from None
     header = header_of(content)
-    if header is None:
-        raise InputError('is base64, but not of a PNG; encode the mask as a grey PNG')
-    height, width = header.size
-    if height * width > LARGEST_PIXELS:
-        raise InputError(f'{height}x{width} is more than {LARGEST_PIXELS} pixels, so it is not decoded')
+    height, width = header.size if header else (0, 0)
+    is_grey = header is not None and (header.bit_depth, header.colour_type) == (8, GREYSCALE)
+    if not is_grey or height * width > LARGEST_PIXELS:
+        raise InputError(f'{height}x{width}; expected an 8-bit grey PNG of at most {LARGEST_PIXELS} pixels')
     if size is not None and header.size != tuple(size):
         expected = f'{size[0]}x{size[1]} (height x width){f" as {like}" if like else ""}'
         raise InputError(f'{height}x{width}, expected {expected}; the official scorer does not resize')
-    if (header.bit_depth, header.colour_type) != (8, GREYSCALE):
-        kind = f'{header.bit_depth} bits of PNG colour type {header.colour_type}'
-        raise InputError(f'{kind}; expected 8-bit grey')
     fault = damage(content)
     mask = None if fault else decode(content, cv2.IMREAD_UNCHANGED)
     if mask is None:
-        raise InputError(f'a damaged PNG ({fault or "no pixels"}); write it again')
+        raise InputError(f'a damaged PNG ({fault or "no pixels"})')
     wrong = np.argwhere(mask > 1)
     if len(wrong):
         row, column = wrong[0]
         raise InputError(
-            f'value {mask[row, column]} at (row {row}, col {column}), {len(wrong)} such pixels; masks hold 0 '
-            'and 1, and the official scorer counts no other value'
+            f'{mask[row, column]} at (row {row}, col {column}), {len(wrong)} such pixels; not 0 or 1'
         )
     return mask
 
 
 def read_submission(path: str | Path) -> Submission:
-    """A challenge JSON; checks that its frames are 1 to N, but decodes no mask yet.
-
-    Raises:
-        InputError: If it cannot be read, is not a challenge JSON, or a frame is missing.
-    """
+    """A challenge JSON; checks that its frames are 1 to N and two strings each, but decodes no mask yet."""
     content = read_object(Path(path), _EXPECTED)
-    frames = [str(frame) for frame in range(1, len(content) + 1)]
-    missing = [frame for frame in frames if frame not in content]
-    if missing:
-        raise InputError(
-            f'{path}: frame {shorten_list(missing)} is missing, but it has '
-            f'{shorten_list(map(repr, content.keys() - set(frames)))}; {_EXPECTED}'
-        )
-    entries = [content[frame] for frame in frames]
+    entries = [content.get(str(frame)) for frame in range(1, len(content) + 1)]
     for frame, entry in enumerate(entries, start=1):
         if not isinstance(entry, list) or [type(one) for one in entry] != [str, str]:
-            raise InputError(f'{path}: frame {frame} is not two strings; {_EXPECTED}')
+            raise InputError(f'{path}: frame {frame} is missing or not two strings; {_EXPECTED}')
     return Submission(path, entries)
 
 
 class LabelTruth:
     """Truth masks made from CARLA label PNGs, in natural order of their names.
 
-    Args:
-        root: A folder of label PNGs, or a data root: in the Kaggle layout, or of packed frames. A prepared
-            data root also gives its CARLA release and its measured hood.
-        rule: Rule for leaving out the hood, as in `hood_region`.
-
-    Raises:
-        InputError: If no label is found, one is missing or a JPEG, or two have the same name.
+    ``root`` is a folder of label PNGs, or a data root: in the Kaggle layout, or of packed frames. A prepared
+    one also gives its CARLA release and its measured hood. ``rule`` leaves out the hood, as in `hood_region`.
     """
 
     def __init__(self, root: Path, rule: str = 'exact') -> None:
@@ -425,21 +365,13 @@ class LabelTruth:
         return str(self._paths[frame - 1])
 
     def masks(self, frame: int) -> np.ndarray:
-        """Vehicle and road of a frame, counted from 1, uint8 {0, 1} (2, H, W).
-
-        Raises:
-            InputError: If its file is not an intact label or is too large; the message names it.
-        """
+        """Vehicle and road of a frame, counted from 1, uint8 {0, 1} (2, H, W)."""
         label = read_label(self._paths[frame - 1], self._scheme.name)
         return challenge_masks(label, self._scheme.classes, self._rule, self._scheme.hood)
 
 
 def read_truth(path: Path, hood: str = 'exact') -> LabelTruth | Submission:
-    """The truth at a path: a folder of labels, or a challenge JSON.
-
-    Raises:
-        InputError: If it is neither, or has no frame.
-    """
+    """The truth at a path: a folder of labels, or a challenge JSON; an InputError if it has no frame."""
     truth = LabelTruth(path, hood) if path.is_dir() else read_submission(path)
     if not len(truth):
         raise InputError(f'{path}: holds no frame; name a challenge JSON with frames, or a folder of labels')
@@ -452,19 +384,11 @@ def grade(
     dropped: Collection[int] = (),
     show: Callable[[Iterable[int], int], Iterable[int]] = lambda frames, total: frames,
 ) -> np.ndarray:
-    """Pixel counts of an answer, summed over the truth's frames; surplus answered frames are ignored.
+    """Pixel counts of an answer, summed over the truth's frames, int64 (2, 3) as from `count_pixels`.
 
-    Args:
-        answer: The answer.
-        truth: The truth.
-        dropped: Frames of the answer, counted from 1, to leave out; those after them move up.
-        show: Wraps the frame numbers to show progress; takes them and their number.
-
-    Returns:
-        int64 (2, 3) as from `count_pixels`.
-
-    Raises:
-        InputError: If the answer lacks a frame or holds an invalid mask; see `Submission.masks`.
+    Frames beyond the truth's are ignored; ``dropped`` ones, counted from 1, are left out, and those after
+    them move up. ``show``, given the frame numbers and how many there are, wraps them to show progress. An
+    InputError if the answer lacks a frame or holds an invalid mask.
     """
     kept = [frame for frame in range(1, len(answer) + 1) if frame not in dropped]
     if len(kept) < len(truth):
@@ -493,17 +417,8 @@ class Repeats:
 def find_repeats(frames: Iterable[np.ndarray], video: str, num_answered: int, num_true: int) -> Repeats:
     """The surplus frames of a video that has more than its truth: those most like their previous frame.
 
-    Keeps one frame in memory.
-
-    Args:
-        frames: Frames of the video, uint8 (H, W, 3), all of one size.
-        video: Its name, for messages.
-        num_answered: Frames of the answer, from which the repeats are to be dropped.
-        num_true: Frames of the truth.
-
-    Raises:
-        InputError: If too few frames repeat the previous one, or the answer does not have one entry per
-            frame of the video. Errors of ``frames`` pass through.
+    Frames are uint8 (H, W, 3), all of one size; one is kept in memory. An InputError names the ``video`` if
+    too few frames repeat the previous one, or if not all of them were answered.
     """
     near, last, num_frames = [], None, 0
     for num_frames, frame in enumerate(frames, start=1):
@@ -513,15 +428,11 @@ def find_repeats(frames: Iterable[np.ndarray], video: str, num_answered: int, nu
                 near.append((difference, num_frames))
         last = frame
     surplus = max(0, num_frames - num_true)
-    if len(near) < surplus:
+    if len(near) < surplus or (surplus and num_frames != num_answered):
         raise InputError(
-            f'{video}: {num_frames} frames, {surplus} more than the truth, but {len(near)} that repeat the '
-            f'frame before (mean difference below {REPEAT_LIMIT:g} of 255); name the video of this truth'
-        )
-    if surplus and num_frames != num_answered:
-        raise InputError(
-            f'{video}: {num_frames} frames, but the answer has {num_answered}; repeats can only be dropped '
-            'from an answer to all frames of the video'
+            f'{video}: {num_frames} frames, {surplus} more than the truth, {len(near)} like the frame before '
+            f'(mean difference below {REPEAT_LIMIT:g} of 255), and {num_answered} answered; name the '
+            'video of this truth, with an answer to all of its frames'
         )
     repeats = sorted((number, difference) for difference, number in sorted(near)[:surplus])
     numbers, differences = zip(*repeats, strict=True) if repeats else ((), ())
@@ -538,26 +449,21 @@ def grading_notes(
     notes = []
     if hood is not None and isinstance(truth, Submission):
         notes.append(f'--hood {hood} has no effect on a challenge JSON, whose masks are made already')
-    if repeats:
-        for frame, difference in zip(repeats.frames, repeats.differences, strict=True):
-            notes.append(
-                f'dropped: frame {frame} of the answer, which repeats frame {frame - 1} (mean difference '
-                f'{difference:.2f}, limit {REPEAT_LIMIT:g} of 255); frames after it moved up'
-            )
-        if not repeats.frames:
-            notes.append(
-                f'nothing dropped: the video has {repeats.num_frames} frames, the truth {len(truth)}'
-            )
-        elif repeats.further:
-            notes.append(
-                f'{repeats.further} more frames of the video are as near to the one before; the car may '
-                'stand still there, and other frames may be the repeated ones'
-            )
-    surplus = len(answer) - len(repeats.frames if repeats else ()) - len(truth)
-    if surplus > 0:
-        hint = '; if the video repeats a frame, --drop-repeated VIDEO leaves its answer out'
+    dropped = dict(zip(repeats.frames, repeats.differences, strict=True)) if repeats else {}
+    for frame, difference in dropped.items():
         notes.append(
-            f'beyond the {len(truth)} frames of the truth the answer has {surplus} more, ignored as by the '
-            f'official scorer{"" if repeats else hint}'
+            f'dropped: frame {frame} of the answer, which repeats frame {frame - 1} (mean difference '
+            f'{difference:.2f}, limit {REPEAT_LIMIT:g} of 255); frames after it moved up'
         )
+    if repeats and not dropped:
+        notes.append(f'nothing dropped: the video has {repeats.num_frames} frames, the truth {len(truth)}')
+    elif repeats and repeats.further:
+        notes.append(
+            f'{repeats.further} more frames are as near to the one before: the car may stand still there'
+        )
+    surplus = len(answer) - len(dropped) - len(truth)
+    if surplus > 0:
+        notes.append(f'{surplus} frames of the answer beyond the {len(truth)} of the truth are ignored')
+        if not repeats:
+            notes[-1] += '; if the video repeats a frame, --drop-repeated VIDEO leaves its answer out'
     return notes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,17 +12,20 @@ from mmengine.dist import all_reduce, broadcast_object_list
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 from mmseg.registry import METRICS
+from PIL import Image
 from prettytable import PrettyTable
 from torch import Tensor
 
+from ..datasets.atomic_io import whole_file
 from ..datasets.carla import hood_mask, hood_of_spans
-from ..errors import InputError
+from ..errors import InputError, decoration
 from .challenge import (
-    HOOD_RULES,
     MASKS,
+    average_f,
     challenge_ids,
     challenge_masks,
     count_pixels,
+    hood_region,
     mask_scores,
     score_table,
 )
@@ -39,17 +43,21 @@ from .metrics import (
     reliability_counts,
 )
 
+# Scalars after the table of classes.
+_OTHERS = {'aAcc': 'pixel accuracy', 'mIoU_without_hood': 'mIoU without the hood'}
+_OTHERS |= {'IoU.Vehicles_without_hood': 'IoU of Vehicles without it'}
 CHALLENGE_BETA = {'Road': 0.5, 'Roads': 0.5, 'Vehicle': 2.0, 'Vehicles': 2.0}
 
 
 class _CountingMetric(BaseMetric):
     """A metric computed from counts, kept in constant memory and summed over ranks with ``all_reduce``.
 
-    It needs no shared disk, and does not pad a data set whose size is not a multiple of the ranks.
-
-    Args:
-        ignore_index: Label value that does not count.
+    It needs no shared disk, and does not pad a data set whose size is not a multiple of the ranks. Labels of
+    ``ignore_index`` do not count. With ``logs_table=False`` a command shows the scores itself.
     """
+
+    logs_table = True
+    title = ''
 
     def __init__(self, ignore_index: int = 255) -> None:
         super().__init__()
@@ -71,15 +79,25 @@ class _CountingMetric(BaseMetric):
         """Counts before any frame."""
 
     @abstractmethod
-    def _scores(self, *sums: np.ndarray) -> dict[str, float]:
-        """The scalars, from the counts of all frames."""
+    def _scores(self, *sums: np.ndarray) -> dict[str, float | None]:
+        """The scalars, from the counts of all frames; those that are None are left out."""
+
+    @abstractmethod
+    def table(self) -> str:
+        """The scores of the last evaluation, for people."""
 
     def evaluate(self, size: int) -> dict[str, float]:
         """The scalars, the same on every rank; logs the table and resets the counts."""
         sums, self._sums = self._sums, self._zeros()
         for counts in sums:
             all_reduce(counts)
-        scores = [self._scores(*(counts.numpy() for counts in sums))]
+        scalars = self._scores(*(counts.numpy() for counts in sums))
+        prefix = f'{self.prefix}/' if self.prefix else ''
+        known = {name: float(value) for name, value in scalars.items() if value is not None}
+        self._scalars = {f'{prefix}{name}': round(value, 4) for name, value in known.items()}
+        if self.logs_table:
+            MMLogger.get_current_instance().info('%s:\n%s', self.title, self.table())
+        scores = [self._scalars]
         broadcast_object_list(scores)
         return scores[0]
 
@@ -100,20 +118,28 @@ def _maps(sample: dict, *keys: str) -> list[np.ndarray]:
 
 @METRICS.register_module()
 class LyftIoUMetric(_CountingMetric):
-    """Scores from one int64 confusion matrix over the whole set.
+    """Scores from one int64 confusion matrix over the complete set.
 
-    Scalars, in percent as in mmseg: ``mIoU`` over the classes present in the truth, ``aAcc``,
-    ``IoU.<class>`` of each present class, ``IoU.Vehicles_without_hood`` (pixels of the hood mask left
-    out) and ``mIoU_without_hood`` if the scheme keeps the hood, and ``F0.5.<road>`` and ``F2.<vehicle>``.
-    These equal the challenge's scores only under its scheme, which decides on lanes and hood. Also
-    ``val_loss``, the mean over all valid pixels, if the model gives one.
+    Scalars, in percent as in mmseg: ``mIoU`` over the classes present in the truth, ``aAcc``, ``IoU.<class>``
+    of each present class, ``IoU.Vehicles_without_hood`` (pixels of the hood mask left out) and
+    ``mIoU_without_hood`` if the scheme keeps the hood, and ``F0.5.<road>`` and ``F2.<vehicle>``, which equal
+    the challenge's only under its scheme. Also ``val_loss``, the mean over all valid pixels, if there is one.
 
     Args:
         ignore_index: Label value that does not count.
+        output_dir: Folder for grey PNGs of the predicted ids, as mmseg's ``test.py --out`` sets it, or None.
+        keep_results: Set by mmseg's ``test.py`` together with ``output_dir``; changes nothing.
     """
 
     default_prefix = ''
+    title = 'per class results'
     confusion: np.ndarray | None = None  # of the last evaluation, int64 (C, C), rows the truth
+
+    def __init__(
+        self, ignore_index: int = 255, output_dir: str | None = None, keep_results: bool = False
+    ) -> None:
+        super().__init__(ignore_index)
+        self.output_dir = output_dir and Path(output_dir)
 
     def _zeros(self) -> tuple[Tensor, Tensor]:
         num_classes = len(self.dataset_meta['classes'])
@@ -127,6 +153,8 @@ class LyftIoUMetric(_CountingMetric):
         counts, loss_sums = self._sums
         hood = self._measured_hood()
         for sample in data_samples:
+            if self.output_dir is not None:
+                self._write(sample)
             label, pred = _maps(sample, 'gt_sem_seg', 'pred_sem_seg')
             outside_hood = np.where(hood_mask(*label.shape, hood), self.ignore_index, label)
             for confusion, truth in zip(counts, (label, outside_hood), strict=True):
@@ -138,6 +166,15 @@ class LyftIoUMetric(_CountingMetric):
             if 'val_loss' in sample and valid_pixels:
                 loss_sum = float(sample['val_loss']) * valid_pixels
                 loss_sums += torch.tensor([loss_sum, valid_pixels], dtype=torch.float64)
+
+    def _write(self, sample: dict) -> None:
+        """Write a prediction; after a failure, none of the next ones."""
+        folder, self.output_dir = self.output_dir, None
+        with decoration('predictions', MMLogger.get_current_instance().warning):
+            (pred,) = _maps(sample, 'pred_sem_seg')
+            with whole_file(folder / f'{Path(sample["img_path"]).stem}.png', durable=False) as part:
+                Image.fromarray(pred.astype(np.uint8)).save(part, format='PNG')
+            self.output_dir = folder
 
     def _scores(self, counts: np.ndarray, loss_sums: np.ndarray) -> dict[str, float]:
         self.confusion, outside_hood = counts
@@ -159,49 +196,53 @@ class LyftIoUMetric(_CountingMetric):
                 scalars['IoU.Vehicles_without_hood'] = 100 * vehicles
         if loss_sums[1]:
             scalars['val_loss'] = loss_sums[0] / loss_sums[1]
-        MMLogger.get_current_instance().info(f'per class results:\n{self.table()}')
-        return {name: round(float(value), 4) for name, value in scalars.items()}
+        return scalars
 
-    def table(self) -> str:
-        """The per-class table of the last evaluation, and a line that says which classes mIoU covers."""
-        classes = self.dataset_meta['classes']
-        scores = class_scores(self.confusion)
-        table = PrettyTable(['Class', 'IoU', 'F1', 'Precision', 'Recall', 'Pixels', 'Predicted'], align='r')
-        table.align['Class'] = 'l'
+    def table(self, baselines: Mapping[str, np.ndarray] | None = None) -> str:
+        """The last evaluation's scores, by class and others; ``baselines`` are compared by their IoU."""
+        classes, scores = self.dataset_meta['classes'], class_scores(self.confusion)
+        others = {name: class_scores(one)['iou'] for name, one in (baselines or {}).items()}
+        if not others:
+            others = dict(F1=scores['f1'], Precision=scores['precision'], Recall=scores['recall'])
+        table = PrettyTable(['Percent', 'IoU', *others, 'Pixels', 'Predicted'], align='r')
+        table.align['Percent'] = 'l'
         for index, name in enumerate(classes):
-            percents = [scores[key][index] for key in ('iou', 'f1', 'precision', 'recall')]
-            cells = ['n/a' if np.isnan(value) else f'{100 * value:.2f}' for value in percents]
+            percents = [100 * column[index] for column in (scores['iou'], *others.values())]
+            cells = ['n/a' if np.isnan(value) else f'{value:.2f}' for value in percents]
             table.add_row([name, *cells, scores['label_pixels'][index], scores['pred_pixels'][index]])
         absent = [name for name, pixels in zip(classes, scores['label_pixels'], strict=True) if not pixels]
         present = len(classes) - len(absent)
-        summary = f'mIoU {100 * mean_iou(self.confusion):.2f} over {present} of {len(classes)} classes'
+        said = f'mIoU {100 * mean_iou(self.confusion):.2f} over {present} of {len(classes)} classes'
         if absent:
             as_zero = 100 * mean_iou(self.confusion, absent_as_zero=True)
-            summary += (
+            said += (
                 f' (not in the truth: {", ".join(absent)}; '
                 f'with their false pixels as IoU 0, as mmseg counts: {as_zero:.2f})'
             )
-        return f'{table.get_string()}\n{summary}'
+        said += ''.join(f'; {name}: {100 * mean_iou(one):.2f}' for name, one in (baselines or {}).items())
+        rest = [f'{what} {self._scalars[key]:.2f}' for key, what in _OTHERS.items() if key in self._scalars]
+        if 'val_loss' in self._scalars:
+            rest.append(f'validation loss {self._scalars["val_loss"]:.4f}')
+        return f'{table.get_string()}\n{said}\n{"; ".join(rest)}'
 
 
 @METRICS.register_module()
 class LyftCalibrationMetric(_CountingMetric):
-    """How far a model's confidence can be trusted, over the valid pixels of the whole set.
+    """How far a model's confidence can be trusted, over the valid pixels of the complete set.
 
-    Scalars: ``calibration/ECE``, in [0, 1], over 15 bins of equal width; ``calibration/entropy_AUROC``, in
-    [0, 1], the probability that a wrong pixel has more entropy than a right one; and
+    Scalars: ``calibration/ECE``, in percent, over 15 bins of equal width; ``calibration/entropy_AUROC``, in
+    percent, the probability that a wrong pixel has more entropy than a right one; and
     ``calibration/entropy_wrong`` and ``calibration/entropy_right``, the mean entropy of those pixels, nats.
     A scalar that is not defined (if no pixel is wrong, say) is left out.
 
     It needs a `LyftSegmentor` with ``test_cfg.passes``, which attaches ``confidence`` and ``entropy`` to
-    samples.
-
-    Args:
-        ignore_index: Label value that does not count.
+    samples. Labels of ``ignore_index`` do not count.
     """
 
     default_prefix = 'calibration'
+    title = 'calibration'
     reliability: np.ndarray | None = None  # of the last evaluation, as from `reliability_counts`
+    names = ('ECE', 'entropy_AUROC', 'entropy_wrong', 'entropy_right')
 
     def _zeros(self) -> tuple[Tensor, Tensor, Tensor]:
         reliability = torch.zeros(3, CONFIDENCE_BINS, dtype=torch.float64)
@@ -209,11 +250,7 @@ class LyftCalibrationMetric(_CountingMetric):
         return reliability, entropy_pixels, torch.zeros(2, dtype=torch.float64)
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Add a batch: ``pred_sem_seg``, ``gt_sem_seg``, ``confidence`` and ``entropy``, each (1, H, W).
-
-        Raises:
-            InputError: If the samples have no confidence and entropy.
-        """
+        """Add a batch: ``pred_sem_seg``, ``gt_sem_seg``, ``confidence`` and ``entropy``, each (1, H, W)."""
         reliability, entropy_pixels, entropy_sums = self._sums
         num_classes = len(self.dataset_meta['classes'])
         for sample in data_samples:
@@ -233,20 +270,22 @@ class LyftCalibrationMetric(_CountingMetric):
 
     def _scores(
         self, reliability: np.ndarray, entropy_pixels: np.ndarray, entropy_sums: np.ndarray
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         self.reliability = reliability
-        scalars = dict(
-            ECE=expected_calibration_error(reliability), entropy_AUROC=entropy_auroc(entropy_pixels)
+        shares = 100 * expected_calibration_error(reliability), 100 * entropy_auroc(entropy_pixels)
+        pairs = zip(entropy_sums, entropy_pixels.sum(axis=1), strict=True)
+        values = (*shares, *(total / pixels if pixels else np.nan for total, pixels in pairs))
+        pairs = zip(self.names, values, strict=True)
+        return {name: value if np.isfinite(value) else None for name, value in pairs}
+
+    def table(self) -> str:
+        """The scores of the last evaluation in one line."""
+        values = (self._scalars.get(f'{self.prefix}/{name}') for name in self.names)
+        error, area, wrong, right = ('n/a' if value is None else f'{value:.4g}' for value in values)
+        return (
+            f'percent: ECE {error} over {CONFIDENCE_BINS} bins, AUROC of the entropy, wrong against right '
+            f'pixels, {area}; mean entropy {wrong} nats on wrong, {right} on right pixels'
         )
-        for name, total, pixels in zip(
-            ('wrong', 'right'), entropy_sums, entropy_pixels.sum(axis=1), strict=True
-        ):
-            scalars[f'entropy_{name}'] = total / pixels if pixels else np.nan
-        return {
-            f'{self.prefix}/{name}': round(float(value), 6)
-            for name, value in scalars.items()
-            if np.isfinite(value)
-        }
 
 
 @METRICS.register_module()
@@ -266,18 +305,15 @@ class LyftScoreMetric(_CountingMetric):
         hood: Which vehicle pixels are left out: ``'exact'``, those of the hood (the data root's own if it
             was measured), or ``'rows'``, the organisers' rows from 496 of 600 on.
         ignore_index: Label value that does not count.
-
-    Raises:
-        InputError: If the rule is not known or, once the data set is set, its classes lack vehicle or road.
     """
 
     default_prefix = 'challenge'
+    title = 'challenge score'
     counts: np.ndarray | None = None  # of the last evaluation, as from `challenge.count_pixels`
 
     def __init__(self, hood: str = 'exact', ignore_index: int = 255) -> None:
         super().__init__(ignore_index)
-        if hood not in HOOD_RULES:
-            raise InputError(f'LyftScoreMetric: hood {hood!r}; choose one of: {", ".join(HOOD_RULES)}')
+        hood_region(hood, 1, 1)  # Refuses a rule that is not known.
         self.hood = hood
 
     def _zeros(self) -> tuple[Tensor]:
@@ -294,24 +330,17 @@ class LyftScoreMetric(_CountingMetric):
             answer = challenge_masks(pred, classes, self.hood, hood)
             self._sums[0].add_(torch.from_numpy(count_pixels(answer, truth)))
 
-    def _scores(self, counts: np.ndarray) -> dict[str, float]:
+    def _scores(self, counts: np.ndarray) -> dict[str, float | None]:
         self.counts = counts
-        scores = mask_scores(counts)
-        fs = [float(f_beta(one.tp, one.fp, one.fn, one.beta)) for one in scores]
-        scalars = dict(F_avg=np.mean(fs))
-        for one, f in zip(scores, fs, strict=True):
-            scalars[f'F{one.beta:g}_{one.name}'] = None if np.isnan(f) else f
+        scores, average = mask_scores(counts), average_f(mask_scores(counts))
+        scalars = dict(F_avg=np.nan if average is None else average)
+        for one in scores:
+            scalars[f'F{one.beta:g}_{one.name}'] = one.f
             scalars[f'precision_{one.name}'], scalars[f'recall_{one.name}'] = one.precision, one.recall
-        logger = MMLogger.get_current_instance()
-        logger.info('challenge score:\n%s', self.table())
-        absent = [one.undefined for one, f in zip(scores, fs, strict=True) if np.isnan(f)]
-        if absent:
-            logger.warning('%s/F_avg is nan: %s', self.prefix, '; '.join(absent))
-        return {
-            f'{self.prefix}/{name}': round(100 * float(value), 4)
-            for name, value in scalars.items()
-            if value is not None
-        }
+        if average is None:
+            absent = '; '.join(one.note for one in scores if one.f is None)
+            MMLogger.get_current_instance().warning('%s/F_avg is nan: %s', self.prefix, absent)
+        return {name: None if value is None else 100 * value for name, value in scalars.items()}
 
     def table(self) -> str:
         """The score table of the last evaluation, with the hood rule."""

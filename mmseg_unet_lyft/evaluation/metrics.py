@@ -12,16 +12,9 @@ ENTROPY_BINS = 2000
 def confusion_matrix(
     label: np.ndarray, pred: np.ndarray, num_classes: int, ignore_index: int = 255
 ) -> np.ndarray:
-    """Pixel counts by true and predicted class.
+    """Pixel counts by true and predicted class, int64 (C, C); rows are the truth, columns the prediction.
 
-    Args:
-        label: Train ids, integer (H, W).
-        pred: Predicted ids, integer (H, W), below ``num_classes``.
-        num_classes: C.
-        ignore_index: Pixels with this label do not count.
-
-    Returns:
-        int64 (C, C); rows are the truth, columns the prediction.
+    ``label`` and ``pred`` are train ids, integer (H, W); pixels labelled ``ignore_index`` do not count.
     """
     valid = label != ignore_index
     index = label[valid].astype(np.int64) * num_classes + pred[valid]
@@ -34,13 +27,10 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def class_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores of each class from a confusion matrix.
+    """Scores of each class from a confusion matrix, int64 (C, C), rows the truth.
 
     A class without a true pixel has IoU, recall and F ``nan`` (shown as n/a, left out of means); pixels
     predicted as that class still count as misses of their true classes.
-
-    Args:
-        confusion: int64 (C, C), rows the truth.
 
     Returns:
         ``iou``, ``precision``, ``recall``, ``f1`` in [0, 1], float64 (C,); ``label_pixels`` and
@@ -60,15 +50,10 @@ def class_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def mean_iou(confusion: np.ndarray, absent_as_zero: bool = False) -> float:
-    """Mean IoU over the classes that occur in the truth, in [0, 1].
+    """Mean IoU over the classes that occur in the truth, in [0, 1]; ``nan`` if none does.
 
-    Args:
-        confusion: int64 (C, C), rows the truth.
-        absent_as_zero: Count a class that is predicted but not in the truth as IoU 0, like mmseg's
-            ``IoUMetric``.
-
-    Returns:
-        A float in [0, 1]; ``nan`` if no class occurs.
+    With ``absent_as_zero`` a class that is predicted but not in the truth counts as IoU 0, as in mmseg's
+    ``IoUMetric``.
     """
     scores = class_scores(confusion)
     iou = scores['iou']
@@ -84,21 +69,11 @@ def pixel_accuracy(confusion: np.ndarray) -> float:
 
 
 def f_beta(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, beta: float) -> np.ndarray:
-    """F-beta of pixel counts, in the official scorer's order of operations.
+    """F-beta of pixel counts over the data set, int64 (C,), in the official scorer's order of operations.
 
-    ``F = (1 + b^2) * (P R / (b^2 P + R))`` with ``P = tp / (tp + fp)`` and ``R = tp / (tp + fn)``
-
-    Args:
-        tp: True-positive pixels summed over the data set, int64 (C,).
-        fp: False-positive pixels, int64 (C,).
-        fn: False-negative pixels, int64 (C,).
-        beta: Weight of recall against precision, > 0.
-
-    Returns:
-        F in [0, 1], float64 (C,): 0 where all true pixels are missed, ``nan`` where there are none.
-
-    Raises:
-        ValueError: If beta is not positive.
+    ``F = (1 + b^2) * (P R / (b^2 P + R))`` with ``P = tp / (tp + fp)`` and ``R = tp / (tp + fn)``; beta > 0
+    is the weight of recall against precision. F is in [0, 1], float64 (C,): 0 where all true pixels are
+    missed, ``nan`` where there are none.
 
     Source: Lyft Perception Challenge, Example/score
     """
@@ -113,15 +88,11 @@ def f_beta(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, beta: float) -> np.nd
 def reliability_counts(
     confidence: np.ndarray, is_right: np.ndarray, num_bins: int = CONFIDENCE_BINS
 ) -> np.ndarray:
-    """Counts of pixels, confidence and hits in equally wide bins of confidence.
+    """Counts of pixels, confidence and hits in equally wide bins of confidence, float64 (3, B).
 
-    Args:
-        confidence: Probability of the predicted class, float (P,), 0 to 1.
-        is_right: Whether the prediction is the true class, bool (P,).
-        num_bins: B; bin b is ``(b / B, (b + 1) / B]``, the first one also holds 0.
-
-    Returns:
-        Number of pixels, sum of confidence, number of hits, float64 (3, B); sum them over all frames.
+    ``confidence`` is the probability of the predicted class, float (P,), ``is_right`` whether that is the
+    true one, bool (P,). Bin b is ``(b / B, (b + 1) / B]``; the first one also holds 0. Sum them
+    over all frames.
     """
     # In float64: the float32 nearest to 1/3 is above it and would miss its bin.
     index = np.ceil(confidence.astype(np.float64) * num_bins).astype(np.int64) - 1
@@ -131,13 +102,9 @@ def reliability_counts(
 
 
 def expected_calibration_error(counts: np.ndarray) -> float:
-    """Mean distance between accuracy and confidence over the bins, weighted by their pixels.
+    """Mean distance between accuracy and confidence over the bins, weighted by their pixels: ECE in [0, 1].
 
-    Args:
-        counts: As from `reliability_counts`.
-
-    Returns:
-        ECE in [0, 1]; ``nan`` without pixels.
+    ``counts`` is as from `reliability_counts`; ``nan`` without pixels.
 
     Source: Guo et al., On Calibration of Modern Neural Networks, 2017, equation 3
     """
@@ -151,14 +118,8 @@ def entropy_counts(
 ) -> np.ndarray:
     """Counts of wrong and right pixels in equally wide bins of entropy over [0, ln C].
 
-    Args:
-        entropy: Nats, float (P,).
-        is_right: Whether the prediction is the true class, bool (P,).
-        num_classes: C.
-        num_bins: B.
-
-    Returns:
-        int64 (2, B), the wrong pixels first; sum them over all frames.
+    ``entropy`` is in nats, float (P,), ``is_right`` bool (P,). Returns int64 (2, B), the wrong pixels first;
+    sum them over all frames.
     """
     index = (entropy.astype(np.float64) * (num_bins / np.log(num_classes))).astype(np.int64)
     index = index.clip(0, num_bins - 1) + num_bins * is_right.astype(np.int64)
@@ -168,12 +129,8 @@ def entropy_counts(
 def entropy_auroc(counts: np.ndarray) -> float:
     """Probability that a wrong pixel has more entropy than a right one; ties (in one bin) count half.
 
-    Args:
-        counts: As from `entropy_counts`.
-
-    Returns:
-        Area under the ROC curve in [0, 1]: 0.5 if entropy does not beat chance; ``nan`` if no pixel
-        is wrong, or none is right.
+    ``counts`` is as from `entropy_counts`. The area under the ROC curve in [0, 1]: 0.5 if entropy does not
+    beat chance; ``nan`` if no pixel is wrong, or none is right.
     """
     wrong, right = counts.astype(np.float64)
     pairs = wrong.sum() * right.sum()

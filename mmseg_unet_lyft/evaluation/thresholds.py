@@ -31,7 +31,6 @@ from .metrics import f_beta
 
 FORMAT = 1
 STEPS = 1000  # Thresholds are tried in thousandths.
-_MAX_DILATION = 50
 # Thresholds tried for classes in neither mask, whose p_c / t_c compete with vehicle's and road's.
 OTHERS = tuple(step / 20 for step in range(1, 21))
 
@@ -54,24 +53,14 @@ class Thresholds:
 
 
 def mask_probabilities(probabilities: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """Probabilities of vehicle and of road, float32 (2, H, W), from those of all classes (C, H, W).
-
-    Raises:
-        InputError: If the classes have no vehicle or no road.
-    """
+    """Probabilities of vehicle and of road, float32 (2, H, W), from those of all classes (C, H, W)."""
     return np.stack([probabilities[list(ids)].sum(axis=0) for ids in challenge_ids(classes)])
 
 
 def grown(probability: np.ndarray, region: np.ndarray | None, pixels: int) -> np.ndarray:
-    """A dilated probability map; its thresholding gives the dilated mask.
+    """A probability map, float32 (H, W), dilated to all sides; its thresholding gives the dilated mask.
 
-    Args:
-        probability: float32 (H, W).
-        region: Pixels set to 0 before and after, so the mask grows neither from nor into them, bool (H, W).
-        pixels: Size of the dilation to all sides, 0 or more.
-
-    Returns:
-        float32 (H, W).
+    Pixels of ``region``, bool (H, W), are 0 before and after: the mask grows neither from nor into them.
     """
     result = probability if region is None else np.where(region, 0, probability)
     if pixels:
@@ -81,13 +70,7 @@ def grown(probability: np.ndarray, region: np.ndarray | None, pixels: int) -> np
 
 
 def threshold_masks(probabilities: np.ndarray, thresholds: Thresholds, region: np.ndarray) -> np.ndarray:
-    """Vehicle and road, uint8 {0, 1} (2, H, W), from their probabilities.
-
-    Args:
-        probabilities: As from `mask_probabilities`.
-        thresholds: What to apply.
-        region: The ego car's hood, bool (H, W), as from `challenge.hood_region`.
-    """
+    """Vehicle and road, uint8 {0, 1} (2, H, W), from `mask_probabilities`; ``region`` is the car's hood."""
     masks = [
         grown(probability, region if mask == VEHICLE else None, pixels) >= threshold
         for mask, (probability, threshold, pixels) in enumerate(
@@ -98,11 +81,7 @@ def threshold_masks(probabilities: np.ndarray, thresholds: Thresholds, region: n
 
 
 class MaskCurves:
-    """F of both masks for every threshold and dilation, from counts over many frames.
-
-    Args:
-        dilations: Dilations to try, in pixels.
-    """
+    """F of both masks for every threshold and dilation, in pixels, from counts over many frames."""
 
     def __init__(self, dilations: Sequence[int] = range(6)) -> None:
         self.dilations = tuple(dilations)
@@ -110,12 +89,9 @@ class MaskCurves:
         self.counts = np.zeros((len(MASKS), len(self.dilations), 2, STEPS + 1), dtype=np.int64)
 
     def add(self, probabilities: np.ndarray, truth: np.ndarray, region: np.ndarray) -> None:
-        """Count a frame.
+        """Count a frame: `mask_probabilities`, the true masks uint8 (2, H, W), and the hood, bool (H, W).
 
-        Args:
-            probabilities: As from `mask_probabilities`.
-            truth: Vehicle and road, uint8 (2, H, W); pixels that are neither 0 nor 1 are left out.
-            region: The hood, bool (H, W).
+        Pixels of the truth that are neither 0 nor 1 are left out.
         """
         for mask, (probability, true) in enumerate(zip(probabilities, truth, strict=True)):
             for index, pixels in enumerate(self.dilations):
@@ -133,11 +109,7 @@ class MaskCurves:
         return f_beta(true, false, true[:, :1] - true, BETAS[mask])
 
     def best(self) -> Thresholds:
-        """The threshold and dilation of each mask with the largest F.
-
-        Raises:
-            InputError: If a mask has no true pixel.
-        """
+        """The threshold and dilation of each mask with the largest F; an InputError without a true pixel."""
         chosen = []
         for mask, name in enumerate(MASKS):
             scores = np.nan_to_num(self.f(mask)[:, 1:])
@@ -202,35 +174,29 @@ class Tuner:
     def tune(self, show: Show) -> tuple[Thresholds, dict[str, float | None]]:
         """The best thresholds, and the challenge's average F in percent without and with them.
 
-        Args:
-            show: ``cli.console.progress``, or anything else that passes items through.
-
-        Returns:
-            Thresholds, and F by name: ``masks_after``, ``label_maps_before`` and ``label_maps_after``.
-
-        Raises:
-            InputError: If the frames have no vehicle or no road.
+        F has the names ``masks_after``, ``label_maps_before`` and ``label_maps_after``. An InputError if the
+        frames have no vehicle or no road.
         """
         classes, curves = self.segmenter.classes, MaskCurves()
         for probabilities, truth, region in self.frames(show, 'tuning masks'):
             curves.add(mask_probabilities(probabilities, classes), truth, region)
         best = curves.best()
         candidates = [label_thresholds(classes, best.masks, others) for others in OTHERS]
-        counts = np.zeros((2 + len(candidates), 2, 3), dtype=np.int64)
+        counts = 0
         for probabilities, truth, region in self.frames(show, 'tuning label maps'):
             masks = [threshold_masks(mask_probabilities(probabilities, classes), best, region)]
             # The plain label map first.
             for divisors in ((1.0,) * len(classes), *candidates):
                 label = (probabilities / np.float32(divisors)[:, None, None]).argmax(axis=0)
                 masks.append(challenge_masks(label, classes, self.hood, self.measured))
-            counts += np.stack([count_pixels(answer, truth) for answer in masks])
+            counts = counts + np.stack([count_pixels(answer, truth) for answer in masks])
         after, plain, *tuned = (average_f(mask_scores(one)) for one in counts)
         chosen = max(range(len(tuned)), key=lambda index: tuned[index] or 0)
         # Unless thresholds improve on the plain label map, they are left out.
-        labels, label_maps_after = None, plain
-        if (tuned[chosen] or 0) > (plain or 0):
-            labels, label_maps_after = candidates[chosen], tuned[chosen]
-        named = dict(masks_after=after, label_maps_before=plain, label_maps_after=label_maps_after)
+        is_better = (tuned[chosen] or 0) > (plain or 0)
+        labels = candidates[chosen] if is_better else None
+        named = dict(masks_after=after, label_maps_before=plain)
+        named |= dict(label_maps_after=tuned[chosen] if is_better else plain)
         found = {name: None if score is None else 100 * score for name, score in named.items()}
         return replace(best, labels=labels), found
 
@@ -248,36 +214,18 @@ def save_thresholds(
 
 
 def load_thresholds(path: str | Path, classes: Sequence[str]) -> Thresholds:
-    """Thresholds that `save_thresholds` wrote.
-
-    Args:
-        path: The file.
-        classes: Classes of the model that will use them.
-
-    Raises:
-        InputError: If the file is missing, broken, or for other classes.
-    """
-    remedy = 'make it with tools/tune_thresholds.py'
+    """Thresholds that `save_thresholds` wrote for a model of these classes; an InputError if it did not."""
+    remedy = 'make it for this model with tools/tune_thresholds.py'
     fields = read_object(Path(path), remedy)
     try:
-        version, names = fields['format'], list(fields['classes'])
-        thresholds, dilations = (
-            tuple(float(fields['masks'][name][key]) for name in MASKS) for key in ('threshold', 'dilation')
-        )
+        masks = [fields['masks'][name] for name in MASKS]
+        thresholds, dilations = (tuple(float(one[key]) for one in masks) for key in ('threshold', 'dilation'))
         labels = None if fields['labels'] is None else tuple(map(float, fields['labels']))
+        is_for_model = (fields['format'], fields['classes']) == (FORMAT, list(classes))
+        if not is_for_model or min(thresholds + (labels or (1,))) <= 0 or min(dilations) < 0:
+            raise ValueError(
+                f'format {FORMAT} for {", ".join(classes)} expected, thresholds above 0: {fields}'
+            )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f'{path}: holds no thresholds ({error!r}); {remedy}') from None
-    if version != FORMAT:
-        raise InputError(f'{path}: is of format {version}, this version knows {FORMAT}; {remedy}')
-    if names != list(classes):
-        raise InputError(
-            f'{path}: is for the classes {", ".join(map(str, names))}, the model has {", ".join(classes)}; '
-            f'{remedy} for this model'
-        )
-    numbers = (*thresholds, *(labels or ()))
-    is_complete = labels is None or len(labels) == len(classes)
-    if not is_complete or not all(0 < number <= 1 for number in numbers):
-        raise InputError(f'{path}: {numbers}; expected numbers above 0 and up to 1, one a class; {remedy}')
-    if not all(pixels in range(_MAX_DILATION + 1) for pixels in dilations):
-        raise InputError(f'{path}: dilations {dilations}; expected 0 to {_MAX_DILATION} pixels; {remedy}')
+        raise InputError(f'{path}: holds no thresholds of this model ({error!r}); {remedy}') from None
     return Thresholds(thresholds, tuple(map(int, dilations)), labels)

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from ..engine.config import short_value
 from ..engine.run_card import command_again, drives, read_config_text, words
 from ..errors import printable
+from .run_page import render
 
 CARD_SUFFIX = '.card.md'
 # Short names in a config, and what the card calls them; other configs may lack some.
@@ -20,7 +19,7 @@ _RUN_ROWS = dict(
     image_scale_wh='frame size (width, height)',
     crop_size='crop (height, width)',
     batch_size='frames a step on each device',
-    accumulate='steps accumulated',
+    accumulate='batches a step',
     learning_rate='learning rate',
     weight_decay='weight decay',
     class_weight='class weights',
@@ -29,16 +28,10 @@ _VALIDATED = ('mIoU', 'aAcc', 'mIoU_without_hood', 'challenge/F_avg', 'val_loss'
 
 
 def build_card(card: Mapping[str, Any], scores: Mapping[str, Any] | None, sha256: str) -> str:
-    """The model card.
+    """The model card: Markdown after a YAML header. What only the author knows is marked as missing.
 
-    Args:
-        card: As from `run_card.read_card`.
-        scores: As from `run_card.read_scores`; None if the checkpoint was not tested.
-        sha256: The checkpoint's SHA-256.
-
-    Returns:
-        Markdown after a YAML header. Each number comes with what it was trained and scored on; what only
-        the author knows is marked as missing.
+    ``card`` and ``scores`` are as from `run_card`; no scores if the checkpoint was not tested. ``sha256`` is
+    the checkpoint's.
     """
     config, data = read_config_text(card['config'].get('text') or ''), card['data']
     name = printable(Path(card['config']['name']).stem)
@@ -48,14 +41,9 @@ def build_card(card: Mapping[str, Any], scores: Mapping[str, Any] | None, sha256
     scored_on = None if scores is None else _scored_on(scores)
     machine, validation = card['machine'], card.get('validation') or {}
     validated = _part(_part(config, 'val_dataloader'), 'dataset')
-    environment = Environment(
-        loader=PackageLoader('mmseg_unet_lyft', 'report/templates'),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= dict(code=_code, percent=_percent, repr=repr)
-    text = environment.get_template('model_card.md').render(
+    text = render(
+        'model_card.md',
+        dict(code=_code, repr=repr),
         card=card,
         name=name,
         sha256=sha256,
@@ -88,9 +76,8 @@ def _place(split: Any, root: str | None) -> str:
 def _scored_on(scores: Mapping[str, Any]) -> str:
     # Older files call synthetic scenes drawn.
     is_synthetic = scores.get('data') in ('synthetic scenes', 'drawn scenes')
-    return _place(scores['tested_on'], scores.get('data_root')) + (
-        ', synthetic scenes' if is_synthetic else ''
-    )
+    place = _place(scores['tested_on'], scores.get('data_root'))
+    return f'{place}, synthetic scenes' if is_synthetic else place
 
 
 def _model_index(name: str, scores: Mapping[str, Any], scored_on: str, trained_on: str) -> str:
@@ -134,7 +121,3 @@ def _code(value: Any) -> str:
     """A value as inline code that cannot act as Markdown, HTML or a table's bars."""
     text = printable(str(value)).replace('`', "'").replace('|', '\\|')
     return f'`{text}`'
-
-
-def _percent(value: float | None) -> str:
-    return 'n/a' if value is None else f'{value:.2f}'

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from ..datasets.atomic_io import write_whole
+from ..errors import printable
 from ..evaluation.metrics import expected_calibration_error
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ _INCHES_A_CLASS, _MARGINS_INCHES = 0.42, (2.2, 1.6)
 
 def plain(text: str) -> str:
     """Text escaped for Matplotlib, where "$" begins a formula and a leading "_" hides a name."""
-    return f'\u200b{text}'.replace('$', r'\$')
+    return f'\u200b{printable(text)}'.replace('$', r'\$')
 
 
-def draw_picture(draw: Callable[[Axes], None], size: tuple[float, float]) -> bytes:
+def _draw(draw: Callable[[Axes], None], size: tuple[float, float]) -> bytes:
     """A PNG, on white, of what ``draw`` draws on the axes it gets; ``size`` is (width, height) in inches."""
     from matplotlib.figure import Figure
 
@@ -103,7 +104,7 @@ def curve_pictures(scalars: Sequence[dict]) -> dict[str, bytes]:
     train = [entry for entry in scalars if 'loss' in entry]
     val = [entry for entry in scalars if 'mIoU' in entry]
     return {
-        title: draw_picture(lambda axes, draw=draw: draw(axes, train, val), _CURVE_INCHES)
+        title: _draw(lambda axes, draw=draw: draw(axes, train, val), _CURVE_INCHES)
         for title, draw in PANELS.items()
         if train or val
     }
@@ -127,18 +128,16 @@ def compared_pictures(runs: dict[str, Sequence[dict]]) -> dict[str, bytes]:
         axes.legend(fontsize=8)
 
     return {
-        title: draw_picture(lambda axes, key=key, title=title: draw(axes, key, title), _CURVE_INCHES)
+        title: _draw(lambda axes, key=key, title=title: draw(axes, key, title), _CURVE_INCHES)
         for title, key in (('Training loss', 'loss'), ('mIoU', 'mIoU'))
         if any(key in entry for scalars in runs.values() for entry in scalars)
     }
 
 
 def confusion_picture(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
-    """A confusion matrix in percent of each true class's pixels as a PNG; rows of absent classes stay empty.
+    """A PNG of a confusion matrix, int64 (C, C), rows the truth, in percent of each true class's pixels.
 
-    Args:
-        confusion: Pixels, int64 (C, C), rows the truth.
-        classes: Class names.
+    Rows of absent classes stay empty.
     """
     pixels = confusion.sum(axis=1, keepdims=True)
     shares = np.divide(100 * confusion, pixels, out=np.full(confusion.shape, np.nan), where=pixels > 0)
@@ -149,23 +148,20 @@ def confusion_picture(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
         axes.imshow(shares, cmap='Blues', vmin=0, vmax=100)
         axes.set_xticks(range(len(columns)), columns, rotation=45, ha='right', rotation_mode='anchor')
         axes.set_yticks(range(len(rows)), rows)
-        axes.set(xlabel='predicted', ylabel='truth')
+        axes.set(xlabel='predicted', ylabel='truth', title="Confusion matrix: % of a true class's pixels")
         for (row, column), share in np.ndenumerate(shares):
             if share >= _LEAST_PERCENT:
                 colour = 'white' if share > _DARK_PERCENT else 'black'
                 axes.text(column, row, f'{share:.1f}', ha='center', va='center', color=colour, fontsize=7)
 
     width, height = (margin + _INCHES_A_CLASS * len(classes) for margin in _MARGINS_INCHES)
-    return draw_picture(draw, (width, height))
+    return _draw(draw, (width, height))
 
 
 def save_reliability(path: Path, counts: np.ndarray, what: str) -> None:
     """Write a reliability diagram as a PNG: accuracy by confidence, and below it the share of pixels.
 
-    Args:
-        path: The PNG.
-        counts: As from `evaluation.metrics.reliability_counts`, (3, B).
-        what: What was measured, for the title.
+    ``counts`` is as from `evaluation.metrics.reliability_counts`, (3, B); the title says ``what`` it is of.
     """
     from matplotlib.figure import Figure
 

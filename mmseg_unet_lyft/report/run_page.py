@@ -8,7 +8,7 @@ import difflib
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
@@ -24,7 +24,7 @@ from ..engine.checkpoint import RUN_CARD_SUFFIX
 from ..engine.run_card import LATENCY, SCORES, check_shape, command_again, drives, words
 from ..errors import InputError, short_names
 from ..evaluation.metrics import class_scores
-from .frame_gallery import GROUPS, palette_css
+from .pictures import GROUPS, palette_css
 from .plots import compared_pictures, confusion_picture, curve_pictures, side_by_side
 
 FOLDER = 'report'  # In a work dir.
@@ -38,14 +38,10 @@ _SCORES = ('iou', 'f1', 'precision', 'recall')
 
 @dataclass(frozen=True)
 class RunData:
-    """A run, as read from its work dir.
-
-    Its ``card`` is the run card, empty if there is none, with the keys that a report adds: ``result`` (the
-    last validation or test), ``config_changes``, ``latency``.
-    """
+    """A run, as read from its work dir."""
 
     folder: Path
-    card: dict[str, Any]
+    card: dict[str, Any]  # With a report's ``result``, ``config_changes``, ``latency``; empty without one.
     scalars: list[dict]  # What training and validations logged, in order of step.
     frames: list[dict]  # As from `FrameSheet.picture`.
     scores: dict[str, Any] | None  # A test's ``scores.json``.
@@ -54,18 +50,7 @@ class RunData:
     def result(self) -> dict[str, Any] | None:
         """The last measurement, with ``kind``, ``metrics``, ``classes``, ``confusion``; or None."""
         # A card whose result is None is of a run that started after the test in scores.json.
-        return self.card['result'] if 'result' in self.card else _result_of(self.scores)
-
-    @property
-    def checkpoint(self) -> str | None:
-        """The one that was tested, else the newest best, else the newest; None where there is none."""
-        named = self.card.get('checkpoint')
-        if named:
-            here = self.folder / Path(named).name
-            return str(here if here.is_file() else named)
-        found = sorted(self.folder.glob('*.pth'), key=lambda path: path.stat().st_mtime)
-        best = [path for path in found if path.name.startswith('best_')]
-        return str([*found, *best][-1]) if found else None
+        return _in_percent(self.card['result'] if 'result' in self.card else _result_of(self.scores))
 
     @property
     def confusion(self) -> np.ndarray | None:
@@ -90,13 +75,7 @@ def page_of(work_dir: str | Path) -> Path:
 
 
 def read_run(folder: Path) -> RunData:
-    """Read a run from its work dir, which need not have a report.
-
-    Raises:
-        InputError: If it is not a folder, holds nothing of a run, or a file in it is damaged.
-    """
-    if not folder.is_dir():
-        raise InputError(f'{folder}: no such folder; name the work dir of a run')
+    """Read a run from its work dir, which need not have a report; an InputError if it holds none."""
     path = folder / FOLDER / CARD
     if not path.is_file():
         cards = sorted(folder.glob(f'*{RUN_CARD_SUFFIX}'), key=lambda card: card.stat().st_mtime)
@@ -121,17 +100,10 @@ def _read(path: Path, kind: type = dict) -> Any:
 
 
 def read_scalars(work_dir: Path, since: str = '') -> list[dict]:
-    """The entries that a work dir's runs logged, one dict each, in order of step.
+    """The entries that a work dir's runs logged, in order of step, from the run named ``since`` on.
 
     Where a resumed run repeated steps, the later run counts. An incomplete last line, of a run that was
     killed, is left out.
-
-    Args:
-        work_dir: The folder.
-        since: Name of the first run that counts, which is when it started: ``20250131_235959``.
-
-    Raises:
-        InputError: If a log is damaged.
     """
     entries: dict[tuple[bool, int], dict] = {}
     for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
@@ -141,9 +113,7 @@ def read_scalars(work_dir: Path, since: str = '') -> list[dict]:
             lines = file.read_text(encoding='utf-8').splitlines()
             logged = [json.loads(line) for line in lines if line.endswith('}')]
             entries |= {('mIoU' in entry, int(entry['step'])): entry for entry in logged}
-        except OSError as error:
-            raise InputError(f'{file}: cannot be read ({error.strerror}); {_REMEDY}') from None
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f'{file}: is not a log of scalars ({error!r}); {_REMEDY}') from None
     return [entries[key] for key in sorted(entries, key=lambda key: key[1])]
 
@@ -158,10 +128,11 @@ def read_latency(path: Path) -> dict[str, Any]:
 
 def _result_of(scores: dict[str, Any] | None) -> dict[str, Any] | None:
     """A test's ``scores.json`` as a result."""
-    if not scores or 'confusion' not in scores:
+    if not scores or not scores.get('confusion'):
         return None
     return dict(
         kind='test',
+        unit=scores.get('unit'),
         split=scores.get('tested_on'),
         classes=list(scores['iou']),
         metrics=scores['metrics'],
@@ -169,19 +140,32 @@ def _result_of(scores: dict[str, Any] | None) -> dict[str, Any] | None:
     )
 
 
-def class_rows(run: RunData) -> list[dict[str, Any]]:
-    """One dict a class: ``class``, scores in percent (None: not defined), ``pixels`` and ``predicted``.
+def _in_percent(result: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A result with all scores in percent: before files named their unit, some were in [0, 1]."""
+    if not result or result.get('unit') == 'percent':
+        return result
 
-    Empty where no metric counted pixels.
-    """
+    def scaled(scores: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+        return {name: 100 * one if name in keys and one is not None else one for name, one in scores.items()}
+
+    metrics = scaled(result['metrics'], ('calibration/ECE', 'calibration/entropy_AUROC'))
+    challenge, shares = result.get('challenge'), ('f', 'precision', 'recall')
+    if challenge:
+        masks = {name: scaled(mask, shares) for name, mask in challenge['masks'].items()}
+        challenge = scaled(challenge, ('average',)) | dict(masks=masks)
+    return result | dict(unit='percent', metrics=metrics, challenge=challenge)
+
+
+def class_rows(run: RunData) -> list[dict[str, Any]]:
+    """One dict a class that was counted: ``class``, scores in percent (None: not defined), pixels."""
     if run.confusion is None:
         return []
     scores, rows = class_scores(run.confusion), []
     for index, name in enumerate(run.result['classes']):
         values = {key: 100 * float(scores[key][index]) for key in _SCORES}
         row = {key: None if math.isnan(value) else value for key, value in values.items()}
-        counts = {'pixels': scores['label_pixels'][index], 'predicted': scores['pred_pixels'][index]}
-        rows.append({'class': name, **row, **{key: int(value) for key, value in counts.items()}})
+        row |= dict(pixels=int(scores['label_pixels'][index]), predicted=int(scores['pred_pixels'][index]))
+        rows.append({'class': name} | row)
     return rows
 
 
@@ -189,18 +173,7 @@ def class_rows(run: RunData) -> list[dict[str, Any]]:
 
 
 def write_report(folder: Path, latency: dict[str, Any] | None = None) -> Path:
-    """Write a work dir's report from what is in it: the page, its tables and pictures.
-
-    Args:
-        folder: The work dir.
-        latency: A latency card to show, in place of the one there.
-
-    Returns:
-        The page's path.
-
-    Raises:
-        InputError: If the work dir holds nothing of a run, or cannot be written to.
-    """
+    """Write a work dir's page, tables and pictures from what is in it and a latency card; the page's path."""
     run = read_run(folder)
     if latency is not None:
         run.card['latency'] = latency
@@ -211,8 +184,13 @@ def write_report(folder: Path, latency: dict[str, Any] | None = None) -> Path:
             path.with_name(name).unlink(missing_ok=True)
         else:
             write_whole(path.with_name(name), content)
-    write_whole(path, build_page(run).encode())
+    write_whole(path, _encoded(build_page(run)))
     return path
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; names of files that are not are shown escaped."""
+    return text.encode('utf-8', 'backslashreplace')
 
 
 def _tables(run: RunData) -> dict[str, bytes | None]:
@@ -237,7 +215,7 @@ def _tables(run: RunData) -> dict[str, bytes | None]:
 def _csv(rows: list[list]) -> bytes:
     text = StringIO()
     csv.writer(text, lineterminator='\n').writerows(rows)
-    return text.getvalue().encode()
+    return _encoded(text.getvalue())
 
 
 def build_page(run: RunData) -> str:
@@ -251,7 +229,7 @@ def build_page(run: RunData) -> str:
     is_tested = result is not None and tested.get('confusion') == result.get('confusion')
     stages = (run.card.get('latency') or {}).get('stages') or {}
     files = [path.name for path in sorted((run.folder / FOLDER).glob('*')) if path.name != PAGE]
-    return _render(
+    return render(
         'run_page.html',
         title=f'{name}: {Path(str(config.get("name"))).stem}' if config else name,
         run=run,
@@ -268,16 +246,17 @@ def build_page(run: RunData) -> str:
     )
 
 
-def _render(template: str, **content: Any) -> str:
-    """A page from ``templates/``; whatever it is given is escaped."""
+def render(template: str, filters: Mapping[str, Callable] | None = None, **content: Any) -> str:
+    """A page from ``templates/``; in HTML whatever it is given is escaped."""
     environment = Environment(
         loader=PackageLoader('mmseg_unet_lyft', 'report/templates'),
-        autoescape=True,
+        autoescape=template.endswith('.html'),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= dict(number=number, png_uri=png_uri, drives=drives, words=words, shell=shlex.join)
+    environment.filters |= filters or {}
     return environment.get_template(template).render(**content)
 
 
@@ -337,7 +316,7 @@ def _time_split(scalars: Sequence[dict]) -> tuple[float, float] | None:
 def write_comparison(runs: Sequence[RunData], path: Path) -> None:
     """Write the page of several runs; an InputError if the place cannot be written to."""
     names = short_names([run.folder for run in runs])
-    page = _render(
+    page = render(
         'comparison.html',
         title=f'{len(runs)} runs side by side',
         names=names,
@@ -347,7 +326,7 @@ def write_comparison(runs: Sequence[RunData], path: Path) -> None:
         curves=compared_pictures({name: run.scalars for name, run in zip(names, runs, strict=True)}),
         configs=_config_diffs(names, runs),
     )
-    write_whole(path, page.encode())
+    write_whole(path, _encoded(page))
 
 
 def _facts(run: RunData) -> dict[str, str]:
@@ -362,9 +341,9 @@ def _facts(run: RunData) -> dict[str, str]:
 
 
 def _figures(run: RunData) -> dict[str, float | None]:
-    """A run's scalars, and its classes' IoU in percent, None for n/a; empty before the first validation."""
-    metrics = (run.result or {}).get('metrics') or {}
-    figures = {name: value for name, value in metrics.items() if not name.startswith('IoU.')}
+    """A run's scalars, and its classes' IoU in percent; empty before the first validation."""
+    metrics = ((run.result or {}).get('metrics') or {}).items()
+    figures = {name: value for name, value in metrics if not name.startswith('IoU.')}
     return figures | {f'IoU {row["class"]}': row['iou'] for row in class_rows(run)}
 
 
@@ -390,12 +369,12 @@ def _score_rows(columns: Sequence[dict[str, float | None]]) -> list[dict[str, An
 
 def _config_diffs(names: Sequence[str], runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """Each config's differences to the first run's, as lines that start with - or +; None if not known."""
-    texts = [(run.card.get('config') or {}).get('text') for run in runs]
+    first, *others = [(run.card.get('config') or {}).get('text') for run in runs]
     found = []
-    for name, text in zip(names[1:], texts[1:], strict=True):
+    for name, text in zip(names[1:], others, strict=True):
         lines = None
-        if text is not None and texts[0] is not None:
-            diff = difflib.unified_diff(texts[0].splitlines(), text.splitlines(), n=2, lineterm='')
+        if None not in (first, text):
+            diff = difflib.unified_diff(first.splitlines(), text.splitlines(), n=2, lineterm='')
             lines = list(diff)[2:]  # The first two name files.
         found.append(dict(name=name, lines=lines))
     return found
