@@ -52,5 +52,17 @@ test_pipeline = [
     dict(type='LoadLyftLabel'),
     dict(type='PackSegInputs'),
 ]
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(400, 300), keep_ratio=True),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
+            [dict(type='LoadLyftLabel')],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
+]
 train_cfg = dict(max_iters=1400, val_interval=700)
 default_hooks = dict(checkpoint=dict(interval=700))

@@ -6,7 +6,7 @@ try:
     from .datasets import lyft_carla, sampler, transforms  # noqa: F401
     from .engine import checkpoint_hook, device, train_loop  # noqa: F401
     from .evaluation import lyft_metrics  # noqa: F401
-    from .models import losses, preprocessor, segmentor, unet, unet_head  # noqa: F401
+    from .models import efficientnet_lite, losses, preprocessor, segmentor, unet, unet_head  # noqa: F401
     from .report import report_hook  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != 'mmcv._ext':

@@ -8,7 +8,6 @@ import pickle
 import re
 import shutil
 import struct
-import sys
 import tarfile
 import zipfile
 from functools import partial
@@ -244,9 +243,6 @@ def test_trust_is_for_the_one_file_that_was_named(tmp_path, marker):
     assert content['state_dict']['a'].tolist() == [1, 1]
     with pytest.raises(InputError, match=r'other\.pth: .*os\.makedirs'):
         CheckpointLoader.load_checkpoint(str(tmp_path / 'other.pth'), map_location='cpu')
-    # What other code loads stays forced to be plain.
-    with pytest.raises(pickle.UnpicklingError, match='Weights only load failed'):
-        torch.load(tmp_path / 'other.pth', weights_only=False)
     assert sorted(path.name for path in tmp_path.glob('ran*')) == ['ran-mine']
 
 
@@ -329,12 +325,7 @@ def save_run(path, **changes):
 
 
 @pytest.mark.parametrize(
-    ('part', 'missing'),
-    [
-        (dict(optimizer=None), 'optimizer'),
-        (dict(message_hub=None), 'message_hub'),
-        (dict(meta={}), 'step'),
-    ],
+    ('part', 'missing'), [(dict(optimizer=None, message_hub=None), 'optimizer'), (dict(meta={}), 'step')]
 )
 def test_a_checkpoint_without_its_run_is_nothing_to_resume_from(tmp_path, config, part, missing):
     save_run(tmp_path / 'best.pth', **part)
@@ -355,10 +346,8 @@ def test_the_end_of_an_older_run_is_not_taken_for_this_ones(tmp_path, config):
     assert config.load_from == str(tmp_path / 'iter_20000.pth')
 
 
-def test_a_damaged_or_lonely_checksum_is_no_traceback(tmp_path, config):
+def test_a_damaged_checksum_is_no_traceback(tmp_path, config):
     (tmp_path / 'iter_5.pth.sha256').write_bytes(b'\xff\xfe')
-    with pytest.raises(InputError, match=r'iter_5\.pth: no such'):
-        checkpoint.use_resume(config, str(tmp_path / 'iter_5.pth'))
     save_run(tmp_path / 'iter_5.pth')
     with pytest.raises(InputError, match=r'iter_5\.pth: .*checksum'):
         checkpoint.use_resume(config, 'auto')
@@ -370,9 +359,10 @@ def test_resume_wants_a_checkpoint(tmp_path, config):
     assert checkpoint.use_resume(config, 'if-any') == []
     assert not config.resume
     save_run(tmp_path / 'iter_5.pth')
-    with pytest.raises(InputError, match=r'iter_6.pth: .* iter_5.pth'):
-        checkpoint.use_resume(config, str(tmp_path / 'iter_6.pth'))
-    checkpoint.use_resume(config, 'if-any')
+    # A link that leads nowhere is passed over, as a damaged file is.
+    (tmp_path / 'iter_6.pth').symlink_to('gone.pth')
+    (passed_over,) = checkpoint.use_resume(config, 'if-any')
+    assert 'iter_6.pth' in passed_over
     assert (config.resume, config.load_from) == (True, str(tmp_path / 'iter_5.pth'))
 
 
@@ -381,11 +371,10 @@ def test_a_config_that_resumes_does_so_with_the_seed_and_from_a_run_alone(tmp_pa
     config.resume, config.load_from = True, str(tmp_path / 'run.pth')
     checkpoint.use_resume(config, None)
     assert (config.randomness.seed, config.resumed.path) == (7, str(tmp_path / 'run.pth'))
+    config.load_from = str(tmp_path / 'x.safetensors')
     (tmp_path / 'x.safetensors').write_bytes(save({'a': torch.zeros(2)}))
-    for resume, load_from in (('x.safetensors', None), (None, 'x.safetensors')):
-        config.load_from = load_from and str(tmp_path / load_from)
-        with pytest.raises(InputError, match=r'x\.safetensors: .*optimizer'):
-            checkpoint.use_resume(config, resume and str(tmp_path / resume))
+    with pytest.raises(InputError, match=r'x\.safetensors: .*optimizer'):
+        checkpoint.use_resume(config, None)
 
 
 def test_best_checkpoint_is_preferred_to_the_last(tmp_path):
@@ -443,14 +432,9 @@ def content(bn_config):
     init_default_scope('mmseg')
     torch.manual_seed(1)
     meta = dict(get_scheme('carla13').metainfo, scheme='carla13', hood=HOOD, label_map={0: 1})
+    run = {'dataset_meta': meta, 'iter': 7, 'seed': 3, 'cfg': 'raise SystemExit', KEY: describe(bn_config)}
     return dict(
-        meta={
-            'dataset_meta': meta,
-            'iter': 7,
-            'seed': 3,
-            'cfg': 'raise SystemExit',
-            KEY: describe(bn_config),
-        },
+        meta=run,
         state_dict=MODELS.build(bn_config.model).state_dict(),
         optimizer=dict(state={}),
         message_hub=dict(
@@ -474,7 +458,7 @@ def best(content, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def shared(best):
-    """And as safetensors."""
+    """The same as safetensors."""
     return write_safetensors(best, best.with_suffix('.safetensors'))
 
 
@@ -490,11 +474,6 @@ def by_hand(data: bytes) -> tuple[dict, dict[str, bytes]]:
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
     offsets = {name: entry['data_offsets'] for name, entry in header.items() if name != '__metadata__'}
     return header, {name: body[first:end] for name, (first, end) in offsets.items()}
-
-
-def with_metadata(text: str) -> bytes:
-    """A file of one weight whose metadata are that text."""
-    return save({'weight': torch.zeros(2)}, metadata={'mmseg_unet_lyft': text})
 
 
 def test_every_bit_of_the_weights_and_the_description_come_back(content, best, shared, frame):
@@ -584,35 +563,24 @@ def test_a_config_describes_a_checkpoint_that_does_not(bn_config, content, best,
         np.testing.assert_array_equal(segmenter(frame, colours='BGR'), expected)
 
 
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (dict(state_dict=dict(w=torch.eye(2).to_sparse())), 'its w '),
-        (dict(meta=dict(dataset_meta=dict(classes=torch.zeros(2)))), 'meta .*Tensor'),
-    ],
-    ids=['sparse', 'meta'],
-)
-def test_what_cannot_be_shared_is_not_written(content, tmp_path, change, message):
-    if change.get('meta'):
-        change = dict(meta=content['meta'] | change['meta'])
-    torch.save(dict(content, **change), tmp_path / 'x.pth')
-    with pytest.raises(InputError, match=rf'x\.pth: .*{message}'):
+def test_what_cannot_be_shared_is_not_written(content, tmp_path):
+    meta = content['meta'] | dict(dataset_meta=dict(classes=torch.zeros(2)))
+    torch.save(dict(content, meta=meta), tmp_path / 'x.pth')
+    with pytest.raises(InputError, match=r'x\.pth: .*meta .*Tensor'):
         write_safetensors(tmp_path / 'x.pth', tmp_path / 'x.safetensors')
     assert [path.name for path in tmp_path.iterdir()] == ['x.pth']
 
 
-def test_safetensors_need_a_config_that_fits_their_suffix_and_a_folder(best, tmp_path):
+def test_safetensors_need_a_config_that_fits_and_their_suffix(best, tmp_path):
     with pytest.raises(InputError, match=r'best\.pth: .*\n  \d+ another shape:'):
         write_safetensors(best, tmp_path / 'x.safetensors', 'configs/unet_lyft_bn.py')
     with pytest.raises(InputError, match=r'x\.pth: .*\.safetensors'):
         write_safetensors(best, tmp_path / 'x.pth')
-    (tmp_path / 'file').touch()
-    with pytest.raises(InputError, match=r'file/x\.safetensors: '):
-        write_safetensors(best, tmp_path / 'file' / 'x.safetensors')
-    assert [path.name for path in tmp_path.iterdir()] == ['file']
+    assert list(tmp_path.iterdir()) == []
 
 
-GOOD = save({'weight': torch.zeros(2), 'count': torch.tensor(1)})
+ONE = {'weight': torch.zeros(2)}
+GOOD = save(ONE | {'count': torch.tensor(1)})
 
 
 @pytest.mark.parametrize(
@@ -625,8 +593,8 @@ GOOD = save({'weight': torch.zeros(2), 'count': torch.tensor(1)})
         # As a checkpoint of torch begins.
         (b'PK\x03\x04\x00\x00\x08\x08' + bytes(99), 'header too large'),
         (save({}), 'weights'),
-        (with_metadata('{'), 'mmseg_unet_lyft metadata'),
-        (with_metadata('{"format": 2, "model": {}}'), 'mmseg_unet_lyft metadata'),
+        (save(ONE, metadata={'mmseg_unet_lyft': '{'}), 'mmseg_unet_lyft metadata'),
+        (save(ONE, metadata={'mmseg_unet_lyft': '{"format": 2, "model": {}}'}), 'mmseg_unet_lyft metadata'),
     ],
 )
 def test_a_broken_safetensors_file_is_refused_with_the_reason(tmp_path, data, reason):
@@ -643,11 +611,3 @@ def test_a_flipped_bit_of_a_safetensors_file_is_found_wherever_it_is(shared, tmp
         flip_bit(path, position)
         with pytest.raises(InputError, match=rf'{position}\.safetensors: .*checksum'):
             checkpoint.read_checkpoint(str(path))
-
-
-def test_without_safetensors_its_name_is_reported(best, shared, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'safetensors', None)
-    with pytest.raises(InputError, match=r'best\.safetensors: .*pip install safetensors'):
-        checkpoint.read_checkpoint(str(shared))
-    with pytest.raises(InputError, match=r'best\.pth: .*pip install safetensors'):
-        write_safetensors(best, tmp_path / 'x.safetensors')

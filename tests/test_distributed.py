@@ -100,9 +100,6 @@ def test_sync_bn_becomes_bn_where_there_is_no_gpu():
     assert found.backbone.norm_cfg.type == 'BN'
 
 
-# --- scripts -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize('name', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh'])
 def test_scripts_state_their_usage(name):
     done = subprocess.run([ROOT / 'tools' / name], capture_output=True, text=True, check=False)

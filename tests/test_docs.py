@@ -41,26 +41,6 @@ def test_every_short_name_is_on_the_page_with_a_value_and_a_meaning():
     assert row[1:] == ['4', 'frames a step on each device', 'train_dataloader.batch_size']
 
 
-def test_a_value_is_read_with_its_comment_wherever_it_stands(tmp_path):
-    from options import read_values
-
-    path = tmp_path / 'config.py'
-    path.write_text(
-        '# A title.\n'
-        "_base_ = ['base.py']\n\n"
-        'model = dict(\n'
-        '    width=16,  # of the finest level\n'
-        '    # One a class,\n    # or None.\n'
-        '    weight=None,\n'
-        "    steps=[dict(type='A', x=(1, 2))],\n"
-        ')\n'
-    )
-    values = read_values(path)
-    assert values['model.width'] == ('16', 'of the finest level')
-    assert values['model.weight'] == ('None', 'One a class, or None.')
-    assert values['model.steps[A].x'] == ('(1, 2)', '')
-
-
 def test_the_page_of_commands_has_each_ones_help():
     from commands import commands_page
 
@@ -68,19 +48,6 @@ def test_the_page_of_commands_has_each_ones_help():
     for name, line in find_tools().items():
         assert f'\n## {name}\n\n```text\nusage: mmseg_unet_lyft {name} ' in page
         assert line in ' '.join(page.split())
-
-
-@pytest.mark.slow
-def test_links_of_the_readme_lead_to_pages_and_pictures():
-    from pages import home_page
-
-    page = home_page()
-    # The site is of docs/ alone.
-    assert 'the notebook (`notebooks/lyft_unet_kaggle.ipynb`) follows' in page
-    assert '](docs/' not in page
-    local = re.findall(r'\]\(([\w./]+)\)', page)
-    assert len(local) > 5
-    assert [link for link in local if not (ROOT / 'docs' / link).is_file()] == []
 
 
 class Links(HTMLParser):

@@ -35,30 +35,8 @@ def page(three_drives, monkeypatch):
     return folder
 
 
-def trained(config: str, folder: Path, *options: str) -> Path:
-    """The last checkpoint of a tiny run with one of the page's configs."""
-    places = ['--data-root', str(folder / 'frames'), '--work-dir', str(folder / 'run'), '--seed', '0']
-    assert train.main([config, *places, '--device', 'cpu', '--cfg-options', *TINY, *options]) == 0
-    return folder / 'run/iter_2.pth'
-
-
-@pytest.mark.slow
 @pytest.mark.stack
-def test_a_label_scheme_of_ones_own_is_trained_and_predicted_with(page):
-    checkpoint = trained('walkable.py', page, 'base_channels=2')
-    segmenter = Segmenter('run/walkable.py', checkpoint, device='cpu')
-    assert segmenter.classes == ['Rest', 'Ground', 'Person']
-    assert (
-        predict.main(['run/walkable.py', str(checkpoint), 'frames', '--out', 'out', '--device', 'cpu']) == 0
-    )
-    tags = np.arange(13, dtype=np.uint8)[None]
-    assert carla.tags_to_ids(tags, carla.get_scheme('walkable')).tolist() == [
-        [0, 0, 0, 0, 2, 0, 1, 1, 1, 0, 0, 0, 0]
-    ]
-
-
-@pytest.mark.stack
-def test_the_pages_command_trains_as_it_is_typed(page):
+def test_a_label_scheme_of_ones_own_is_trained_as_the_page_types_it_and_predicted_with(page):
     text = (ROOT / 'docs/extending.md').read_text(encoding='utf-8')
     (command,) = re.findall(r'^python (-m mmseg_unet_lyft train .*)$', text, re.M)
     (page / 'data').mkdir()
@@ -70,13 +48,19 @@ def test_the_pages_command_trains_as_it_is_typed(page):
         [sys.executable, *command.split(), *short], cwd=page, env=environ, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert (page / 'work_dirs/walkable/iter_2.pth').is_file()
+    config, checkpoint = 'work_dirs/walkable/walkable.py', 'work_dirs/walkable/iter_2.pth'
+    assert Segmenter(config, checkpoint, device='cpu').classes == ['Rest', 'Ground', 'Person']
+    assert predict.main([config, checkpoint, 'frames', '--out', 'out', '--device', 'cpu']) == 0
+    ids = carla.tags_to_ids(np.arange(13, dtype=np.uint8)[None], carla.get_scheme('walkable'))
+    assert ids.tolist() == [[0, 0, 0, 0, 2, 0, 1, 1, 1, 0, 0, 0, 0]]
 
 
 @pytest.mark.slow
 @pytest.mark.stack
 def test_a_backbone_of_ones_own_is_trained_and_labels_frames(page):
-    checkpoint = trained('strided.py', page)
+    places = ['--work-dir', 'run', '--device', 'cpu', '--seed', '0']
+    assert train.main(['strided.py', *places, '--cfg-options', 'data_root=frames', *TINY]) == 0
+    checkpoint = 'run/iter_2.pth'
     segmenter = Segmenter('strided.py', checkpoint, device='cpu')
     frame = np.random.default_rng(0).integers(0, 256, (33, 49, 3), np.uint8)
     assert segmenter(frame, colours='BGR').shape == (33, 49)

@@ -1,7 +1,6 @@
 """A step that would spoil the run is not made: it is reported, its batch kept, and nothing learnt is lost."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +15,8 @@ from mmseg.registry import OPTIM_WRAPPERS
 from mmseg.structures import SegDataSample
 
 from mmseg_unet_lyft.engine.checkpoint import read_checkpoint
-from mmseg_unet_lyft.engine.guard import check_labels, explained, plain_batch
-from mmseg_unet_lyft.errors import InputError
+from mmseg_unet_lyft.engine.guard import check_labels, plain_batch
+from mmseg_unet_lyft.errors import InputError, remedy_of
 
 from .conftest import ROOT
 from .training import assert_same, run, steps_in, weights_of
@@ -34,9 +33,14 @@ class Spoil(Hook):
         self.steps, self.value = steps, value
         self.before, self.after, self.batches = {}, {}, {}
 
+    def before_train(self, runner):
+        # Of a step's batches, only the first.
+        loss = runner.model.decode_head.loss_decode
+        runner.model.register_forward_hook(lambda *_: setattr(loss, 'loss_weight', 1.0))
+
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        bad = runner.iter in self.steps
-        runner.model.decode_head.loss_decode.loss_weight = self.value if bad else 1.0
+        if runner.iter in self.steps:
+            runner.model.decode_head.loss_decode.loss_weight = self.value
         self.before[runner.iter] = state_of(runner)
         self.batches[runner.iter] = data_batch
 
@@ -79,11 +83,11 @@ def test_a_skipped_step_changes_neither_weights_nor_statistics_nor_moments(three
     assert all(value.isfinite().all() for value in spoil.after[5].values())
 
 
-def test_accumulated_steps_are_skipped_together(three_drives, tmp_path):
+def test_a_step_is_skipped_with_all_of_its_batches(three_drives, tmp_path):
     spoil = Spoil(2)
-    run(tmp_path / 'run', spoil, seed=3, accumulate=2, on_nonfinite='skip')
-    assert_same(spoil.after[3], spoil.before[2])
-    kept = read_checkpoint(str(tmp_path / 'run/nonfinite/step_4_rank_0.pth'))
+    run(tmp_path / 'run', spoil, name='unet_lyft_bn.py', seed=3, accumulate=2, on_nonfinite='skip')
+    assert_same(spoil.after[2], spoil.before[2])
+    kept = read_checkpoint(str(tmp_path / 'run/nonfinite/step_3_rank_0.pth'))
     # Only the batch whose loss it was.
     (batch,) = kept['batches']
     assert batch['metas'][0]['img_path'] == spoil.batches[2]['metas'][0]['img_path']
@@ -105,13 +109,36 @@ def test_there_must_be_something_to_roll_back_to(three_drives, tmp_path):
         run(tmp_path / 'run', Spoil(1), seed=3, on_nonfinite='roll back')
 
 
-@pytest.mark.parametrize(('accumulate', 'end', 'saved'), [(1, 13, [12]), (2, 22, [])])
-def test_a_run_that_only_skips_ends_and_is_saved(three_drives, tmp_path, accumulate, end, saved):
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_a_run_that_only_skips_reports_each_step_ends_and_is_saved(
+    three_drives, tmp_path, accumulate, capsys
+):
     options = dict(max_iters=30, val_interval=30, on_nonfinite='skip', accumulate=accumulate)
-    every = Spoil(*range(3 if accumulate == 1 else 2, 30))
-    with pytest.raises(InputError, match=rf'^step {end}: .* 10 such steps'):
-        run(tmp_path / 'run', every, seed=3, **options)
-    assert steps_in(tmp_path / 'run') == saved
+    with pytest.raises(InputError, match=r'^step 13: .* 10 such steps'):
+        run(tmp_path / 'run', Spoil(*range(3, 30)), seed=3, **options)
+    assert steps_in(tmp_path / 'run') == [12]
+    said = capsys.readouterr().out
+    assert all(f'step {step}: the loss' in said for step in range(4, 13))
+
+
+class UpdateTwice(Hook):
+    """Make the model one that updates its weights twice a step, the second time by a loss of its own."""
+
+    def before_train(self, runner):
+        train_step = runner.model.train_step
+
+        def twice(data, optim_wrapper):
+            outputs = train_step(data, optim_wrapper)
+            loss = runner.model.decode_head.conv_seg.bias.sum()
+            optim_wrapper.update_params(loss / 0 if runner.iter == 2 else loss)
+            return outputs
+
+        runner.model.train_step = twice
+
+
+def test_a_model_with_several_losses_a_step_is_watched_too(three_drives, tmp_path):
+    with pytest.raises(InputError, match=rf'^step 3: the loss .*{PNG_NAME}, {PNG_NAME}, saved as'):
+        run(tmp_path / 'run', UpdateTwice(), seed=3)
 
 
 def test_an_unknown_policy_is_refused(three_drives, tmp_path):
@@ -163,9 +190,6 @@ def test_overflow_is_left_to_the_loss_scaler_but_a_bad_loss_is_not(three_drives,
     assert_same(saved, {name: spoil.before[2][name] for name in saved})
 
 
-# --- labels ------------------------------------------------------------------------------------------------
-
-
 def stock_batch(label):
     meta = dict(img_path='a.png', seg_map_path='b.png')
     sample = SegDataSample(gt_sem_seg=PixelData(data=label[None]), metainfo=meta)
@@ -190,19 +214,10 @@ def test_a_label_outside_the_classes_is_named_before_it_reaches_the_device():
         check_labels(packed, with_classes(13))
 
 
-def test_training_refuses_a_label_that_the_head_has_no_class_for(three_drives, tmp_path):
-    narrow = {'num_classes': 4, 'class_weight': [1.0] * 4}
-    with pytest.raises(InputError, match=r'CameraSeg/F1-\d\.png: class id \d+ in its crop .* 4 classes'):
-        run(tmp_path / 'run', seed=3, **narrow)
-
-
 def test_a_batch_is_kept_as_plain_data():
     batch = plain_batch(stock_batch(torch.ones(2, 3)))
     assert batch['data_samples'][0]['img_path'] == 'a.png'
     assert batch['data_samples'][0]['gt_sem_seg']['data'].tolist() == [[[1.0] * 3] * 2]
-
-
-# --- ends that are explained -------------------------------------------------------------------------------
 
 
 class Bound(Hook):
@@ -222,12 +237,12 @@ def run_short_of_memory(work_dir):
     large = dict(base_channels=8, crop_size=(512, 512), image_scale_wh=(768, 512), scale_range=(1, 1))
     try:
         run(work_dir, Bound(), seed=3, **large)
-    except InputError as error:
-        print(f'{error}\n{steps_in(Path(work_dir))}')  # noqa: T201
+    except MemoryError as error:
+        print(f'{remedy_of(error)}\n{steps_in(Path(work_dir))}')  # noqa: T201
 
 
 @pytest.mark.skipif(not Path('/proc/self/statm').is_file(), reason='needs Linux to bound memory')
-def test_out_of_memory_is_one_sentence_with_the_peak_and_the_run_is_kept(three_drives, tmp_path):
+def test_a_run_that_runs_out_of_memory_is_kept(three_drives, tmp_path):
     # In a process of its own: this one has room left over from earlier tests.
     code = f'from tests.test_guard import run_short_of_memory; run_short_of_memory({str(tmp_path / "run")!r})'
     # Freed maps go back to the system at once, so that none is there for the next step.
@@ -236,29 +251,21 @@ def test_out_of_memory_is_one_sentence_with_the_peak_and_the_run_is_kept(three_d
         [sys.executable, '-c', code], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
     )
     said, steps = done.stdout.splitlines()[-2:]
-    match = re.fullmatch(r'out of memory on cpu in step 3: 2 crops of 512x512, (\d\.\d\d) GB .*', said)
-    assert match, done.stdout + done.stderr
-    assert 0.3 < float(match[1]) < 4
+    assert 'lower batch_size' in said, done.stdout + done.stderr
     assert steps == '[2]'
 
 
 @pytest.mark.parametrize(
     ('said', 'expected'),
     [
-        ('DataLoader worker (pid 12) is killed by signal: Killed. ', 'loader worker 12 is killed'),
-        ('DataLoader worker (pid(s) 3, 4) exited unexpectedly', 'loader worker 3, 4 exited'),
-        ('[enforce fail] DefaultCPUAllocator: not enough memory', 'out of memory .*val_batch_size'),
-        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes", 'out of memory '),
+        ('DataLoader worker (pid 12) is killed by signal: Killed. ', '--resume'),
+        ('DataLoader worker (pid 3) is killed by signal: Bus error. It is possible that', '/dev/shm'),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes", 'batch_size'),
     ],
 )
-def test_dead_workers_and_too_little_memory_are_explained(said, expected):
-    with pytest.raises(InputError, match=f'^{expected}'), explained():
-        raise RuntimeError(said)
+def test_dead_workers_and_too_little_memory_have_a_remedy(said, expected):
+    assert expected in remedy_of(RuntimeError(said))
 
 
-@pytest.mark.parametrize('error', [RuntimeError('Connection closed by peer'), FileNotFoundError('frames')])
-def test_errors_of_another_cause_pass_unexplained(error):
-    # No group of processes, and no worker's batch.
-    with pytest.raises(type(error), match=str(error)) as found, explained():
-        raise error
-    assert not isinstance(found.value, InputError)
+def test_a_dead_rank_is_one_only_for_what_talks_to_ranks():
+    assert remedy_of(RuntimeError('Connection closed by peer')) is None

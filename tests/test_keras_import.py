@@ -1,12 +1,9 @@
 """Import from Keras: the same output as Keras itself, and one clear refusal of everything else."""
 
-from __future__ import annotations
-
 import base64
 import json
 import marshal
 import re
-import sys
 import zipfile
 from dataclasses import dataclass
 from itertools import count
@@ -293,12 +290,9 @@ def test_a_lost_layer_is_refused(keras, tmp_path, lost):
 
 
 def test_epsilons_that_disagree_are_refused(keras, tmp_path):
-    model = Variant(norm=dict(epsilon=0.25), pools=1).build(keras)
+    path = save(Variant(norm=dict(epsilon=0.25), pools=1).build(keras), tmp_path / 'a.keras')
     with pytest.raises(InputError, match='a.keras: .*0.25, 0.5'):
-        read_keras_unet(save(model, tmp_path / 'a.keras'), 0.5)
-    model.layers[2].epsilon = 0.5
-    with pytest.raises(InputError, match='b.keras: .*0.25, 0.5'):
-        read_keras_unet(save(model, tmp_path / 'b.keras'))
+        read_keras_unet(path, 0.5)
 
 
 def test_a_damaged_file_is_an_input_error_or_harmless(tmp_path):
@@ -318,20 +312,13 @@ def test_a_damaged_file_is_an_input_error_or_harmless(tmp_path):
         read_keras_unet(tmp_path / 'none.h5')
 
 
-SMALL = {'config.json': b'{}', 'model.weights.h5': b'x'}
-
-
 @pytest.mark.parametrize(
-    ('members', 'message'),
-    [
-        (SMALL | {'config.json': bytes(1 << 20)}, 'config.json .*1048576'),
-        (SMALL, 'OSError'),
-    ],
+    ('config', 'message'), [(bytes(1 << 20), 'config.json .*1048576'), (b'{}', 'OSError')]
 )
-def test_an_archive_that_is_not_a_model_is_refused(tmp_path, members, message):
+def test_an_archive_that_is_not_a_model_is_refused(tmp_path, config, message):
     with zipfile.ZipFile(tmp_path / 'a.keras', 'w', zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
+        archive.writestr('config.json', config)
+        archive.writestr('model.weights.h5', b'x')
     with pytest.raises(InputError, match=f'a.keras: .*{message}'):
         read_keras_unet(tmp_path / 'a.keras')
 
@@ -357,11 +344,4 @@ def test_a_file_that_reaches_beyond_itself_is_refused(tmp_path, monkeypatch, hid
         del file[BIAS]
         hide(file)
     with pytest.raises(InputError, match='a.h5: '):
-        read_keras_unet(path)
-
-
-def test_without_h5py_the_command_says_how_to_install_it(tmp_path, monkeypatch):
-    path = write_legacy(tmp_path / 'a.h5')
-    monkeypatch.setitem(sys.modules, 'h5py', None)
-    with pytest.raises(InputError, match='pip install h5py'):
         read_keras_unet(path)

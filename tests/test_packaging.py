@@ -1,7 +1,5 @@
 """What is in the package, and that it works from any folder, in processes that know no clone."""
 
-from __future__ import annotations
-
 import configparser
 import email
 import os
@@ -159,28 +157,18 @@ def test_an_unknown_tool_names_the_nearest_or_all_and_exits_with_2(words, messag
 
 
 @pytest.mark.parametrize('call', STACK_TOOLS)
-def test_missing_stack_is_one_message_with_the_install_command(python, call):
-    done = python('-S', '-m', 'mmseg_unet_lyft', *shlex.split(call))
-    message = (
-        'error: this command needs torch, mmengine, mmcv, mmseg; '
-        "install with: pip install 'mmseg_unet_lyft[onedl]'\n"
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (2, '', message)
-
-
-@pytest.mark.parametrize('call', STACK_TOOLS)
-def test_tools_run_their_own_clone_without_installing_it(python, source_copy, tmp_path, call):
+def test_a_missing_stack_is_one_message_with_the_install_command_of_the_copy_that_ran(
+    python, installed_env, source_copy, tmp_path, call
+):
     tool, *arguments = shlex.split(call)
-    done = python('-S', source_copy / 'tools' / f'{tool}.py', *arguments, path=tmp_path)
-    # The message shows which copy of the package ran.
-    assert done.stderr.endswith(f"install with: pip install -e '{source_copy}[onedl]'\n")
-    assert done.returncode == 2
-
-
-def test_tools_of_the_installed_package_run_it(python, installed_env):
-    done = python('-S', installed_env / 'mmseg_unet_lyft/.mim/tools/train.py', 'x.py', '--launcher', 'none')
-    assert done.stderr.endswith("install with: pip install 'mmseg_unet_lyft[onedl]'\n")
-    assert done.returncode == 2
+    done = python('-S', '-m', 'mmseg_unet_lyft', tool, *arguments)
+    message = 'error: this command needs torch, mmengine, mmcv, mmseg; install with: pip install '
+    assert (done.returncode, done.stdout, done.stderr) == (2, '', f"{message}'mmseg_unet_lyft[onedl]'\n")
+    # A clone's tools need no installation.
+    done = python('-S', source_copy / f'tools/{tool}.py', *arguments, path=tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"{message}-e '{source_copy}[onedl]'\n")
+    done = python('-S', installed_env / f'mmseg_unet_lyft/.mim/tools/{tool}.py', *arguments)
+    assert (done.returncode, done.stderr) == (2, f"{message}'mmseg_unet_lyft[onedl]'\n")
 
 
 @pytest.mark.stack

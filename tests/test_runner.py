@@ -4,13 +4,12 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmseg.registry import HOOKS, MODELS, OPTIMIZERS
 
 import mmseg_unet_lyft.register  # noqa: F401
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.device import set_randomness
 from mmseg_unet_lyft.engine.preflight import check_run
-from mmseg_unet_lyft.engine.runner import build_runner, config_mistakes, use_trackers
+from mmseg_unet_lyft.engine.runner import build_runner, use_trackers
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.models.segmentor import LyftSegmentor
 
@@ -55,7 +54,7 @@ def test_progress_shows_from_the_first_step_on(three_drives, tmp_path, capsys):
     run(tmp_path / 'run', seed=3, max_iters=2, **{'default_hooks.logger.interval': 1})
     said = capsys.readouterr().out
     assert 'Iter(train) [1/2]' in said
-    assert 'Iter(val) [3/3]' in said
+    assert 'mIoU' in said
 
 
 def test_a_test_says_few_lines_before_its_result(three_drives, tmp_path, capsys):
@@ -89,30 +88,9 @@ def test_an_operation_without_a_deterministic_algorithm_is_named_before_the_firs
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize(
-    ('registry', 'what', 'message'),
-    [
-        (MODELS, dict(type='LyftUNot'), 'KeyError: LyftUNot is not in the mmseg::model registry'),
-        (HOOKS, dict(type='LoggerHook', intervall=3), "TypeError: .*'intervall'"),
-        (MODELS, dict(type='LyftUNet', num_stagez=3), "TypeError: .*'num_stagez'"),
-        (OPTIMIZERS, dict(type='SGD', params=[torch.zeros(1)], lr=-1.0), 'ValueError: .*-1.0'),
-    ],
-)
-def test_what_cannot_be_built_from_a_config_is_said_with_its_name(tmp_path, registry, what, message):
-    (tmp_path / 'leaf.py').touch()
-    config = Config({}, filename=str(tmp_path / 'leaf.py'))
-    with pytest.raises(InputError, match=f'leaf.py: {message}'), config_mistakes(config):
-        registry.build(what)
-
-
-def test_an_error_of_something_else_stays_what_it_is():
-    with pytest.raises(KeyError, match='elsewhere'), config_mistakes(Config({})):
-        dict()['elsewhere']
-
-
 def test_trackers_write_to_the_work_dir_and_stay_offline(tmp_path, monkeypatch):
     monkeypatch.delenv('WANDB_MODE', raising=False)
-    monkeypatch.setattr('mmseg_unet_lyft.engine.runner.find_spec', lambda name: name)
+    monkeypatch.setattr('mmseg_unet_lyft.engine.runner.find_spec', lambda name: pytest.__spec__)
     config = Config(
         dict(work_dir=str(tmp_path), visualizer=dict(vis_backends=[dict(type='LocalVisBackend')]))
     )

@@ -7,9 +7,9 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )
-# Without a name: mmengine would hand a second run in one process the first one's visualizer and folder.
 visualizer = dict(
     type='SegLocalVisualizer',
+    name='visualizer',  # mmseg's own tools need one
     vis_backends=[dict(type='LocalVisBackend')],  # where scalars go besides the log: TensorBoard, MLflow, ...
 )
 # mmengine smooths whatever has "loss" in its name; a validation loss is of this validation alone.

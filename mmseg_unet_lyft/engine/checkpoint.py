@@ -1,7 +1,5 @@
 """Checkpoint files: checksums, safe reading (``.pth``, ``.safetensors``), resuming, loading into a model."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -10,7 +8,6 @@ import struct
 import zlib
 from collections.abc import Mapping
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -25,7 +22,6 @@ from torch import nn
 from ..datasets.atomic_io import checksum_file, is_intact, sync, write_whole
 from ..errors import InputError
 from ..processes import code_allowed, force_plain_loading, plain_types_only
-from .model_spec import KEY
 
 WRAPPER = 'optim_wrapper'  # In the message hub: the type of the optimizer's wrapper, and so the precision.
 TRAINED_WITH = 'Name the config it was trained with: its work dir holds it, the --cfg-options included'
@@ -134,16 +130,9 @@ def read_checkpoint(
     than plain data is unpickled completely, which can run any code in it; a warning says so.
 
     Raises:
-        InputError: If the file is missing, damaged, not a checkpoint, or not plain data and not trusted.
+        InputError: If the file is damaged, not a checkpoint, or not plain data and not trusted.
     """
-    if not Path(path).is_file():
-        folder = Path(path).parent
-        there = sorted(file.name for kind in ('.pth', SAFETENSORS) for file in folder.glob(f'*{kind}'))
-        raise InputError(f'{path}: no such checkpoint; {folder} holds {", ".join(there) or "no .pth file"}')
-    try:
-        intact = is_intact(Path(path))
-    except OSError as error:
-        raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from error
+    intact = is_intact(Path(path))
     if intact is False:
         raise InputError(
             f'{path}: is not what was saved, its checksum differs; take another one, or if you changed it '
@@ -232,7 +221,6 @@ def forget_config(checkpoint: dict[str, Any]) -> None:
 
 def _read_safetensors(path: str, map_location: str | torch.device | None) -> dict[str, Any]:
     """``dict(state_dict, meta)``; ``meta`` is empty where other software wrote the file."""
-    _require_safetensors(path)
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -250,12 +238,8 @@ def _read_safetensors(path: str, map_location: str | torch.device | None) -> dic
 def pack_weights(weights: dict[str, torch.Tensor], fields: Mapping[str, Any], path: str) -> bytes:
     """A safetensors file's content; the same weights and fields give the same bytes.
 
-    ``weights`` are dense; ``fields``, the metadata, are plain data and tuples; ``path`` is for messages.
-
-    Raises:
-        InputError: If safetensors is not installed, or a field is not plain data.
+    ``weights`` are dense. An InputError with ``path`` unless ``fields``, the metadata, are plain data.
     """
-    _require_safetensors(path)
     from safetensors.torch import save
 
     # Copies: safetensors refuses tensors that share memory.
@@ -266,11 +250,6 @@ def pack_weights(weights: dict[str, torch.Tensor], fields: Mapping[str, Any], pa
     except TypeError as error:
         raise InputError(f'{path}: its meta cannot be written as JSON ({error})') from error
     return save(tensors, metadata={_METADATA_KEY: text})
-
-
-def _require_safetensors(path: str) -> None:
-    if find_spec('safetensors') is None:
-        raise InputError(f'{path}: needs safetensors; install with: pip install safetensors')
 
 
 def _digest(fields: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> str:
@@ -296,6 +275,8 @@ def _read_metadata(path: str, text: str, weights: Mapping[str, torch.Tensor]) ->
         raise InputError(
             f'{path}: is not what was written, its checksum differs; take another copy, or {_REWRITE}'
         )
+    from .model_spec import KEY  # Which registering does not need.
+
     return {KEY: fields.get('model'), **{key: fields[key] for key in KEPT if key in fields}}
 
 
@@ -355,7 +336,7 @@ def newest_intact(work_dir: Path, passed_over: list[str], trust: bool = False) -
     for path in map(str, _newest_first(work_dir)):
         try:
             return path, _read_run(path, trust)
-        except InputError as error:
+        except (InputError, OSError) as error:
             passed_over.append(f'{error}; going on from the one before')
     damaged = ''.join(f'\n  {line}' for line in passed_over)
     raise InputError(f'{work_dir}: holds no intact checkpoint; start without --resume{damaged}')
@@ -381,8 +362,7 @@ def read_weights(path: str, trust: bool = False) -> dict[str, torch.Tensor]:
 def weights_of(content: dict[str, Any], path: str) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint's content by name, without a distributed wrapper's prefix.
 
-    Raises:
-        InputError: If it holds no weights, or one that has fewer numbers than its shape claims.
+    An InputError if it holds none, or one that has fewer numbers than its shape claims.
     """
     found = content.get('state_dict', content)
     weights = found.items() if isinstance(found, dict) else ()
@@ -430,8 +410,7 @@ def fitting_weights(
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: str) -> str:
     """Start a model from all the weights that fit by name and shape; an InputError if none does.
 
-    Returns:
-        What was loaded and, name by name with both shapes, what was left out.
+    Returns what was loaded and, name by name with both shapes, what was left out.
     """
     bare = unwrapped(model)
     wanted = bare.state_dict()

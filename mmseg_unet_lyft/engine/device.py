@@ -1,7 +1,5 @@
 """A process's device: choosing it, describing the machine, `torch.compile` and mixed precision."""
 
-from __future__ import annotations
-
 import functools
 import os
 import platform
@@ -41,7 +39,6 @@ _BF16_PAYS_FROM = 1.1
 
 def describe_machine() -> dict:
     """Processor, cores, load, GPU, thread counts and versions, for JSON."""
-    versions = {package: installed_version(package) for package in _PACKAGES}
     cpu_info = Path('/proc/cpuinfo')
     lines = cpu_info.read_text(encoding='utf-8').splitlines() if cpu_info.is_file() else []
     models = {line.partition(':')[2].strip() for line in lines if line.startswith('model name')}
@@ -53,7 +50,7 @@ def describe_machine() -> dict:
         system=platform.platform(),
         python=platform.python_version(),
         threads=dict(torch=torch.get_num_threads(), opencv=cv2.getNumThreads()),
-        versions={package: version for package, version in versions.items() if version},
+        versions={package: version for package in _PACKAGES if (version := installed_version(package))},
     )
 
 

@@ -1,7 +1,5 @@
 """Distributed runs: starting the ranks, signals and exit codes, joining the group, the total batch."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -69,13 +67,6 @@ def run_ranks(processes: int, tool: str, arguments: list[str]) -> int:
     except ChildFailedError as error:
         _groups.update(failure.pid for failure in error.failures.values())
         return _exit_code({rank: failure.exitcode for rank, failure in error.failures.items()})
-    except RuntimeError as error:
-        # torch.distributed raises it before any rank is started.
-        where = f'{os.environ.get("MASTER_ADDR", "localhost")}:{os.environ.get("PORT", "a free port")}'
-        raise InputError(
-            f'the nodes did not meet at {where} ({str(error).splitlines()[0]}); MASTER_ADDR is an address of '
-            'the node with NODE_RANK=0 that all can reach, PORT a free one there'
-        ) from error
     finally:
         # End what the ranks left, such as loader workers: each rank leads a process group.
         for pid in _groups:
@@ -92,15 +83,21 @@ def _forward(signum: int, frame: FrameType | None) -> None:
     else:
         command = ['pgrep', '-P', str(os.getpid())]
         listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    for pid in map(int, listed.split()):
+    ranks = [int(pid) for pid in listed.split()]
+    for pid in ranks:
         _groups.add(pid)
         os.kill(pid, signum)
+    if not ranks:
+        # The nodes have not met yet, which takes up to 15 minutes.
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
 
 
 def _exit_code(codes: dict[int, int]) -> int:
     """The shell's exit code of the rank that best explains the failure; reports a signal that ended it."""
-    # First a signal other than torchrun's SIGTERM, then a code other than 1, which any Python error gives.
-    rank = max(codes, key=lambda one: (0 > codes[one] != -signal.SIGTERM, codes[one] > 1, codes[one]))
+    # First a signal other than torchrun's SIGTERM, then a code other than 1, of any Python error, and 75,
+    # of a rank that stopped as asked.
+    rank = max(codes, key=lambda one: (0 > codes[one] != -signal.SIGTERM, 1 < codes[one] != 75, codes[one]))
     code = codes[rank]
     if code >= 0:
         return code
@@ -169,11 +166,7 @@ def _first_host(launcher: str) -> str:
     if launcher != 'slurm' or 'SLURM_NODELIST' not in os.environ:
         return '127.0.0.1'
     command = ['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (FileNotFoundError, subprocess.CalledProcessError, IndexError):
-        message = '--launcher slurm: scontrol does not name the first host; set MASTER_ADDR to it'
-        raise InputError(message) from None
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
 
 
 def _die_with_launcher() -> None:

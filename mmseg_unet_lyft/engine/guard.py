@@ -1,18 +1,10 @@
-"""Protect a training run: check labels, losses and gradients, and explain the errors that end it."""
-
-from __future__ import annotations
+"""Protect a training run: check labels, losses and gradients, and save it before an error ends it."""
 
 import gc
 import re
-import shutil
 import signal
-import sys
 import threading
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,10 +15,10 @@ from mmengine.runner import Runner, save_checkpoint
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import SHORTAGE, InputError
 from ..models.preprocessor import split_pixels
 from .checkpoint import newest_intact, unwrapped
-from .checkpoint_hook import BACKEND, saved_checkpoints, saver_of
+from .checkpoint_hook import BACKEND, saved_checkpoints, saver_of, with_present_options
 
 POLICIES = ('stop', 'skip', 'rollback')
 FOLDER = 'nonfinite'  # In the work dir: batches whose loss or gradient was not finite.
@@ -34,15 +26,6 @@ FOLDER = 'nonfinite'  # In the work dir: batches whose loss or gradient was not 
 LOST = (ConnectionError, EOFError, FileNotFoundError)
 # Below this loss scale, which starts at 2^16, no smaller one will make float16 gradients finite.
 _LEAST_SCALE = 2.0**-16
-# What libraries say when memory cannot be allocated; the last is oneDNN's.
-_REFUSED = re.compile(
-    'out of memory|allocate memory|not enough memory|bad_alloc|ALLOC_FAILED|could not create a primitive'
-)
-_WORKER = re.compile(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)')
-_PEER = re.compile(
-    r'closed by peer|reset by peer|pair closure|Broken pipe|Socket Timeout|Timed out waiting|gloo|NCCL',
-    re.IGNORECASE,
-)
 
 
 # --- what a batch holds, whichever pipeline packed it ------------------------------------------------------
@@ -102,66 +85,7 @@ def plain_batch(batch: Any) -> Any:
     return plain_batch(batch.tolist()) if hasattr(batch, 'tolist') else str(batch)
 
 
-# --- what ends a run, in a sentence ------------------------------------------------------------------------
-
-
-def is_shortage(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(_REFUSED.search(str(error)))
-
-
-def _describe_shortage(runner: Runner, batch: dict, reason: str) -> str:
-    """Error text: the step that ran out of memory, the peak so far, and what takes less."""
-    device = next(runner.model.parameters()).device
-    sizes = ['x'.join(map(str, label.shape)) for label in _labels_of(batch)] or ['unknown size']
-    peak = 0
-    if device.type == 'cuda':
-        peak = torch.cuda.max_memory_allocated(device)
-    elif find_spec('resource'):  # Windows has none.
-        import resource
-
-        # In kilobytes; on macOS in bytes.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-    taken = f', {peak / 1e9:.2f} GB at the peak' if peak else ''
-    first = reason.strip().partition('\n')[0][:200]
-    return (
-        f'out of memory on {device.type} in step {runner.iter + 1}: {len(sizes)} crops of {sizes[0]}{taken} '
-        f'({first}); lower batch_size or crop_size, set with_cp=True, or add --amp'
-    )
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Turn errors about a dead worker, a dead rank or exhausted memory into InputErrors; others pass."""
-    try:
-        yield
-    except RuntimeError as error:
-        worker = _WORKER.search(str(error))
-        if worker:
-            said = _describe_worker(f'{worker[1]} {worker[2].strip().rstrip(".")}')
-        elif torch.distributed.is_initialized() and _PEER.search(str(error)):
-            said = 'another rank is gone; its message is above. All ranks end: go on with --resume'
-        elif is_shortage(error):
-            first = str(error).splitlines()[0]
-            said = f'out of memory ({first}); in validation, lower val_batch_size or window_size'
-        else:
-            raise
-        raise InputError(said) from error
-    except LOST as error:
-        # A batch in shared memory is lost with the worker that made it.
-        frames = traceback.extract_tb(error.__traceback__)
-        if not any('multiprocessing' in frame.filename for frame in frames):
-            raise
-        raise InputError(_describe_worker(f'is gone ({type(error).__name__})')) from error
-
-
-def _describe_worker(what: str) -> str:
-    """Error text: what happened to a worker, and what to do."""
-    # Where torch's workers put batches.
-    shared = Path('/dev/shm')
-    left = f' ({shared} has {shutil.disk_usage(shared).free / 1e6:.0f} MB left)' if shared.is_dir() else ''
-    advice = 'Lower num_workers or batch_size, or set num_workers=0, and go on with --resume'
-    return f'loader worker {what}: most often memory ran out{left}. {advice}'
+# --- steps that must not be made ---------------------------------------------------------------------------
 
 
 class WorkerDeaths:
@@ -204,15 +128,6 @@ class WorkerDeaths:
             self._raise = None
 
 
-# --- steps that must not be made ---------------------------------------------------------------------------
-
-
-def require_policy(policy: str) -> None:
-    """Raise an InputError for a policy that is not one of `POLICIES`."""
-    if policy not in POLICIES:
-        raise InputError(f'on_nonfinite={policy!r}: choose one of {", ".join(map(repr, POLICIES))}')
-
-
 class NonFiniteError(Exception):
     """The present step has a loss or gradient that is not finite; the weights are as before it."""
 
@@ -238,60 +153,63 @@ class Guard:
         self._model = unwrapped(runner.model)
         self._buffers = list(self._model.buffers())
         self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
-        # Since the last update of the weights: more than one where gradients are accumulated.
-        self._batches: list[dict] = []
-        self._losses: list[Tensor] = []
+        # The step's batches so far, each with its losses; a model may have none, or several.
+        self._made: list[tuple[dict, list[Tensor]]] = []
         self._is_scaled = hasattr(runner.optim_wrapper, 'loss_scaler')
         if not self._is_scaled:
             runner.optim_wrapper.optimizer.register_step_pre_hook(self._check_gradients)
 
     def step(self, batch: dict) -> dict[str, Tensor] | None:
-        """Make a training step; returns what the model returns, or None for a step that was not made."""
+        """Train on a batch, the step's only one or one of several whose gradients are added up.
+
+        Returns what the model returns; None for the last batch of a step that was not made.
+        """
         runner, wrapper = self.runner, self.runner.optim_wrapper
         check_labels(batch, self._model)
-        if not self._batches:
+        if not self._made:
             for kept, buffer in zip(self._kept, self._buffers, strict=True):
                 kept.copy_(buffer)
-        self._batches.append(batch)
+        losses: list[Tensor] = []
+        self._made.append((batch, losses))
         outputs = nonfinite = shortage = None
         try:
-            outputs = runner.model.train_step(batch, optim_wrapper=_Watched(wrapper, self._losses))
+            outputs = runner.model.train_step(batch, optim_wrapper=_Watched(wrapper, losses))
             if self._is_scaled and wrapper.should_update():
                 self._check_scaled()
         except NonFiniteError as error:
             nonfinite = str(error)
         except (RuntimeError, MemoryError) as error:
-            if not is_shortage(error):
+            if not re.search(SHORTAGE, f'{type(error).__name__}: {error}'):
                 raise
             shortage = str(error)
         # Handled out here: the caught error would keep all that the step has computed in memory.
         if shortage is not None:
             # Feature maps and their graph refer to each other, so only the garbage collector frees them.
             gc.collect()
-            self._restore()
             self.save()
-            raise InputError(_describe_shortage(runner, batch, shortage))
+            raise MemoryError(shortage)
         if nonfinite is not None:
             self._answer(nonfinite)
             outputs = None
         if nonfinite is not None or wrapper.should_update():
             self.in_a_row = 0 if nonfinite is None else self.in_a_row
-            self._batches.clear()
-            self._losses.clear()
+            self._made.clear()
         return outputs
 
     def save(self) -> None:
-        """Save the run as it stands before the present step, if the weights changed in the last one."""
+        """Undo an unfinished step, and save the run as it was before it."""
+        self.undo()
         saver = saver_of(self.runner)
-        accumulated = self.runner.iter % getattr(self.runner.optim_wrapper, '_accumulative_counts', 1)
-        if saver is not None and self.runner.iter and not accumulated:
-            saver.save_before_step(self.runner)
+        if saver is not None and self.runner.iter:
+            saver.save_after(self.runner, self.runner.iter)
 
-    def _restore(self) -> None:
-        """Undo what an unfinished step has done."""
-        self.runner.optim_wrapper.zero_grad()
-        for buffer, kept in zip(self._buffers, self._kept, strict=True):
-            buffer.copy_(kept)
+    def undo(self) -> None:
+        """Undo what an unfinished step has done, if anything."""
+        if self._made:
+            self.runner.optim_wrapper.zero_grad()
+            for buffer, kept in zip(self._buffers, self._kept, strict=True):
+                buffer.copy_(kept)
+            self._made.clear()
 
     def _check_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Raise a NonFiniteError before the weights change."""
@@ -308,7 +226,7 @@ class Guard:
 
     def _require_finite(self, gradient: Tensor, name: str) -> None:
         """Raise a NonFiniteError, on all ranks, if a loss on any, or the gradient's norm, is not finite."""
-        losses = sum((~loss.isfinite() for loss in self._losses), torch.zeros(()))
+        losses = sum((~loss.isfinite() for _, many in self._made for loss in many), torch.zeros(()))
         found = torch.stack([(~gradient.isfinite()).float(), losses.to(gradient.device).float()])
         if get_world_size() > 1:
             all_reduce(found, op='max')
@@ -319,7 +237,7 @@ class Guard:
     def _answer(self, what: str) -> None:
         """Report what was found and act on it."""
         said = self._describe(what)
-        self._restore()
+        self.undo()
         self.in_a_row += 1
         if self.policy == 'stop':
             self.save()
@@ -329,18 +247,21 @@ class Guard:
             self.save()
             raise InputError(f'{said}. {self.in_a_row} such steps in a row; lower learning_rate')
         done = f'rolled back to {_roll_back(self.runner)}' if self.policy == 'rollback' else 'skipped'
-        self.runner.logger.warning('%s; %s', said, done)
+        # Not as arguments: of warnings with one format, mmengine shows the first.
+        line = f'{said}; {done}'
+        self.runner.logger.warning(line)
 
     def _describe(self, what: str) -> str:
         """Step, learning rate, files and where they were saved; each rank saves its own batches."""
         runner = self.runner
-        bad = [not bool(loss.isfinite()) for loss in self._losses]
-        batches = [batch for batch, is_bad in zip(self._batches, bad, strict=True) if is_bad or not any(bad)]
-        mine = None
         # If no rank's loss explains a gradient that is not finite, any batch may be the cause.
-        if any(bad) or what != 'loss':
+        bad = [made for made in self._made if not all(loss.isfinite().all() for loss in made[1])]
+        batches = [batch for batch, _ in bad or self._made]
+        mine = None
+        if bad or what != 'loss':
             path = str(Path(runner.work_dir) / FOLDER / f'step_{runner.iter + 1}_rank_{get_rank()}.pth')
-            content = dict(batches=plain_batch(batches), losses=[float(loss) for loss in self._losses])
+            losses = [float(loss) for _, many in self._made for loss in many]
+            content = dict(batches=plain_batch(batches), losses=losses)
             save_checkpoint(content, path, backend_args=dict(backend=BACKEND))
             metas = [meta for batch in batches for meta in _metas_of(batch)]
             mine = path, [str(meta['img_path']) for meta in metas if meta.get('img_path')]
@@ -369,22 +290,20 @@ class _Watched:
 
 
 def _roll_back(runner: Runner) -> str:
-    """Reset weights, optimizer and average, but not the learning rate, to the last intact checkpoint."""
+    """Reset weights, moments and average, but neither schedule nor options, to the last intact checkpoint."""
     folder = Path(runner.work_dir)
     if not saved_checkpoints(folder):
         raise InputError(f'on_nonfinite: {folder} holds no checkpoint to roll back to; lower learning_rate')
     damaged: list[str] = []
     path, content = newest_intact(folder, damaged)
     for line in damaged:
-        runner.logger.warning('%s', line)
+        runner.logger.warning(line)
+    # The schedules go on.
+    content.pop('param_schedulers')
     # With this flag EMAHook takes the checkpoint for a resumed run's, and swaps weights and average back.
     is_resumed, runner._resume = runner._resume, True
     runner.call_hook('after_load_checkpoint', checkpoint=content)
     runner._resume = is_resumed
     unwrapped(runner.model).load_state_dict(content['state_dict'])
-    groups = runner.optim_wrapper.optimizer.param_groups
-    rates = [{key: group[key] for key in ('lr', 'initial_lr') if key in group} for group in groups]
-    runner.optim_wrapper.load_state_dict(content['optimizer'])
-    for group, rate in zip(runner.optim_wrapper.optimizer.param_groups, rates, strict=True):
-        group.update(rate)
+    runner.optim_wrapper.load_state_dict(with_present_options(runner.optim_wrapper, content['optimizer']))
     return path

@@ -4,8 +4,6 @@ Layers are matched to `LyftUNet` and `LyftUNetHead` by order and shape; a forwar
 result. The file may come from anywhere: no code in it is run and no link in it is followed.
 """
 
-from __future__ import annotations
-
 import copy
 import io
 import json
@@ -84,7 +82,7 @@ class KerasUNet:
 def read_keras_unet(path: str | Path, epsilon: float | None = None) -> KerasUNet:
     """Read the U-Net in a Keras file; ``epsilon`` is batch norm's, for files that do not store it (0.001).
 
-    Raises an InputError if h5py is missing, the file is damaged, or it holds another network.
+    Raises an InputError if the file is damaged, or it holds another network.
     """
     try:
         layers, config = _read_file(Path(path))
@@ -156,10 +154,7 @@ def import_keras(
 
 def _read_file(path: Path) -> tuple[dict[str, list[Layer]], dict[str, Any] | None]:
     """Layers with weights, in order, by class ('' for a legacy file's convolutions); the config if any."""
-    try:
-        import h5py
-    except ImportError:
-        raise InputError('reading Keras files needs h5py; install with: pip install h5py') from None
+    import h5py
 
     content, config = _unzip(path) if zipfile.is_zipfile(path) else (path.read_bytes(), None)
     with h5py.File(io.BytesIO(content), 'r') as root:

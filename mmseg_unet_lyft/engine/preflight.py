@@ -1,7 +1,5 @@
 """Before a run: build what the config names, read some frames, try one step, report all that fails."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 import os
@@ -15,7 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from mmcv.image import rescale_size
@@ -25,28 +22,30 @@ from mmengine.device import get_device
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.structures import PixelData
 from mmseg import registry as mmseg_registry
+from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import DATASETS, MODELS, PARAM_SCHEDULERS
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..compat import register_classes
 from ..datasets.carla import SCHEMES, Scheme, drives_of_split, tags_to_ids
-from ..datasets.checks import count_tags
-from ..datasets.image_io import decode, read_header, read_png, read_raw_label
-from ..datasets.layout import find_pairs
+from ..datasets.checks import count_tags, only_class
+from ..datasets.image_io import read_header, read_raw_label
+from ..datasets.layout import MissingDrivesError, find_pairs, leaf_datasets, our_datasets
 from ..datasets.lyft_carla import LyftCarlaDataset
 from ..datasets.packed import is_address
 from ..datasets.transforms import LyftRandomResizedCrop, require_same_size
-from ..errors import InputError, find_input_error, shorten_list
+from ..errors import InputError, find_input_error, message_of, remedy_of, shorten_list
 from ..models.preprocessor import split_pixels
+from ..models.segmentor import check_widths
 from ..processes import this_process
-from .checkpoint import TRAINED_WITH, check_weights, fitting_weights, read_weights
-from .checkpoint_hook import check_room
+from .checkpoint import TRAINED_WITH, card_file, check_weights, fitting_weights, read_weights
 from .config import find_class
 from .guard import check_labels
+from .run_card import read_card, read_config_text
 
 # Config keys that every run builds besides its loaders, then those of training and of a test.
 _OF_RUN = ('model', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor')
@@ -91,15 +90,15 @@ class _Report:
         except (*_MISTAKES, ArithmeticError, OSError) as error:
             mistake = find_input_error(error)
             if mistake is not None:
+                part = key.partition('_')[0]
+                hint = f' in {part}_drives' if isinstance(mistake, MissingDrivesError) else ''
                 # Errors about files name them; what the model refuses comes from the config.
-                self.problems[str(mistake)] = key == 'model'
+                self.problems[f'{mistake}{hint}'] = key == 'model'
                 return
             self._cause = self._cause or error
-            # mmengine appends advice on registries; an assertion without a text is shown by its source line.
-            text = str(error).partition('. Please check')[0]
-            text = text or traceback.extract_tb(error.__traceback__)[-1].line
-            key = _failing_key(error, self._config[key.partition('.')[0]], key)
-            self.add(f'{doing}{type(error).__name__}: {text}', key)
+            remedy = remedy_of(error)
+            key = _failing_key(error, self._config.get(key.partition('.')[0]), key)
+            self.add(f'{doing}{message_of(error)}{f"; {remedy}" if remedy else ""}', key)
 
     def check_types(self, parts: Iterable[str]) -> None:
         """Record every type in these parts of the config under which nothing is registered."""
@@ -149,7 +148,7 @@ def _nearest(name: str) -> str:
     modules = [*vars(mmseg_registry).values(), *vars(mmengine_registry).values()]
     registries = [one for one in modules if isinstance(one, mmengine_registry.Registry)]
     known = {known.lower(): known for one in registries for known in one.module_dict}
-    return known[difflib.get_close_matches(name.lower(), sorted(known), n=1, cutoff=0.0)[0]]
+    return known[difflib.get_close_matches(str(name).lower(), sorted(known), n=1, cutoff=0.0)[0]]
 
 
 def check_run(
@@ -189,7 +188,7 @@ def check_run(
         built = {name: _check_loader(config, name, classes, report) for name in loaders}
         for other in ('val', 'test') if trains else ('test',):
             with report.trying(f'{other}_dataloader'):
-                _check_overlap(config, other, report)
+                _check_overlap(config, other, None if trains else load_from, report)
         if load_from:
             with report.trying('load_from'):
                 weights = read_weights(load_from, trust)
@@ -200,8 +199,6 @@ def check_run(
         if trains:
             _check_intervals(config, report)
         if trains and model is not None:
-            with report.trying('default_hooks'):
-                _check_room(config, model)
             _try_step(config, model.to(device), built.get('train_dataloader'), report)
     report.require_none()
     return report.notes
@@ -258,15 +255,9 @@ def _check_loader(config: Config, name: str, num_classes: int | None, report: _R
         dataset.full_init()
     if dataset is None:
         return None
-    if isinstance(dataset, LyftCarlaDataset):
-        size = _look_into(dataset, report)
-        scheme, classes = dataset.scheme.name, len(dataset.scheme.classes)
-        if num_classes not in (None, classes):
-            hint = 'unet_lyft_challenge.py is for challenge3, unet_lyft_road.py for road, others for carla13'
-            said = f'{scheme} has {classes} classes, but the decode head {num_classes}; {hint}'
-            report.add(said, f'{name}.dataset.scheme')
-        if name == 'train_dataloader' and size is not None:
-            _check_crops(dataset, size, report)
+    for one in leaf_datasets(dataset):
+        if isinstance(one, LyftCarlaDataset):
+            _check_ours(one, name, num_classes, report)
     with report.trying(name):
         loader = Runner.build_dataloader(dict(settings, dataset=dataset), seed=0)
         folder = tempfile.gettempdir()
@@ -284,25 +275,39 @@ def _check_loader(config: Config, name: str, num_classes: int | None, report: _R
     return loader
 
 
+def _check_ours(dataset: LyftCarlaDataset, name: str, num_classes: int | None, report: _Report) -> None:
+    """Record what is wrong with some frames, the label scheme and the crops of a loader's data set."""
+    size = _look_into(dataset, report)
+    scheme, classes = dataset.scheme.name, len(dataset.scheme.classes)
+    if num_classes not in (None, classes):
+        hint = 'unet_lyft_challenge.py is for challenge3, unet_lyft_road.py for road, others for carla13'
+        said = f'{scheme} has {classes} classes, but the decode head {num_classes}; {hint}'
+        report.add(said, f'{name}.dataset.scheme')
+    if name == 'train_dataloader' and size is not None:
+        _check_crops(dataset, size, report)
+
+
 def _look_into(dataset: LyftCarlaDataset, report: _Report) -> tuple[int, int] | None:
     """Check some frames, spread over all, and record faults; returns (height, width) of the last one."""
     places = np.linspace(0, len(dataset) - 1, min(_LOOKED_INTO, len(dataset))).round().astype(int)
     labels: dict[str, np.ndarray] = {}
-    faults = []
+    faults, unusual = [], []
     for place in places.tolist():
         frame = dataset.get_data_info(place)
         image_path, label_path = frame['img_path'], frame['seg_map_path']
         try:
-            labels[label_path] = label = read_raw_label(label_path)
+            labels[label_path] = label = read_raw_label(label_path, unusual)
             if not is_address(image_path):
                 size = read_header(image_path).size
-                require_same_size('label', label_path, label.shape, image_path, size)
+                require_same_size(label_path, label.shape, image_path, size)
         except InputError as error:
             faults.append(str(error))
     faults += _tag_problems(labels, dataset.scheme)
     if faults:
         more = f' ({len(faults)} of the {len(places)} frames looked into are wrong)' if faults[1:] else ''
         report.add(faults[0] + more)
+    elif unusual:
+        report.notes.append(f'{unusual[0]} ({len(unusual)} of the {len(places)} labels looked into)')
     return label.shape if labels else None
 
 
@@ -316,9 +321,7 @@ def _tag_problems(labels: Mapping[str, np.ndarray], scheme: Scheme) -> list[str]
             tags_to_ids(label, scheme)
         except InputError as error:
             hint = f'All tags of the {len(labels)} labels looked into are of scheme={fitting}'
-            if _is_coloured(path):
-                hint = "It shows the classes in colours, which no scheme reads; record the camera's raw tags"
-            elif fitting is None:
+            if fitting is None:
                 hint = f'The {len(labels)} labels looked into fit no scheme'
             faults.append(f'{path}: {error} {hint}')
     if not faults and scheme.name == _NEWEST and fitting not in (None, _NEWEST):
@@ -328,6 +331,14 @@ def _tag_problems(labels: Mapping[str, np.ndarray], scheme: Scheme) -> list[str]
             f'{_ROAD_BEFORE}, which is the road up to CARLA 0.9.13 and traffic lights in {_NEWEST}; use '
             f'scheme={fitting}'
         )
+    if labels and not faults:
+        ids = np.bincount(scheme.tag_to_id, tag_pixels[: len(scheme.tag_to_id)], len(scheme.classes))
+        name = only_class(ids, scheme.classes)
+        if name:
+            faults.append(
+                f'{next(iter(labels))}: every pixel of the {len(labels)} labels looked into is {name}, so '
+                f'nothing can be learnt; use other drives, or record the tags again (scheme={scheme.name})'
+            )
     return faults
 
 
@@ -338,12 +349,6 @@ def _fitting_scheme(tag_pixels: np.ndarray) -> str | None:
     fitting = [name for name, scheme in schemes.items() if highest < len(scheme.tag_to_id)]
     has_older_road = tag_pixels[_ROAD_BEFORE] > _ROAD_SHARE * tag_pixels.sum()
     return fitting[0 if has_older_road else -1] if fitting else None
-
-
-def _is_coloured(path: str) -> bool:
-    """Whether a label file holds colours, not tags."""
-    pixels = None if is_address(path) else decode(read_png(path), cv2.IMREAD_UNCHANGED)
-    return pixels is not None and pixels.ndim == 3 and bool(pixels[..., :2].any())
 
 
 def _check_crops(dataset: LyftCarlaDataset, size: tuple[int, int], report: _Report) -> None:
@@ -365,14 +370,18 @@ def _check_crops(dataset: LyftCarlaDataset, size: tuple[int, int], report: _Repo
             report.notes.append(said)
 
 
-def _check_overlap(config: Config, other: str, report: _Report) -> None:
-    """Record drives or files that are both trained on and scored."""
-    train, scored = ((config.get(f'{name}_dataloader') or {}).get('dataset') for name in ('train', other))
-    if not all(part and part.get('type') == 'LyftCarlaDataset' for part in (train, scored)):
-        return
-    shared = _shared_frames(train, scored)
+def _check_overlap(config: Config, other: str, checkpoint: str | None, report: _Report) -> None:
+    """Record drives or files that are both scored and trained on, by a checkpoint's run card, if any."""
+    trained, named = our_datasets(config.get('train_dataloader')), 'train_drives'
+    if checkpoint and card_file(Path(checkpoint)).is_file():
+        card = read_config_text(read_card(Path(checkpoint))['config'].get('text') or '')
+        trained, named = our_datasets(card.get('train_dataloader')), f'the training of {checkpoint}'
+    shared: dict[str, None] = {}
+    for train in trained:
+        for scored in our_datasets(config.get(f'{other}_dataloader')):
+            shared |= dict.fromkeys(_shared_frames(train, scored))
     names = shorten_list(shared, _LISTED)
-    said = f'train_drives and {other}_drives share {names}: the score would be of frames trained on'
+    said = f'{named} and {other}_drives share {names}: the score would be of frames trained on'
     if shared and config.get('allow_overlap'):
         report.notes.append(f'{said} (allow_overlap=True)')
     elif shared:
@@ -380,12 +389,12 @@ def _check_overlap(config: Config, other: str, report: _Report) -> None:
 
 
 def _shared_frames(train: Mapping, scored: Mapping) -> list[str]:
-    """The drives that two data sets share; the files, if they have two roots."""
+    """The drives that two data sets share; the files, if they have two roots that are both here."""
     roots = [Path(dataset.get('data_root') or '') for dataset in (train, scored)]
     splits = [dataset.get('split', 'train') for dataset in (train, scored)]
     files: list[dict[tuple[int, int], str]] = [{}, {}]
     try:
-        if roots[0].resolve() == roots[1].resolve():
+        if roots[0].resolve() == roots[1].resolve() or not roots[0].is_dir():
             return sorted(set(drives_of_split(splits[0])) & set(drives_of_split(splits[1])))
         for root, split, found in zip(roots, splits, files, strict=True):
             for path in (Path(pair['img_path']) for pair in find_pairs(root, split)):
@@ -413,16 +422,6 @@ def _check_intervals(config: Config, report: _Report) -> None:
             report.add(f'{steps} steps; expected 1 or more', key)
 
 
-def _check_room(config: Config, model: nn.Module) -> None:
-    """Raise an InputError unless the disk has room for a run's checkpoints."""
-    hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
-    if hook.get('type') == 'LyftCheckpointHook' and config.get('work_dir') and not hook.get('out_dir'):
-        best = hook.get('save_best') or ()
-        weights_bytes = sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())
-        num_best = 1 if isinstance(best, str) else len(best)
-        check_room(Path(config.work_dir), weights_bytes, hook.get('max_keep_ckpts', -1), num_best)
-
-
 def _try_step(config: Config, model: nn.Module, loader: DataLoader | None, report: _Report) -> None:
     """Build the optimizer and its schedulers, and make a training step with a small batch."""
     wrapper = batch = None
@@ -432,10 +431,12 @@ def _try_step(config: Config, model: nn.Module, loader: DataLoader | None, repor
     schedulers = config.get('param_scheduler') or []
     if wrapper is not None and isinstance(schedulers, list) and 'param_scheduler' not in report.broken:
         for index, settings in enumerate(copy.deepcopy(schedulers)):
-            with report.trying(f'param_scheduler.{index}'):
-                settings.pop('convert_to_iter_based', None)
+            with report.trying(key := f'param_scheduler.{index}'):
+                is_converted = settings.pop('convert_to_iter_based', False)
                 default = dict(optimizer=wrapper, end=config.train_cfg.get('max_iters', 1))
-                PARAM_SCHEDULERS.build(settings, default_args=default)
+                built = PARAM_SCHEDULERS.build(settings, default_args=default)
+                if built.by_epoch and not is_converted and _counts_steps(config.train_cfg):
+                    report.add('by_epoch=True has no effect: this loop counts steps; set by_epoch=False', key)
     if loader is None or wrapper is None:
         return
     with report.trying('train_dataloader', 'reading its first batch: '):
@@ -459,7 +460,15 @@ def _try_step(config: Config, model: nn.Module, loader: DataLoader | None, repor
             model.train_step(_corners(batch), wrapper)
             return
         preprocessor.size = padded_size
+        if isinstance(model, EncoderDecoder):
+            check_widths(model, preprocessor(_corners(batch), True)['inputs'])
         model.train_step(batch, wrapper)
+
+
+def _counts_steps(train_cfg: Mapping) -> bool:
+    """Whether a training loop knows no epochs."""
+    loop = find_class(train_cfg.get('type'))
+    return issubclass(loop, IterBasedTrainLoop) if loop else not train_cfg.get('by_epoch', True)
 
 
 def _corners(batch: dict) -> dict:

@@ -1,13 +1,9 @@
 """Build mmengine's Runner from a config, with the hooks that every run gets."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import os
-import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,20 +14,19 @@ from mmengine.device import get_device
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.runner import runner as runner_module
 from mmseg.registry import RUNNERS
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..compat import install_command, register_classes
-from ..errors import InputError
-from .checkpoint import check_weights, forget_config, load_safely, load_weights, read_weights, unwrapped
+from ..compat import register_classes
+from .checkpoint import forget_config, load_safely, load_weights, read_weights, unwrapped
+from .checkpoint_hook import follow_config, saver_of
 from .distributed import join_group
 from .model_spec import KEY, describe
+from .run_card import describe_cost
 
 _MMENGINE = Path(runner_module.__file__).resolve().parents[1]
-# What a constructor raises for arguments that it does not take.
-_MISTAKES = (AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 _TEST_LINES = 5  # Lines on the progress of a test.
 _runs = itertools.count()  # Numbers this process's runs.
 
@@ -40,13 +35,13 @@ def use_trackers(config: Config, names: Iterable[str]) -> list[str]:
     """Log a run with ``tensorboard``, ``wandb`` or ``mlflow`` too, through mmengine's own backends.
 
     The config is changed in place, and they write to its ``work_dir``. Returns a line on each: where it
-    writes, and how to look at it. Raises an InputError if one is not installed.
+    writes, and how to look at it. Raises a ModuleNotFoundError if one is not installed.
     """
     lines = []
     for name in names:
-        if find_spec(name) is None:
-            install = install_command('trackers')
-            raise InputError(f'--{name}: {name} is not installed; install with: {install}')
+        # A folder of runs, such as ./wandb, looks like a package without a file.
+        if getattr(find_spec(name), 'origin', None) is None:
+            raise ModuleNotFoundError(f'--{name}: {name} is not installed', name=name)
         backend, line = _backend(name, Path(config.work_dir).resolve(), str(config.filename or 'run'))
         config.visualizer = config.get('visualizer') or dict(type='SegLocalVisualizer')
         backends = config.visualizer.get('vis_backends') or []
@@ -84,9 +79,17 @@ class _QuietRunner(Runner):
         self.console = RunHook()
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
-            if not isinstance(handler, logging.FileHandler):
+            if isinstance(handler, logging.FileHandler):
+                # A path may have letters that the locale's encoding lacks.
+                handler.stream.reconfigure(errors='backslashreplace')
+            else:
                 handler.addFilter(self.console)
         return logger
+
+    def _init_model_weights(self) -> None:
+        """Initialise the weights, unless a resumed run brings them: ImageNet's need not be there then."""
+        if not (self._resume and self._load_from):
+            super()._init_model_weights()
 
 
 class RunHook(Hook):
@@ -97,27 +100,40 @@ class RunHook(Hook):
     """
 
     priority = 'VERY_HIGH'
-    has_started = False
+    has_started = has_tables = False
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a line goes to the console."""
         if self.has_started or _MMENGINE not in Path(record.pathname).resolve().parents:
-            return True
-        # mmengine warns that its own file client is deprecated.
-        return record.levelno >= logging.WARNING and 'deprecated' not in record.getMessage()
+            # The scores of a validation are in the metrics' tables.
+            return not (self.has_tables and record.filename == 'logger_hook.py' and 'Iter(val)' in record.msg)
+        # mmengine warns of its own file client, and of steps of `LyftTrainLoop`, which it takes for batches.
+        said = record.getMessage()
+        is_wrong = 'deprecated' in said or 'not divisible' in said
+        return record.levelno >= logging.WARNING and not is_wrong
 
     def before_train(self, runner: Runner) -> None:
         """Log what the run trains on, what it trains and where it writes."""
         model, loop = unwrapped(runner.model), runner.train_loop
         data, number = loop.dataloader.dataset, sum(weight.numel() for weight in model.parameters())
         tested = f', validation on {len(runner.val_loop.dataloader.dataset)}' if runner.val_loop else ''
+        if isinstance(loop, EpochBasedTrainLoop):
+            # Its epochs end where `LyftStreamSampler` does.
+            loop.dataloader.sampler.is_endless = False
+        steps = f'step {loop.iter + 1} to {loop.max_iters}'
+        if loop.iter >= loop.max_iters:
+            steps = f'step {loop.iter}: nothing is left to train, max_iters={loop.max_iters}; raise max_iters'
         log = Path(runner.log_dir) / f'{runner.timestamp}.log'
         for line in (
             f'training on {len(data)} frames of {getattr(data, "data_root", type(data).__name__)}{tested}',
-            f'{type(model).__name__} with {number:,} parameters, step {loop.iter + 1} to {loop.max_iters}',
+            f'{type(model).__name__} with {number:,} parameters{describe_cost(runner)}, {steps}',
             f'writing to {runner.work_dir}, everything logged to {log}',
         ):
             runner.logger.info(line)
+
+    def before_val(self, runner: Runner) -> None:
+        """Note whether all metrics show their scores themselves."""
+        self.has_tables = all(hasattr(one, 'logs_table') for one in runner.val_loop.evaluator.metrics)
 
     def before_train_iter(self, *args: Any, **kwargs: Any) -> None:
         """Let mmengine's lines through: from now on they show the progress."""
@@ -128,8 +144,11 @@ class RunHook(Hook):
         checkpoint['meta'][KEY] = describe(runner.cfg)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Drop the config text, which mmengine would run; a checkpoint may come from an unknown source."""
+        """Drop the config text, which mmengine would run; have a resumed run follow its config."""
         forget_config(checkpoint)
+        # `LyftCheckpointHook` does it itself, for the sake of mmseg's own tools.
+        if saver_of(runner) is None:
+            follow_config(runner, checkpoint)
 
     def after_test_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
         """Log a few lines on the progress of a test."""
@@ -141,21 +160,19 @@ class RunHook(Hook):
 class StartWeightsHook(Hook):
     """Start training from those weights of a checkpoint that fit the model, and log what did not.
 
-    It is a hook because mmengine initialises the model when training starts. With ``strict`` all must fit;
-    ``trust`` is as in `read_checkpoint`.
+    It is a hook because mmengine initialises the model when training starts; ``trust`` is as in
+    `read_checkpoint`.
     """
 
     # Before hooks that copy the weights, such as mmengine's moving average.
     priority = 'VERY_HIGH'
 
-    def __init__(self, path: str, strict: bool, trust: bool = False) -> None:
-        self.path, self.strict, self.trust = path, strict, trust
+    def __init__(self, path: str, trust: bool = False) -> None:
+        self.path, self.trust = path, trust
 
     def before_train(self, runner: Runner) -> None:
         """Load the weights."""
         weights = read_weights(self.path, self.trust)
-        if self.strict:
-            check_weights(runner.model, weights, self.path, 'Without --strict, what fits is loaded')
         runner.logger.info(load_weights(runner.model, weights, self.path))
 
 
@@ -181,24 +198,6 @@ class AverageBuffersHook(Hook):
             buffer.copy_(mean.view_as(buffer))
 
 
-@contextmanager
-def config_mistakes(config: Config) -> Iterator[None]:
-    """Turn an error raised while mmengine builds something from a config into an InputError that names it."""
-    try:
-        yield
-    except _MISTAKES as error:
-        files = [(Path(frame.filename), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
-        # mmengine's `build_model`, `build_from_cfg`, `build_optim_wrapper` and so on.
-        is_built = any(_MMENGINE in path.parents and name.startswith('build_') for path, name in files)
-        if isinstance(error, InputError) or not (is_built or files[-1][0] == Path(runner_module.__file__)):
-            raise
-        # mmengine appends advice on registries.
-        text = str(error.args[0] if error.args else '').partition('. Please check')[0]
-        raise InputError(
-            f'{config.filename or "config"}: {type(error).__name__}: {text}; correct it, or the --cfg-options'
-        ) from error
-
-
 def build_runner(config: Config, trust: bool = False) -> Runner:
     """Build mmengine's Runner, or the config's ``runner_type``, for a single process or one of several ranks.
 
@@ -206,7 +205,7 @@ def build_runner(config: Config, trust: bool = False) -> Runner:
     the device. ``trust`` is as in `read_checkpoint`, for the file that ``load_from`` names.
 
     Raises:
-        InputError: If something cannot be built, or this process cannot join as its rank.
+        InputError: If this process cannot join as its rank. What cannot be built raises as in mmengine.
     """
     register_classes()
     load_safely(config.get('load_from') if trust else None)
@@ -216,8 +215,9 @@ def build_runner(config: Config, trust: bool = False) -> Runner:
         # mmengine tells runs apart by name and second: a later one of the same name would share its loggers.
         name = config.get('experiment_name') or Path(config.filename or 'run').stem
         config.experiment_name = f'{name}_run{number}'
-    with config_mistakes(config):
-        runner = RUNNERS.build(config) if 'runner_type' in config else _QuietRunner.from_cfg(config)
+        if config.get('visualizer'):
+            config.visualizer['name'] = config.experiment_name
+    runner = RUNNERS.build(config) if 'runner_type' in config else _QuietRunner.from_cfg(config)
     runner.register_hook(getattr(runner, 'console', RunHook()))
     if runner.distributed and get_device() == 'cpu':
         runner.register_hook(AverageBuffersHook())

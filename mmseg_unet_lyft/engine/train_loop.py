@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from types import FrameType
@@ -20,13 +21,16 @@ from mmseg.registry import HOOKS, LOOPS
 from torch import nn
 
 from ..errors import InputError
-from .checkpoint_hook import VALIDATED, LyftCheckpointHook, is_update, saver_of
-from .guard import LOST, Guard, WorkerDeaths, require_policy
+from .checkpoint_hook import VALIDATED, LyftCheckpointHook, saver_of
+from .guard import LOST, POLICIES, Guard, WorkerDeaths
 
 _PREFIXES = ('train/', 'val/time', 'val/data_time')  # Scalars of each step, of training and of validation.
 _STOPPING = 'early_stopping'  # Key in the message hub, which checkpoints hold.
 # What Slurm, schedulers of spot machines, and Ctrl-C send; not all of them are on Windows.
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGUSR1')
+# `timeout`, Slurm and systemd signal a process, and then the group that it is in.
+_ONE_REQUEST_SECONDS = 1.0
+_LONGEST_STOP_SECONDS = 30  # Time that schedulers leave between SIGTERM and SIGKILL.
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again, here with --resume.
 
 
@@ -59,12 +63,21 @@ class LyftTrainLoop(IterBasedTrainLoop):
     - A validation that was due at the step resumed from, but not finished, is done first.
     - Only the scalars that the log is computed from are kept, so that memory does not grow.
     - If a batch cannot be read, the run is saved before the error is raised.
+    - A step is one of the optimizer: with ``accumulative_counts`` it reads that many batches, and all that
+      counts steps (``max_iters``, intervals, schedules, log, checkpoints) counts these.
 
     Its arguments are those of mmengine's ``IterBasedTrainLoop``.
     """
 
     is_stopping = False  # Set to end training after this step; a validation due there is left for later.
     guard: Guard | None = None  # Makes the steps; `LyftGuardHook` sets one with its own options.
+    stopper: StopOnSignalHook | None = None  # Asked within steps of several batches.
+    accumulate = 1  # Batches of a step.
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # OpenMMLab's loop has started the workers, before the sampler and `StopOnSignalHook` are ready.
+        self.dataloader_iterator = self.dataloader._iterator = None
 
     def run(self) -> nn.Module:
         """Train to the end; returns the model."""
@@ -72,6 +85,10 @@ class LyftTrainLoop(IterBasedTrainLoop):
         runner.call_hook('before_train')
         runner.call_hook('before_train_epoch')
         self.guard = self.guard or Guard(runner)
+        wrapper = runner.optim_wrapper
+        self.accumulate = getattr(wrapper, '_accumulative_counts', 1)
+        # mmengine's count of batches, by which it adds gradients up; the last step has all of its batches.
+        wrapper._inner_count, wrapper._max_counts = 0, -1
         was_validated = runner.message_hub.get_info(VALIDATED, 0) == self._iter
         if self._iter and self._is_validation_due() and not was_validated:
             runner.logger.info('validating after step %d, which was due when the run ended', self._iter)
@@ -91,11 +108,7 @@ class LyftTrainLoop(IterBasedTrainLoop):
         keep = steps_to_keep(runner)
         while self._iter < self._max_iters and not self.stop_training and not self.is_stopping:
             runner.model.train()
-            # Twice: third-party transforms draw while the batch is read, and so does a loader that starts.
-            seed_step(runner.seed, get_rank(), self._iter)
-            batch = self._read(batches)
-            seed_step(runner.seed, get_rank(), self._iter)
-            self.run_iter(batch)
+            self._make_step(batches)
             # mmengine keeps a million values of each scalar, copies them at each step, and saves them all.
             for name, history in runner.message_hub.log_scalars.items() if keep is not None else ():
                 if name.startswith(_PREFIXES):
@@ -105,12 +118,27 @@ class LyftTrainLoop(IterBasedTrainLoop):
             if self._is_validation_due() and not self.is_stopping:
                 runner.val_loop.run()
 
-    def run_iter(self, data_batch: Any) -> None:
-        """Let the guard make one step."""
-        place = dict(batch_idx=self._iter, data_batch=data_batch)
-        self.runner.call_hook('before_train_iter', **place)
-        outputs = self.guard.step(data_batch)
-        self.runner.call_hook('after_train_iter', **place, outputs=outputs)
+    def _make_step(self, batches: Iterator[Any]) -> None:
+        """Let the guard make one step of the optimizer; hooks get its first batch, then its last one."""
+        runner, first = self.runner, self._iter * self.accumulate
+        outputs: list[dict | None] = []
+        for number in range(first, first + self.accumulate):
+            if outputs and self.stopper is not None and self.stopper.is_asked():
+                # The other batches would only delay the save; the resumed run reads them all again.
+                self.guard.undo()
+                self.stopper.stop(runner, self._iter)
+                return
+            # Twice: third-party transforms draw while the batch is read, and so does a loader that starts.
+            seed_step(runner.seed, get_rank(), number)
+            batch = self._read(batches)
+            seed_step(runner.seed, get_rank(), number)
+            if not outputs:
+                runner.call_hook('before_train_iter', batch_idx=self._iter, data_batch=batch)
+            outputs.append(self.guard.step(batch))
+        mean = outputs[-1]  # None for a step that was not made
+        if mean is not None and self.accumulate > 1:
+            mean = {name: sum(one[name] for one in outputs) / len(outputs) for name in mean}
+        runner.call_hook('after_train_iter', batch_idx=self._iter, data_batch=batch, outputs=mean)
         self._iter += 1
 
     def _read(self, batches: Iterator[Any]) -> Any:
@@ -136,9 +164,9 @@ class LyftTrainLoop(IterBasedTrainLoop):
     def _batches(self) -> Iterator[Any]:
         """Endless batches, starting with that of the next step."""
         loader, sampler = self.dataloader, self.dataloader.sampler
-        passed = self._iter
+        passed = self._iter * self.accumulate
         if hasattr(sampler, 'skip') and loader.batch_size:
-            sampler.skip(self._iter * loader.batch_size)
+            sampler.skip(passed * loader.batch_size)
             passed = 0
         elif passed:
             name = type(sampler).__name__
@@ -175,7 +203,9 @@ class LyftGuardHook(Hook):
     def __init__(self, on_nonfinite: str = 'stop', patience: int = 10) -> None:
         # The old spelling.
         on_nonfinite = {'roll back': 'rollback'}.get(on_nonfinite, on_nonfinite)
-        require_policy(on_nonfinite)
+        if on_nonfinite not in POLICIES:
+            names = ', '.join(map(repr, POLICIES))
+            raise InputError(f'on_nonfinite={on_nonfinite!r}: choose one of {names}')
         self.on_nonfinite, self.patience = on_nonfinite, patience
 
     def before_train(self, runner: Runner) -> None:
@@ -226,19 +256,14 @@ class LyftEarlyStoppingHook(EarlyStoppingHook):
 
 @HOOKS.register_module()
 class LyftEMAHook(EMAHook):
-    """mmengine's EMAHook: its average is validated and saved as the weights; off if momentum is None.
+    """mmengine's EMAHook, whose average is validated and saved as the weights, with its arguments.
 
-    Args:
-        momentum: Share of each step in the moving average, say 0.001; None keeps no average.
-        **kwargs: As in mmengine's hook.
+    ``momentum`` is the share of each step in the average, say 0.001; None keeps no average.
     """
 
     def __new__(cls, momentum: float | None = None, **_: Any) -> Hook:
         """This hook, or one that does nothing."""
         return super().__new__(Hook if momentum is None else cls)
-
-    def __init__(self, momentum: float | None = None, **kwargs: Any) -> None:
-        super().__init__(momentum=momentum, **kwargs)
 
 
 class StoppedError(Exception):
@@ -249,8 +274,8 @@ class StopOnSignalHook(Hook):
     """Preemption: save and end the run after the step in which a signal comes; all ranks at the same step.
 
     During validation each rank ends by itself between two frames; the run was saved before, if the intervals
-    of saving and validation are equal. A second signal ends the process at once. Ctrl-C also reaches loader
-    workers, which ignore it.
+    of saving and validation are equal. A later signal ends the process at once. Signals to the complete
+    process group also reach loader workers, which leave them to this process.
     """
 
     # After the checkpoint hook, which may have saved this very step.
@@ -261,6 +286,7 @@ class StopOnSignalHook(Hook):
         self.has_saved = False  # Whether the run can go on from where it was stopped.
         self.saved_step: int | None = None  # After which step it was saved last.
         self._before: dict[int, Any] = {}
+        self._heard = 0.0  # When the first signal came.
         self._is_agreed = False
         self._is_validating = False
 
@@ -285,14 +311,16 @@ class StopOnSignalHook(Hook):
         return kind is StoppedError or (is_left and issubclass(kind, RuntimeError))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self._heard = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._heard > _ONE_REQUEST_SECONDS:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
 
     def before_train(self, runner: Runner) -> None:
-        """Have loader workers ignore Ctrl-C."""
+        """Have loader workers leave signals to this process, and the loop ask for them within steps."""
         for loop in filter(None, (runner.train_loop, runner.val_loop)):
             loop.dataloader.worker_init_fn = partial(_start_worker, loop.dataloader.worker_init_fn)
+        runner.train_loop.stopper = self
 
     def before_val(self, runner: Runner) -> None:
         """Note whether what the run learnt is saved."""
@@ -304,14 +332,17 @@ class StopOnSignalHook(Hook):
         self._is_validating = False
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Save and end, if any rank was asked to and this step changed the weights."""
-        if not is_update(runner) or not self._is_asked():
-            return
+        """Save and end, if any rank was asked to."""
+        if self.is_asked():
+            self.stop(runner, runner.iter + 1)
+
+    def stop(self, runner: Runner, step: int) -> None:
+        """Save the run as it is after a step, and end it; all ranks call this together."""
         self.signal = self.signal or 'a signal to another rank'
         saver = saver_of(runner)
-        if saver is not None and saver.saved_step != runner.iter + 1:
-            saver.save_now(runner)
-        self._note_saved(saver, runner.iter + 1)
+        if saver is not None and step and saver.saved_step != step:
+            saver.save_after(runner, step)
+        self._note_saved(saver, step)
         # A launcher ends all ranks as soon as one has ended: none may end before rank 0 has saved.
         barrier()
         self._is_agreed = True
@@ -328,7 +359,7 @@ class StopOnSignalHook(Hook):
         self.saved_step = saver and saver.saved_step
         self.has_saved = self.saved_step == step
 
-    def _is_asked(self) -> bool:
+    def is_asked(self) -> bool:
         """Whether a signal came to any rank."""
         if get_world_size() == 1:
             return self.signal is not None
@@ -351,7 +382,11 @@ class StopOnSignalHook(Hook):
 
 
 def _start_worker(init: Any, worker: int) -> None:
-    """Start a loader worker: ignore Ctrl-C, then run its own ``init``, if any."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Start a loader worker: leave signals to the parent, then run its own ``init``, if any."""
+    for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, 'alarm'):
+        # By this signal Python also ends a worker that is stuck when its parent ends.
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_LONGEST_STOP_SECONDS))
     if init is not None:
         init(worker)

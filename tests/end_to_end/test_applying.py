@@ -66,22 +66,13 @@ def test_views_and_windows_reach_the_score_mmsegs_own_inference_and_the_segmente
     assert np.trace(scores(tmp_path / 'views')['confusion']) == right_pixels
 
 
-def test_thresholds_reach_the_score(with_dropout, drawn_root, tmp_path):
-    checkpoint = best_checkpoint(str(with_dropout))
-    # Nothing but roads, whatever the frame shows.
-    thresholds = f'class_thresholds=[{",".join(["1.0"] * 7 + ["1e-9"] + ["1.0"] * 5)}]'
-    assert run_test(checkpoint, drawn_root, tmp_path, options=(thresholds,)) == 0
-    confusion = np.array(scores(tmp_path)['confusion'])
-    assert confusion[:, 7].sum() == confusion.sum() == 4 * 96 * 128
-
-
 @pytest.mark.stack
 def test_uncertainty_is_measured_printed_drawn_and_written(with_dropout, drawn_root, tmp_path, capsys):
     checkpoint = str(best_checkpoint(str(with_dropout)))
     options = ('decoder_dropout=0.2',)
     assert run_test(checkpoint, drawn_root, tmp_path, '--uncertainty', '3', options=options) == 0
     calibration = scores(tmp_path)['calibration']
-    assert f'ECE {100 * calibration["ECE"]:.2f} %' in capsys.readouterr().out
+    assert f'ECE {calibration["ECE"]:.4g} over' in capsys.readouterr().out
     assert cv2.imread(str(tmp_path / 'reliability.png')).shape == (600, 500, 3)
     # The same figures from the passes themselves, by plain means over all pixels.
     config = load_config('configs/unet_lyft_demo.py', parse_options([*TINY, *options]))
@@ -106,35 +97,15 @@ def test_uncertainty_is_measured_printed_drawn_and_written(with_dropout, drawn_r
         chosen = (confidence > index / 15) & (confidence <= (index + 1) / 15)
         if chosen.any():
             error += chosen.mean() * abs(right[chosen].mean() - confidence[chosen].mean())
-    assert calibration['ECE'] == pytest.approx(error, abs=1e-3)
-
-
-def test_one_pass_needs_no_dropout_and_changes_no_score(trained, drawn_root, tmp_path):
-    checkpoint = best_checkpoint(str(trained))
-    assert run_test(checkpoint, drawn_root, tmp_path / 'plain') == 0
-    assert run_test(checkpoint, drawn_root, tmp_path / 'one', '--uncertainty', '1') == 0
-    plain, one = scores(tmp_path / 'plain'), scores(tmp_path / 'one')
-    assert 'calibration' not in plain
-    assert not (tmp_path / 'plain' / 'reliability.png').exists()
-    assert one['confusion'] == plain['confusion']
-    assert one['metrics'].items() >= plain['metrics'].items()
-    assert sum(entry['pixels'] for entry in one['calibration']['bins']) == 4 * 96 * 128
+    assert calibration['ECE'] == pytest.approx(100 * error, abs=0.1)
 
 
 def test_ten_passes_without_dropout_are_refused_with_the_keys(trained, drawn_root, tmp_path, capsys):
     checkpoint = best_checkpoint(str(trained))
     assert run_test(checkpoint, drawn_root, tmp_path, '--uncertainty') == 2
     assert 'encoder_dropout' in capsys.readouterr().err
-    assert run_test(checkpoint, drawn_root, tmp_path, '--uncertainty', '0') == 2
-    assert '--uncertainty 0: ' in capsys.readouterr().err
     assert not (tmp_path / 'scores.json').exists()
     frames, out = str(drawn_root / 'dataA/dataA/CameraRGB'), tmp_path / 'predictions'
     assert predict.main([str(checkpoint), frames, '--uncertainty', '--out', str(out)]) == 2
     assert 'encoder_dropout' in capsys.readouterr().err
     assert not out.exists()
-
-
-def test_a_window_with_too_large_a_stride_is_refused(trained, drawn_root, tmp_path, capsys):
-    options = ('window_size=(48,64)', 'window_stride=(48,65)')
-    assert run_test(best_checkpoint(str(trained)), drawn_root, tmp_path, options=options) == 2
-    assert 'stride=(48, 65): ' in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Complete commands on synthetic frames: train, resume, score, predict, and their messages on mistakes."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -7,15 +8,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from mmseg.apis import inference_model, init_model
 from PIL import Image
 
 from mmseg_unet_lyft.cli import predict, test, train
 from mmseg_unet_lyft.datasets.carla import CARLA_CLASSES, CARLA_PALETTE
 from mmseg_unet_lyft.datasets.layout import find_pairs
-from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, read_checkpoint, read_weights
+from mmseg_unet_lyft.engine.checkpoint import best_checkpoint
 from mmseg_unet_lyft.engine.config import load_config, parse_options
+from mmseg_unet_lyft.engine.guard import Guard
 from mmseg_unet_lyft.evaluation.metrics import class_scores, confusion_matrix
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 from mmseg_unet_lyft.report.run_page import read_scalars
@@ -53,43 +54,13 @@ def test_loss_falls_when_two_frames_are_learnt_by_heart(drawn_root, tmp_path):
     assert validation['mIoU'] > 10
 
 
-def test_the_logged_validation_loss_is_of_that_validation_alone(trained, drawn_root, tmp_path):
-    places = ['--data-root', str(drawn_root), '--work-dir', str(tmp_path)]
-    options = ['--cfg-options', *TINY, 'test_drives=val']
-    assert test.main(['configs/unet_lyft_demo.py', str(trained / 'iter_4.pth'), *places, *options]) == 0
-    alone = json.loads((tmp_path / 'scores.json').read_text())['metrics']['val_loss']
-    logged = [entry['val_loss'] for entry in read_scalars(trained) if 'mIoU' in entry]
-    assert logged[-1] == pytest.approx(alone, abs=1e-3)
-    # Or a mean of both would not have been seen.
-    assert logged[0] != pytest.approx(logged[-1], abs=5e-3)
-
-
 @pytest.mark.stack
-def test_the_same_seed_gives_the_same_weights(trained, drawn_root, tmp_path):
-    assert train_tiny(drawn_root, tmp_path, '--seed', '0', options=('max_iters=4', 'val_interval=2')) == 0
-    # Named apart even within one second, or the second would write into the first one's log.
-    names = [
-        read_checkpoint(str(folder / 'iter_4.pth'))['meta']['experiment_name'][:-16]
-        for folder in (trained, tmp_path)
-    ]
-    assert names[0] != names[1]
-    torch.testing.assert_close(
-        read_weights(tmp_path / 'iter_4.pth'), read_weights(trained / 'iter_4.pth'), rtol=0, atol=0
-    )
-
-
-@pytest.mark.stack
-@pytest.mark.parametrize('from_path', [False, True])
-def test_resuming_goes_on_from_the_last_step(trained, drawn_root, tmp_path, from_path):
-    work_dir = tmp_path / 'run'
-    shutil.copytree(trained, work_dir)
-    # mmengine stores the absolute path of the last checkpoint.
-    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_4.pth'))
-    resume = ['--resume', str(work_dir / 'iter_4.pth')] if from_path else ['--resume']
-    assert train_tiny(drawn_root, work_dir, *resume, options=('max_iters=6', 'val_interval=2')) == 0
-    steps = [entry['step'] for entry in read_scalars(work_dir) if 'mIoU' in entry]
-    assert steps == [2, 4, 6]
-    assert (work_dir / 'iter_6.pth').is_file()
+@pytest.mark.parametrize('resume', ['--resume', '--resume=if-any', '--resume=iter_4.pth'])
+def test_resuming_goes_on_from_the_last_step(trained, drawn_root, tmp_path, resume):
+    work_dir = Path(shutil.copytree(trained, tmp_path / 'run'))
+    resume = resume.replace('iter_4', str(work_dir / 'iter_4'))
+    assert train_tiny(drawn_root, work_dir, resume, options=('max_iters=6', 'val_interval=2')) == 0
+    assert [entry['step'] for entry in read_scalars(work_dir) if 'mIoU' in entry] == [2, 4, 6]
 
 
 @pytest.mark.stack
@@ -120,8 +91,6 @@ def test_scores_and_their_page_come_with_the_baselines_and_name_the_data(
     assert card['result']['confusion'] == summary['confusion']
     assert (card['command'][0], '--baselines' in card['command']) == ('test', True)
     assert card['checkpoint'] == str(best_checkpoint(str(trained)))
-    (stage,) = card['latency']['stages'].values()
-    assert 0 < stage['p50'] <= stage['p95'] < 60_000
     page = (tmp_path / 'report/index.html').read_text()
     assert all(f'{baseline}, IoU %' in page for baseline in summary['baselines'])
 
@@ -161,17 +130,6 @@ def test_prediction_keeps_folders_and_agrees_with_mmsegs_own(trained, drawn_root
     assert model.dataset_meta['classes'] == list(CARLA_CLASSES)
 
 
-@pytest.mark.parametrize('leaf', ['', '_bn', '_challenge', '_road', '_resnet18'])
-def test_every_leaf_trains_and_scores(leaf, drawn_root, tmp_path):
-    scalar = dict(_challenge='F2.Vehicle', _road='F0.5.Road').get(leaf, 'IoU.Vehicles_without_hood')
-    tiny = TINY if leaf != '_resnet18' else [one for one in TINY if not one.startswith('base_channels')]
-    places = ['--data-root', str(drawn_root), '--work-dir', str(tmp_path)]
-    options = ['--cfg-options', *tiny, 'max_iters=2', 'val_interval=2']
-    assert train.main([f'configs/unet_lyft{leaf}.py', *places, *options]) == 0
-    scalars = [entry for entry in read_scalars(tmp_path) if 'mIoU' in entry][-1]
-    assert 0 <= scalars[scalar] <= 100
-
-
 def test_the_challenge_config_keeps_and_scores_what_the_challenge_scores_best(drawn_root, tmp_path, capsys):
     places = ['--data-root', str(drawn_root), '--work-dir', str(tmp_path / 'run')]
     options = ['--cfg-options', *TINY, 'max_iters=3', 'val_interval=1']
@@ -199,9 +157,7 @@ def test_missing_data_is_reported_at_once_with_all_ways_to_get_it(tmp_path, caps
     missing = tmp_path / 'nowhere'
     assert train.main(['unet_lyft.py', '--data-root', str(missing), '--device', 'cpu']) == 2
     message = capsys.readouterr().err
-    for part in (str(missing), '--data-root', 'LYFT_DATA_ROOT', 'kaggle.com/datasets', 'draw_scenes.py'):
-        assert part in message
-    assert 'Traceback' not in message
+    assert all(part in message for part in (str(missing), '--data-root', 'LYFT_DATA_ROOT', 'draw_scenes.py'))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -228,7 +184,7 @@ def test_a_wrong_label_found_by_a_worker_is_named_and_ends_the_run(drawn_root, t
         (['configs/unet_lyft_no.py'], 'configs/unet_lyft_no.py: no such config file here'),
         (['configs/unet_lyft.py', '--cfg-options', 'modle.x=1'], 'did you mean model.x'),
         (['configs/unet_lyft.py', '--device', 'tpu'], '--device tpu: choose cpu, cuda or cuda:N'),
-        (['configs/unet_lyft.py', '--load-from', 'no.pth'], 'no.pth: no such checkpoint'),
+        (['configs/unet_lyft.py', '--load-from', 'no.pth'], 'no.pth: no such file'),
         (['configs/unet_lyft.py', '--resume', '--load-from', 'x.pth'], 'give one of them'),
         (['configs/unet_lyft.py', '--strict'], '--strict: applies to --load-from'),
     ],
@@ -240,59 +196,52 @@ def test_mistakes_on_the_command_line_are_one_message(arguments, message, capsys
     assert 'Traceback' not in error
 
 
-def test_a_checkpoint_of_another_config_is_refused_before_it_is_scored(trained, drawn_root, tmp_path, capsys):
+def test_a_checkpoint_of_another_config_labels_nothing(trained, drawn_root, capsys):
     checkpoint = str(best_checkpoint(str(trained)))
-    places = ['--data-root', str(drawn_root), '--work-dir', str(tmp_path)]
-    assert test.main(['configs/unet_lyft_demo.py', checkpoint, *places]) == 2
-    error = capsys.readouterr().err
-    assert 'its weights are not of this config' in error
-    assert 'backbone.levels.0.1.conv.weight (4, 4, 3, 3) in the file, (16, 16, 3, 3) here' in error
     arguments = ['configs/unet_lyft.py', checkpoint, str(drawn_root), '--device', 'cpu']
     assert predict.main(arguments) == 2
     assert ' only in the file:\n' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ('line', 'message'),
-    [
-        ('randomness = dict(deterministik=True)', "unexpected keyword argument 'deterministik'"),
-        ("model = dict(backbone=dict(type='LyftUNot'))", 'did you mean LyftUNet?'),
-        ('optim_wrapper = dict(optimizer=dict(_delete_=True, lr=0.1))', "KeyError: 'type'"),
-        ('model = dict(test_cfg=dict(crop_sizes=3))', 'crop_sizes: no such key; did you mean'),
-    ],
-)
-def test_what_cannot_be_built_is_one_message_that_names_the_config(
-    trained, drawn_root, tmp_path, capsys, line, message
-):
+def test_what_cannot_be_built_is_one_message_that_names_the_config(drawn_root, tmp_path, capsys):
     leaf = tmp_path / 'leaf.py'
-    leaf.write_text(f"_base_ = ['{Path('configs/unet_lyft_demo.py').resolve()}']\n{line}\n")
+    base = Path('configs/unet_lyft_demo.py').resolve()
+    leaf.write_text(f"_base_ = ['{base}']\nrandomness = dict(deterministik=True)\n")
     places = ['--data-root', str(drawn_root), '--work-dir', str(tmp_path / 'run')]
     assert train.main([str(leaf), *places, '--cfg-options', *TINY]) == 2
-    error = capsys.readouterr().err
-    assert error.count('error: ') == 1
-    assert f'error: {leaf}: ' in error
-    assert message in error
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
+    assert f'{leaf}: ' in line
+    assert "unexpected keyword argument 'deterministik'" in line
 
 
-def test_a_named_drive_that_is_not_there_is_refused(drawn_root, tmp_path, capsys):
-    assert train_tiny(drawn_root, tmp_path / 'run', options=('train_drives=[F1,F999]',)) == 2
-    error = capsys.readouterr().err
-    assert 'no frames of split' in error
-    assert '(drives F999)' in error
+def test_a_training_that_ends_says_in_which_phase(drawn_root, tmp_path, capsys, monkeypatch):
+    (tmp_path / 'file').touch()
+    assert train_tiny(drawn_root, tmp_path / 'file') == 2
+    assert f'building the run of configs/unet_lyft_demo.py: {tmp_path}/file: ' in capsys.readouterr().err
+    make = Guard.step
+
+    def step(self, batch):
+        if self.runner.iter == 1:
+            raise OSError(errno.EMFILE, 'Too many open files', 'x')
+        return make(self, batch)
+
+    monkeypatch.setattr(Guard, 'step', step)
+    assert train_tiny(drawn_root, tmp_path / 'run', options=('max_iters=2', 'val_interval=2')) == 2
+    assert 'error: step 2: x: Too many open files; ' in capsys.readouterr().err
 
 
 def test_options_may_stand_before_what_is_labelled(tmp_path, capsys):
-    (tmp_path / 'notes.txt').touch()
+    (tmp_path / 'x.pth').touch()
     for option in (['--overlay'], ['--ids'], ['--uncertainty', '3']):
-        assert predict.main(['x.pth', *option, str(tmp_path)]) == 2
+        assert predict.main([str(tmp_path / 'x.pth'), *option, str(tmp_path)]) == 2
         assert f'{tmp_path}: holds no image (' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('command', [predict, test])
-def test_a_path_after_uncertainty_is_not_a_number_of_passes(command, capsys):
-    with pytest.raises(SystemExit, match='2'):
-        command.main(['x.pth', '--uncertainty', 'frames/'])
-    assert 'frames/: not a number of passes' in capsys.readouterr().err
+@pytest.mark.parametrize('option', ['--uncertainty=a.png', '--opacity=nan', '--max-megapixels=inf'])
+def test_numbers_outside_their_range_are_refused(option, capsys):
+    with pytest.raises(SystemExit, match='^2$'):
+        predict.main(['x.pth', option])
+    assert f'argument {option.replace("=", ": ")}: ' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -301,14 +250,10 @@ def test_a_path_after_uncertainty_is_not_a_number_of_passes(command, capsys):
         (['frames'], 'frames: not a model (.pth, .pt, .safetensors, .onnx, .xml, .pt2)'),
         (['unet_lyft.py', 'frames'], 'unet_lyft.py: not a model'),
         (['x.pth'], 'x.pth: nothing to label'),
-        (['no.pth', 'configs'], 'configs: holds no image ('),
-        (['x.pth', 'frames', '--uncertainty', '0'], '--uncertainty 0: '),
-        (['x.pth', 'configs', '--opacity', '5'], '--opacity 5.0: '),
-        (['x.pth', 'configs', '--max-megapixels', 'inf'], '--max-megapixels inf: '),
-        (['x.pth', 'configs', '--max-megapixels', '0'], '--max-megapixels 0.0: '),
+        (['no.pth', 'configs'], 'no.pth: no such file'),
     ],
 )
-def test_words_and_numbers_that_make_no_sense_are_refused(words, message, capsys, monkeypatch):
+def test_words_that_make_no_sense_are_refused(words, message, capsys, monkeypatch):
     monkeypatch.delenv('LYFT_MODEL', raising=False)
     assert predict.main(words) == 2
     assert message in capsys.readouterr().err
@@ -321,21 +266,6 @@ def test_the_environment_names_the_model(trained, drawn_root, tmp_path, capsys, 
     assert (tmp_path / 'out/overlay/F3-0.png').exists()
     assert predict.main([str(image), '--out', str(tmp_path / 'out'), '--cfg-options', 'a=1']) == 2
     assert '--cfg-options: change a config; name it before the model' in capsys.readouterr().err
-
-
-@pytest.mark.stack
-def test_another_number_of_classes_starts_from_the_weights_that_fit(trained, drawn_root, tmp_path, capsys):
-    places = ['--data-root', str(drawn_root), '--work-dir', str(tmp_path)]
-    arguments = ['configs/unet_lyft_challenge.py', *places, '--load-from', str(trained / 'iter_4.pth')]
-    arguments += ['--cfg-options', *TINY, 'learning_rate=0.0']
-    assert train.main([*arguments, 'max_iters=1', 'val_interval=1']) == 0
-    log = next(tmp_path.glob('*/*.log')).read_text()
-    assert 'decode_head.conv_seg.weight (13, 4, 1, 1) in the file, (3, 4, 1, 1) here' in log
-    ours, theirs = read_weights(tmp_path / 'iter_1.pth'), read_weights(trained / 'iter_4.pth')
-    name = 'decode_head.levels.0.1.conv.weight'
-    torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
-    assert train.main([*arguments[:1], '--strict', *arguments[1:]]) == 2
-    assert 'its weights are not of this config' in capsys.readouterr().err
 
 
 def test_scoring_leaves_the_config_that_training_saved(trained, drawn_root, tmp_path):

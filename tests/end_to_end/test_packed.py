@@ -13,10 +13,9 @@ from mmseg_unet_lyft.cli import browse_data, test
 from mmseg_unet_lyft.datasets.layout import MARKER_NAME, find_pairs
 from mmseg_unet_lyft.datasets.prepare import pack
 from mmseg_unet_lyft.datasets.sampler import LyftStreamSampler
-from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, read_weights
+from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, read_checkpoint, read_weights
 from mmseg_unet_lyft.engine.config import load_config
 
-from ..conftest import flip_bit
 from .conftest import DRIVES, TINY, train_tiny
 
 
@@ -33,6 +32,7 @@ def weights(work_dir):
     return read_weights(str(work_dir / 'iter_4.pth'))
 
 
+@pytest.mark.stack
 @pytest.mark.parametrize('workers', [0, 2])
 def test_training_on_packed_frames_with_any_workers_gives_the_same_weights(
     trained, packed_root, tmp_path, workers
@@ -41,6 +41,9 @@ def test_training_on_packed_frames_with_any_workers_gives_the_same_weights(
     options = ('max_iters=4', 'val_interval=2', f'num_workers={workers}')
     assert train_tiny(packed_root, tmp_path, '--seed', '0', options=options) == 0
     torch.testing.assert_close(weights(tmp_path), weights(trained), rtol=0, atol=0)
+    # Named apart even within one second, or the second would write into the first one's log.
+    files = [str(folder / 'iter_4.pth') for folder in (trained, tmp_path)]
+    assert len({read_checkpoint(file)['meta']['experiment_name'][:-16] for file in files}) == 2
 
 
 def test_scores_baselines_and_pictures_of_packed_frames_are_those_of_the_pngs(
@@ -68,20 +71,6 @@ def test_scores_baselines_and_pictures_of_packed_frames_are_those_of_the_pngs(
     assert found[0][4] == 'synthetic scenes'
 
 
-def test_a_damaged_packed_frame_ends_training_with_its_name(packed_root, tmp_path, capsys):
-    root = tmp_path / 'damaged'
-    shutil.copytree(packed_root, root)
-    flip_bit(root / 'image_96x128.npy', -1)
-    frames = json.loads((root / 'packed.json').read_text())['frames']
-    last = max(frames, key=lambda name: frames[name][2])
-    drive = last.split('-')[0]
-    options = ('max_iters=2', 'num_workers=1', f'train_drives=[{drive}]', 'allow_overlap=True')
-    assert train_tiny(root, tmp_path / 'run', options=options) == 2
-    said = capsys.readouterr().err
-    assert f'image of frame {last} is damaged; delete {root / "packed.json"}' in said
-    assert 'Traceback' not in said
-
-
 def test_sheets_show_what_the_network_sees(packed_root, tmp_path, capsys):
     out = tmp_path / 'sheets'
     arguments = ['configs/unet_lyft_demo.py', '--data-root', str(packed_root), '--out', str(out)]
@@ -100,10 +89,3 @@ def test_sheets_show_what_the_network_sees(packed_root, tmp_path, capsys):
     shape = frames[index]['meta']['img_shape']
     shown = sheets[0][22 : 22 + shape[0], : shape[1], ::-1]
     np.testing.assert_array_equal(shown, pixels[: shape[0], : shape[1]])
-
-
-def test_mistakes_in_browsing_are_one_message(packed_root, tmp_path, capsys):
-    assert browse_data.main(['configs/unet_lyft_demo.py', '--rows', '0']) == 2
-    assert '--sheets 4 --rows 0: give 1 or more' in capsys.readouterr().err
-    assert browse_data.main(['configs/unet_lyft_demo.py', '--data-root', str(tmp_path)]) == 2
-    assert f'error: {tmp_path}: ' in capsys.readouterr().err

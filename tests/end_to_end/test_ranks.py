@@ -18,7 +18,7 @@ from mmseg_unet_lyft.inference.export import export_onnx
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 
 from . import two_ranks
-from .conftest import TINY, train_tiny
+from .conftest import TINY
 
 pytestmark = pytest.mark.stack
 ROOT = Path(__file__).parents[2]
@@ -217,8 +217,8 @@ def test_a_killed_worker_ends_both_ranks_and_what_was_learnt_is_saved(endless, t
     os.kill(worker, signal.SIGKILL)
     _, stderr = launcher.communicate(timeout=60)
     assert launcher.returncode == 2, stderr
-    assert f'error: loader worker {worker} ' in stderr
-    assert 'rank 1: error: another rank ' in stderr
+    assert f'DataLoader worker (pid {worker})' in stderr
+    assert 'another rank is gone' in stderr
     assert 'Traceback' not in stderr
     (saved,) = tmp_path.glob('iter_*.pth')
     assert is_intact(saved)
@@ -230,10 +230,3 @@ def test_ranks_do_not_outlive_a_killed_launcher(endless):
     launcher, ranks = endless
     launcher.kill()
     assert all_end(ranks)
-
-
-def test_resuming_if_there_is_anything_starts_a_run_and_goes_on_with_it(drawn_root, tmp_path):
-    for steps in (2, 4):
-        options = (f'max_iters={steps}', 'val_interval=2')
-        assert train_tiny(drawn_root, tmp_path / 'run', '--resume', 'if-any', options=options) == 0
-    assert sorted(path.name for path in (tmp_path / 'run').glob('iter_*.pth')) == ['iter_2.pth', 'iter_4.pth']

@@ -17,7 +17,6 @@ from mmseg_unet_lyft.evaluation.challenge import challenge_masks, count_pixels, 
 from mmseg_unet_lyft.evaluation.thresholds import (
     Thresholds,
     Tuner,
-    load_thresholds,
     mask_probabilities,
     threshold_masks,
 )
@@ -50,7 +49,6 @@ def test_tuned_masks_score_no_worse_than_any_fixed_threshold(trained, drawn_root
     assert printed.endswith(f'wrote {out}\n')
     plain = Segmenter(best_checkpoint(str(trained)))
     tuned = Segmenter(best_checkpoint(str(trained)), thresholds=out)
-    found = load_thresholds(out, CARLA_CLASSES)
     frames = [path for drive in ('07_00', 'F3-', 'F63-') for path in drawn_root.rglob(f'CameraRGB/{drive}*')]
     assert len(frames) == 6
 
@@ -73,11 +71,6 @@ def test_tuned_masks_score_no_worse_than_any_fixed_threshold(trained, drawn_root
     assert fields['F_avg']['masks_after'] == pytest.approx(sum(best) / 2)
     for threshold in (0.1, 0.2, 0.3, 0.5):
         assert all(one >= other for one, other in zip(best, score(fixed(threshold)), strict=True))
-    # The label map is the class of the largest p / t.
-    frame = cv2.imread(str(frames[0]))
-    shares = plain.probabilities(frame, colours='BGR')
-    shares = shares / np.array(found.labels or [1] * 13, np.float32)[:, None, None]
-    np.testing.assert_array_equal(tuned(frame, colours='BGR'), shares.argmax(axis=0))
     labels = score(lambda frame: challenge_masks(tuned(frame, colours='BGR'), CARLA_CLASSES))
     # Of four training steps there may be nothing to score.
     assert (fields['F_avg']['label_maps_after'] or 0) == pytest.approx(sum(labels) / 2)
@@ -107,11 +100,6 @@ def test_test_drives_are_never_tuned_on(trained, drawn_root, tmp_path, capsys):
     assert tune(trained, drawn_root, tmp_path / 't.json', 'val_drives=[F1,F2]') == 2
     assert 'drives F2 are validated and tested on' in capsys.readouterr().err
     assert not (tmp_path / 't.json').exists()
-
-
-def test_a_place_that_cannot_be_is_refused_first(trained, drawn_root, tmp_path, capsys):
-    assert tune(trained, drawn_root, tmp_path / 'no/t.json') == 2
-    assert f'--out {tmp_path}/no/t.json: ' in capsys.readouterr().err
 
 
 def test_a_plain_label_map_that_no_thresholds_beat_stays(trained, drawn_root):

@@ -1,7 +1,5 @@
 """What each of two processes does for test_ranks.py, and one process for comparison."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

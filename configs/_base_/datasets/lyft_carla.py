@@ -77,5 +77,19 @@ test_pipeline = [
     dict(type='LoadLyftLabel'),
     dict(type='PackSegInputs'),
 ]
+# For mmseg's test.py --tta; our commands take model.test_cfg (short names: test_scales, test_flip).
+tta_model = dict(type='LyftTTAModel')
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(800, 600), keep_ratio=True),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
+            [dict(type='LoadLyftLabel')],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
+]
 val_evaluator = dict(type='LyftIoUMetric')
 test_evaluator = dict(type='LyftIoUMetric')

@@ -14,7 +14,7 @@ optim_wrapper = dict(
         weight_decay=0.01,  # share of each weight, times the learning rate, that a step takes off
         fused=True,  # all weights in one pass over memory
     ),
-    accumulative_counts=1,  # steps whose gradients are added up before the weights change
+    accumulative_counts=1,  # batches of a step: their gradients are added up before the weights change
 )
 # --auto-scale-lr: the learning rate times frames a step / base_batch_size.
 auto_scale_lr = dict(
@@ -34,7 +34,8 @@ param_scheduler = [
 ]
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    # Some of the first steps and the last one are logged too.
+    logger=dict(type='LyftLoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
         type='LyftCheckpointHook',
@@ -44,6 +45,7 @@ default_hooks = dict(
         max_keep_ckpts=2,  # the one before is there when the newest is found damaged
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    visualization=dict(type='LyftVisualizationHook'),  # for mmseg's test.py --show-dir
 )
 custom_hooks = [
     dict(
