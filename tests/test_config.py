@@ -292,9 +292,14 @@ def test_a_config_of_ones_own_sets_short_names_unless_it_gives_the_keys_itself(t
     # A base of short names alone.
     write(tmp_path / 'part.py', 'max_iters = 6\n')
     assert load_config(write(tmp_path / 'two.py', f'_base_ = [{BN!r}, "part.py"]\n')).train_cfg.max_iters == 6
-    bad = write(tmp_path / 'bad.py', f'_base_ = [{BN!r}]\nthreshold = 0.5\n')
-    with pytest.raises(InputError, match=re.escape(f'{bad}: threshold=0.5: ') + r'.*decode_head\.threshold'):
-        load_config(bad)
+    for line, said in (
+        ('threshold = 0.5', r'threshold=0\.5: .*decode_head\.threshold'),
+        ('learning_rat = 0.1', 'learning_rat: .*learning_rate'),
+        ('train_cfg = dict(max_iters=4)\nmax_iters = 6', r'max_iters=6 .*train_cfg\.max_iters'),
+    ):
+        bad = write(tmp_path / 'bad.py', f'_base_ = [{BN!r}]\n{line}\n')
+        with pytest.raises(InputError, match=f'{re.escape(bad)}: {said}'):
+            load_config(bad)
 
 
 @pytest.mark.stack

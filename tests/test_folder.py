@@ -153,9 +153,9 @@ def test_results_are_not_inputs_of_the_next_run(folder):
     out = folder / 'out'
     for entry in (folder, f'{folder}/**/*'):
         assert [path for path, _ in find_images([str(entry)], out).images] == frames
-    for entry in (out, out / 'overlay/a/1.png'):
+    for entry, results in ((out, out), (out / 'overlay/a/1.png', out), (folder / 'in', folder / 'in')):
         with pytest.raises(InputError, match=re.escape(f'{entry}: ') + '.*--out'):
-            find_images([str(entry)], out)
+            find_images([str(entry)], results)
 
 
 def test_every_kind_is_written_as_it_says(folder):

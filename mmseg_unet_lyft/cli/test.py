@@ -78,8 +78,9 @@ def _test(argv: list[str] | None) -> None:
     else:
         scoring.ask_for_uncertainty(config, args.uncertainty)
         config.load_from = path
-    loaders = ['test_dataloader', *(['train_dataloader'] if args.baselines else [])]
-    for line in preflight.check_run(config, loaders, None if is_exported else path, trust=args.trust):
+    for line in preflight.check_run(
+        config, ['test_dataloader'], None if is_exported else path, trust=args.trust
+    ):
         say(line)
     config.custom_hooks = [
         *config.get('custom_hooks', []),

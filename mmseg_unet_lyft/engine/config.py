@@ -193,8 +193,13 @@ def short_value(config: Mapping, name: str) -> Any:
     return next((_at(config, path) for path in _paths(config, name) if path[-1] == _main_key(name)), None)
 
 
-def _apply(config: Config, name: str, value: Any, before: list[Config] | None = None) -> None:
-    """Set a short name's keys; with ``before``, only those whose value is still that of one of these."""
+def _apply(
+    config: Config, name: str, value: Any, before: list[Config] | None = None, leaf: Path | None = None
+) -> None:
+    """Set a short name's keys; with ``before``, only those whose value is still that of one of these.
+
+    ``leaf`` is the config file, if it assigns the name itself: an InputError if it sets all keys as well.
+    """
     # Imported late: what is wrong with a name or an option is found within a second.
     from mmengine.config import ConfigDict
 
@@ -207,6 +212,8 @@ def _apply(config: Config, name: str, value: Any, before: list[Config] | None = 
         for path, old in olds.items()
         if before is None or any(_at(one, path) == old for one in before)
     }
+    if leaf and not changes:
+        raise InputError(f'{leaf}: {said} has no effect next to {".".join(paths[0])}; keep one of them')
     for path, new in changes.items():
         # Each gets its own copy: building from a dict removes keys from it.
         _at(config, path[:-1])[path[-1]] = ConfigDict(new=copy.deepcopy(new)).new
@@ -364,7 +371,7 @@ def _read(path: Path) -> Config:
 
 
 def _apply_assigned(config: Config, files: list[tuple[Path, ast.Module]]) -> None:
-    """Apply the short names that config files assign, and take them out of the config."""
+    """Apply the short names that config files assign, take them out of the config, refuse misspelt ones."""
     # In configs that do not import this package they are ordinary variables.
     if 'mmseg_unet_lyft' not in str(config.get('custom_imports')):
         return
@@ -378,7 +385,13 @@ def _apply_assigned(config: Config, files: list[tuple[Path, ast.Module]]) -> Non
             # Files without the assignment; a complete config, as a run saves it, has none.
             before = [_read(path) for path, _ in files if last not in dict(_files(path))]
             if before:
-                _apply(config, name, value, before)
+                _apply(config, name, value, before, last if last == files[-1][0] else None)
+    for name in set(config) - {*SHORT_NAMES, *_COMMAND_KEYS.split()}:
+        nearest = difflib.get_close_matches(name, SHORT_NAMES, n=1, cutoff=0.85)
+        if nearest and not any(name in _names(tree, ast.Load) for _, tree in files):
+            raise InputError(
+                f'{files[-1][0]}: {name}: no such key, it would change nothing; did you mean {nearest[0]}?'
+            )
 
 
 def _names(tree: ast.Module, use: type[ast.expr_context]) -> set[str]:

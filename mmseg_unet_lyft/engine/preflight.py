@@ -257,7 +257,8 @@ def _check_loader(config: Config, name: str, num_classes: int | None, report: _R
         return None
     for one in leaf_datasets(dataset):
         if isinstance(one, LyftCarlaDataset):
-            _check_ours(one, name, num_classes, report)
+            with report.trying(name):
+                _check_ours(one, name, num_classes, report)
     with report.trying(name):
         loader = Runner.build_dataloader(dict(settings, dataset=dataset), seed=0)
         folder = tempfile.gettempdir()

@@ -50,6 +50,8 @@ def find_images(inputs: Iterable[str], out: Path | None = None) -> Found:
         if not others:
             but = ' but results in --out' if found else ''
             raise InputError(f'{entry}: holds no image ({", ".join(sorted(IMAGE_SUFFIXES))}){but}')
+        if out and os.path.realpath(out) == os.path.realpath(entry):
+            raise InputError(f'{entry}: holds the images; name another folder as --out')
         images |= {(path, path.relative_to(root)) for path in others}
         rest = [one for one in files if one not in found and one.name not in (RECORD_NAME, PROBLEMS_NAME)]
         left_out.update(one.suffix.lower() or 'no suffix' if one.exists() else 'dead links' for one in rest)
