@@ -1,9 +1,20 @@
-# The one we recommend: an encoder with ImageNet weights.
-_base_ = [
-    '_base_/models/lyft_lite.py',
-    '_base_/datasets/lyft_carla.py',
-    '_base_/schedules/adamw.py',
-    '_base_/default_runtime.py',
-]
+# An EfficientNet-Lite encoder with ImageNet weights in place of the contracting path; logits at half size.
+_base_ = ['unet_lyft_bn.py']
 
+model = dict(
+    pretrained='imagenet',  # weights of the extra [pretrained]; None: start without
+    # As its weights were trained: (x - 127) / 128, RGB.
+    data_preprocessor=dict(mean=[127.0, 127.0, 127.0], std=[128.0, 128.0, 128.0]),
+    backbone=dict(
+        _delete_=True,
+        type='LyftEfficientNetLite',
+        variant='lite0',  # 3.4 M parameters; lite1 and lite2 are larger
+        norm_eval=False,  # True: batch norm keeps ImageNet's statistics in training
+        with_cp=False,
+    ),
+    decode_head=dict(
+        in_channels=[16, 24, 40, 112, 320],  # lite2: 16, 24, 48, 120, 352
+        decoder_channels=(24, 32, 48, 96),  # of the decoder levels, finest (stride 2) first
+    ),
+)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))

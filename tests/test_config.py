@@ -200,7 +200,7 @@ def new_values(leaf: str) -> dict[str, Any]:
     """New values of the short names that a config has."""
     absent = {'decoder_channels', 'pretrained'}
     if 'resnet18' in leaf or 'lite' in leaf:
-        absent = {'base_channels', 'encoder_dropout', 'with_cp' if 'resnet18' in leaf else 'pretrained'}
+        absent = {'base_channels', 'encoder_dropout', *(['pretrained'] if 'lite' in leaf else [])}
     absent |= set() if 'road' in leaf else {'threshold'}
     absent |= {'norm_cfg'} if leaf == 'unet_lyft.py' else set()
     new = {name: value for name, (value, _) in CASES.items()} | NEW_IN.get(leaf, {})

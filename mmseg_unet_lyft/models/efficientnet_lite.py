@@ -97,7 +97,7 @@ class LyftEfficientNetLite(BaseModule):
         init_cfg: Initialisation without ``pretrained``.
 
     Raises:
-        InputError: If there is no such variant, or no such weights.
+        InputError: If the variant or the weights are not known.
 
     Source: Tan and Le, EfficientNet (arXiv:1905.11946); TensorFlow's TPU models, ``efficientnet/lite``
     """
