@@ -4,6 +4,8 @@
 EXTRA ?= onedl
 VENV ?= .venv$(addprefix -,$(filter-out onedl,$(EXTRA)))
 PYTHON ?= python3
+# Threads that wait without spinning: next to other work a training step takes a fifth of the time.
+export OMP_WAIT_POLICY ?= PASSIVE
 # Options of pytest beyond pyproject.toml.
 TESTS ?=
 DATA ?= data/drawn
@@ -15,7 +17,7 @@ PACKAGE = setup.py pyproject.toml mmseg_unet_lyft/__init__.py
 INSTALLED = $(VENV)/.installed-$(EXTRA)
 TESTABLE = $(VENV)/.installed-$(EXTRA)-dev
 SLOW = $(VENV)/.installed-$(EXTRA)-slow
-PIP = $(PY) -m pip --disable-pip-version-check
+PIP = $(PY) -m pip --disable-pip-version-check --quiet
 
 # $(call timed,NAME,COMMAND): the command, then its seconds; commas go into variables.
 timed = @start=$$(date +%s); $(2) || exit $$?; echo "== $(1): $$(($$(date +%s) - start)) s"
@@ -40,7 +42,7 @@ $(PY):
 
 # A torch that is there already stays, whatever its version or build.
 $(INSTALLED): $(LOCK) $(PACKAGE) | $(PY)
-	@start=$$(date +%s); \
+	@echo "installing into $(VENV): some minutes, hundreds of megabytes"; start=$$(date +%s); \
 	if $(PY) -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; \
 	then echo "keeping the torch in $(VENV)"; grep -v '^torch==' $(LOCK) > $(VENV)/wanted.txt; \
 	else cp $(LOCK) $(VENV)/wanted.txt; fi; \
