@@ -139,6 +139,19 @@ def test_a_config_alone_is_no_model(config):
         Segmenter(config)
 
 
+@pytest.mark.parametrize('path', ['', '.', 'tests', 'no.pth', 'configs/unet_lyft_bn.py'])
+def test_what_is_not_a_models_file_is_named_with_what_to_give(config, path):
+    for words in ((path,), (config, path)):
+        with pytest.raises(InputError, match=rf"^'{path}': .*\.pth"):
+            Segmenter(*words)
+
+
+@pytest.mark.parametrize('device', ['cuda:99', 'banana'])
+def test_a_device_that_is_not_there_is_named_with_what_to_give(checkpoint, device):
+    with pytest.raises(InputError, match=f'{device}: .*choose cpu'):
+        Segmenter(checkpoint, device=device)
+
+
 def test_a_batch_gives_what_its_frames_give(segmenter, frame):
     batch = np.stack([frame, frame[::-1], frame[:, ::-1]])
     labels = segmenter(batch, colours='BGR')

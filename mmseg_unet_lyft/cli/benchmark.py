@@ -32,6 +32,7 @@ def _benchmark(argv: list[str] | None) -> None:
     from ..compat import require_stack
 
     require_stack()
+    from ..datasets.atomic_io import write_json
     from ..engine.device import describe_machine
     from ..inference.latency import measure, table
 
@@ -40,7 +41,7 @@ def _benchmark(argv: list[str] | None) -> None:
     say(table(figures))
     say(json.dumps(result['machine']))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+        write_json(args.json, result)
         say(f'wrote {args.json}')
 
 

@@ -118,7 +118,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def check_paths(
     *paths: str | Path | None, config: str | None = None, data_root: str | Path | None = None
 ) -> None:
-    """Raise an InputError unless what a command line names is there, before torch, which takes seconds."""
+    """Raise an InputError if something that a command line names is missing; does not import torch."""
     if config is not None:
         from ..compat import require_stack
 
@@ -218,12 +218,9 @@ def open_segmenter(args: argparse.Namespace, config: Config | None, model: str) 
     from ..inference.segmenter import Segmenter
 
     phase(f'opening {model}')
-    given = dict(threads=getattr(args, 'threads', None), thresholds=getattr(args, 'thresholds', None))
-    given |= dict(trust=args.trust)
-    name = _device(args, config, model)
-    if config is None:
-        return Segmenter(model, device=name, **given)
-    return Segmenter(config, model, name, **given)
+    words = (model,) if config is None else (config, model)
+    given = {name: getattr(args, name, None) for name in ('threads', 'thresholds')}
+    return Segmenter(*words, device=_device(args, config, model), trust=args.trust, **given)
 
 
 def computes_on_cpu(args: argparse.Namespace, config: Config | str | None, model: str) -> bool:

@@ -229,10 +229,11 @@ class LyftRandomResizedCrop(BaseTransform):
         cat_max_ratio: float = 0.75,
         flip_prob: float = 0.5,
     ) -> None:
-        if not 0 < ratio_range[0] <= ratio_range[1] or min(*crop_size, *scale) < 1:
+        is_pair = len(scale) == len(ratio_range) == len(crop_size) == 2
+        if not is_pair or not 0 < ratio_range[0] <= ratio_range[1] or min(*crop_size, *scale) < 1:
             raise InputError(
                 f'LyftRandomResizedCrop: ratio_range={ratio_range}, crop_size={crop_size}, scale={scale}; '
-                'give the smaller ratio first, and sizes from 1'
+                'give two of each, the smaller ratio first, and sizes from 1'
             )
         self.scale = tuple(scale)
         self.ratio_range = tuple(ratio_range)

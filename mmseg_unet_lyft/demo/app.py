@@ -14,15 +14,15 @@ import cv2
 import numpy as np
 
 from ..errors import InputError
-from ..inference.frames import MAX_PIXELS, open_frames, read_frame
+from ..inference.frames import IMAGE_SUFFIXES, MAX_PIXELS, open_frames, read_frame
 from ..inference.segmenter import Segmenter
 from ..inference.video import DEFAULT_FPS, OverlayVideo, Plan, label_video
-from ..report.pictures import overlay, save_palette_png, save_rgb
+from ..report.pictures import entropy_levels, overlay, palette_css, save_palette_png, save_rgb
 from ..synthetic.scenes import draw_frame
 from .server import free_port, private_gradio, require_gradio, serve
 
 IMAGE, VIDEO = 'image', 'video'
-_SUFFIXES = '.png .jpg .jpeg .bmp .tif .tiff .webp .mp4 .m4v .mov .mkv .webm .avi'.split()
+_SUFFIXES = [*sorted(IMAGE_SUFFIXES), '.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi']
 # A file's kind is judged by its first bytes, as by its readers: whatever the suffix, some contents are lists
 # of other files or addresses (playlists), or programs (EPS).
 _BEGINNINGS = (
@@ -224,8 +224,7 @@ def shares_table(shares: Sequence[tuple[Model, np.ndarray]]) -> str:
     shown = []
     for model, parts in shares:
         order = [index for index in np.argsort(-parts, kind='stable') if parts[index] > 0]
-        colours = ['rgb({}, {}, {})'.format(*map(int, colour)) for colour in model.segmenter.palette]
-        names = model.segmenter.classes
+        names, colours = model.segmenter.classes, palette_css(model.segmenter.palette)
         shown.append((model.name, [(names[at], colours[at], f'{100 * parts[at]:.1f}') for at in order]))
     # Names are from model files, and may hold anything.
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True)
@@ -234,8 +233,8 @@ def shares_table(shares: Sequence[tuple[Model, np.ndarray]]) -> str:
 
 def entropy_picture(entropy: np.ndarray, num_classes: int) -> np.ndarray:
     """Entropy in nats, float (H, W), as RGB uint8 (H, W, 3): black is certain, yellow all classes alike."""
-    levels = np.rint(entropy * (255 / np.log(max(num_classes, 2)))).clip(0, 255).astype(np.uint8)
-    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    coloured = cv2.applyColorMap(entropy_levels(entropy, num_classes), cv2.COLORMAP_INFERNO)
+    return cv2.cvtColor(coloured, cv2.COLOR_BGR2RGB)
 
 
 def fit(pixels: np.ndarray, is_label: bool = False, most: int = MOST_SHOWN_PIXELS) -> np.ndarray:

@@ -14,9 +14,9 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
-from ..datasets.atomic_io import UNFINISHED, free_bytes, taken_bytes, write_json
+from ..datasets.atomic_io import UNFINISHED, checksum_file, free_bytes, taken_bytes, write_json
 from ..errors import InputError, decoration
-from .checkpoint import WRAPPER, card_file, checksum_file, saved_checkpoints, write_with_checksum
+from .checkpoint import WRAPPER, card_file, saved_checkpoints, write_with_checksum
 
 BACKEND = 'LyftWholeFiles'
 VALIDATED = 'validated_iter'  # Key in the message hub: the step of the last validation.

@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from ..errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+    from mmengine.registry import Registry
 
 _PACKAGED = Path(__file__).resolve().parents[1] / '.mim' / 'configs'
 # Their values are text, whatever they look like: data_root=2018, data_root=/data/a,b.
@@ -375,6 +377,7 @@ def _apply_assigned(config: Config, files: list[tuple[Path, ast.Module]]) -> Non
     # In configs that do not import this package they are ordinary variables.
     if 'mmseg_unet_lyft' not in str(config.get('custom_imports')):
         return
+    read = cache(_read)
     # `test_pipeline` is also a key that mmseg reads.
     for name in [name for name in SHORT_NAMES if name in config and name != 'test_pipeline']:
         value = config.pop(name)
@@ -383,7 +386,7 @@ def _apply_assigned(config: Config, files: list[tuple[Path, ast.Module]]) -> Non
         if assigning and name not in _names(assigning[-1][1], ast.Load):
             last = assigning[-1][0]
             # Files without the assignment; a complete config, as a run saves it, has none.
-            before = [_read(path) for path, _ in files if last not in dict(_files(path))]
+            before = [read(path) for path, _ in files if last not in dict(_files(path))]
             if before:
                 _apply(config, name, value, before, last if last == files[-1][0] else None)
     for name in set(config) - {*SHORT_NAMES, *_COMMAND_KEYS.split()}:
@@ -489,15 +492,20 @@ def _parameters(cls: Any) -> set[str]:
     return known
 
 
-def find_class(type_name: Any) -> Any:
-    """The class or function registered under a ``type``, in whichever registry; None if there is none."""
+def registries() -> list[Registry]:
+    """All registries, mmseg's first."""
     from mmengine import registry as mmengine_registry
     from mmseg import registry as mmseg_registry
 
+    found = [*vars(mmseg_registry).values(), *vars(mmengine_registry).values()]
+    return [one for one in found if isinstance(one, mmengine_registry.Registry)]
+
+
+def find_class(type_name: Any) -> Any:
+    """The class or function registered under a ``type``, in whichever registry; None if there is none."""
     if not isinstance(type_name, str):
         return type_name
-    registries = [*vars(mmseg_registry).values(), *vars(mmengine_registry).values()]
-    found = (one.get(type_name) for one in registries if isinstance(one, mmengine_registry.Registry))
+    found = (one.get(type_name) for one in registries())
     return next((cls for cls in found if cls is not None), None)
 
 

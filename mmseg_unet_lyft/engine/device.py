@@ -21,15 +21,12 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS, OPTIM_WRAPPERS
 from torch import nn
 
-from ..compat import installed_version
+from ..compat import installed_stack, installed_version
 from ..errors import InputError
 from ..processes import parse_device
 from .checkpoint import unwrapped
 
-_PACKAGES = (
-    *('torch', 'numpy', 'opencv-python', 'pillow', 'av', 'onnxruntime', 'openvino', 'onedl-mmsegmentation'),
-    *('onedl-mmcv', 'onedl-mmengine', 'mmsegmentation', 'mmcv', 'mmcv-lite', 'mmengine'),
-)
+_PACKAGES = ('torch', 'numpy', 'opencv-python', 'pillow', 'av', 'onnxruntime', 'openvino')
 # On a GPU, where compiling takes up to a minute. On a CPU it does not pay: compiled training steps were 0.83
 # times as fast (docs/benchmarks.md).
 _PAYS_FROM_ITERS = 5000
@@ -50,7 +47,8 @@ def describe_machine() -> dict:
         system=platform.platform(),
         python=platform.python_version(),
         threads=dict(torch=torch.get_num_threads(), opencv=cv2.getNumThreads()),
-        versions={package: version for package in _PACKAGES if (version := installed_version(package))},
+        versions={name: version for name in _PACKAGES if (version := installed_version(name))}
+        | installed_stack(),
     )
 
 

@@ -95,8 +95,8 @@ def _forward(signum: int, frame: FrameType | None) -> None:
 
 def _exit_code(codes: dict[int, int]) -> int:
     """The shell's exit code of the rank that best explains the failure; reports a signal that ended it."""
-    # First a signal other than torchrun's SIGTERM, then a code other than 1, of any Python error, and 75,
-    # of a rank that stopped as asked.
+    # First a signal other than torchrun's SIGTERM, then a code other than 1 (any Python error) and 75 (a rank
+    # that stopped as asked).
     rank = max(codes, key=lambda one: (0 > codes[one] != -signal.SIGTERM, 1 < codes[one] != 75, codes[one]))
     code = codes[rank]
     if code >= 0:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..errors import SHORTAGE, InputError
 from ..models.preprocessor import split_pixels
-from .checkpoint import newest_intact, unwrapped
-from .checkpoint_hook import BACKEND, saved_checkpoints, saver_of, with_present_options
+from .checkpoint import newest_intact, saved_checkpoints, unwrapped
+from .checkpoint_hook import BACKEND, saver_of, with_present_options
 
 POLICIES = ('stop', 'skip', 'rollback')
 FOLDER = 'nonfinite'  # In the work dir: batches whose loss or gradient was not finite.
@@ -190,9 +190,9 @@ class Guard:
             raise MemoryError(shortage)
         if nonfinite is not None:
             self._answer(nonfinite)
-            outputs = None
-        if nonfinite is not None or wrapper.should_update():
-            self.in_a_row = 0 if nonfinite is None else self.in_a_row
+            return None
+        if wrapper.should_update():
+            self.in_a_row = 0
             self._made.clear()
         return outputs
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmcv.image import rescale_size
-from mmengine import registry as mmengine_registry
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import revert_sync_batchnorm
@@ -24,7 +23,6 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.structures import PixelData
-from mmseg import registry as mmseg_registry
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import DATASETS, MODELS, PARAM_SCHEDULERS
 from torch import nn
@@ -33,17 +31,17 @@ from torch.utils.data import DataLoader
 from ..compat import register_classes
 from ..datasets.carla import SCHEMES, Scheme, drives_of_split, tags_to_ids
 from ..datasets.checks import count_tags, only_class
-from ..datasets.image_io import read_header, read_raw_label
+from ..datasets.image_io import read_header, read_raw_label, require_same_size
 from ..datasets.layout import MissingDrivesError, find_pairs, leaf_datasets, our_datasets
 from ..datasets.lyft_carla import LyftCarlaDataset
 from ..datasets.packed import is_address
-from ..datasets.transforms import LyftRandomResizedCrop, require_same_size
+from ..datasets.transforms import LyftRandomResizedCrop
 from ..errors import InputError, find_input_error, message_of, remedy_of, shorten_list
 from ..models.preprocessor import split_pixels
 from ..models.segmentor import check_widths
 from ..processes import this_process
 from .checkpoint import TRAINED_WITH, card_file, check_weights, fitting_weights, read_weights
-from .config import find_class
+from .config import find_class, registries
 from .guard import check_labels
 from .run_card import read_card, read_config_text
 
@@ -145,9 +143,7 @@ def _failing_key(error: BaseException, part: Any, key: str) -> str:
 
 def _nearest(name: str) -> str:
     """The registered name most like a name; most often a capital is wrong."""
-    modules = [*vars(mmseg_registry).values(), *vars(mmengine_registry).values()]
-    registries = [one for one in modules if isinstance(one, mmengine_registry.Registry)]
-    known = {known.lower(): known for one in registries for known in one.module_dict}
+    known = {known.lower(): known for one in registries() for known in one.module_dict}
     return known[difflib.get_close_matches(str(name).lower(), sorted(known), n=1, cutoff=0.0)[0]]
 
 

@@ -17,10 +17,11 @@ from mmseg.registry import DATASETS
 
 from ..datasets.atomic_io import write_json
 from ..datasets.carla import IGNORE_INDEX
-from ..datasets.layout import MARKER_NAME
+from ..datasets.layout import MARKER_NAME, leaf_datasets
 from ..errors import InputError
 from ..evaluation.lyft_metrics import LyftCalibrationMetric, LyftIoUMetric
 from ..evaluation.metrics import class_scores, confusion_matrix, mean_iou
+from .model_spec import scheme_of
 
 _BITS = 5  # of each channel, in the colour look-up
 
@@ -119,7 +120,8 @@ def score_baselines(
     The test pipeline's loading steps read both, from any data set, also a wrapped one.
     """
     train, test = (config[loader].dataset for loader in ('train_dataloader', 'test_dataloader'))
-    steps = [step for step in _find(test, 'pipeline') or () if step['type'].startswith('Load')]
+    pipeline = next(leaf_datasets(test)).get('pipeline') or ()
+    steps = [step for step in pipeline if step['type'].startswith('Load')]
 
     def frames(dataset: Mapping, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         built = DATASETS.build(_with_pipeline(dataset, steps))
@@ -129,13 +131,6 @@ def score_baselines(
 
     parts = frames(train, 'fitting baselines'), frames(test, 'scoring baselines')
     return baseline_confusions(*parts, num_classes)
-
-
-def _find(dataset: Mapping, key: str) -> Any:
-    """A key's value in a data set's config, or in the first that it wraps; None where there is none."""
-    while key not in dataset and {'dataset', 'datasets'} & set(dataset):
-        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
-    return dataset.get(key)
 
 
 def _with_pipeline(dataset: Any, steps: Sequence[Mapping]) -> Any:
@@ -170,9 +165,9 @@ def describe_calibration(metric: LyftCalibrationMetric, scalars: Mapping[str, fl
 
 def summarise(config: Config, metrics: dict[str, float], metric: LyftIoUMetric | None) -> dict[str, Any]:
     """The scores for JSON, in percent (None: not defined), with the model and the data they belong to."""
-    dataset = config.test_dataloader.dataset
-    root, split = _find(dataset, 'data_root'), _find(dataset, 'split')
-    is_ours = _find(dataset, 'type') == 'LyftCarlaDataset'
+    dataset = next(leaf_datasets(config.test_dataloader.dataset))
+    root, split = dataset.get('data_root'), dataset.get('split')
+    scheme = dataset.get('scheme') or scheme_of(config)
     is_synthetic = root is not None and (Path(root) / MARKER_NAME).is_file()
     by_class = {
         score: _percent_by_class(metric, metric.confusion, score) if metric else {}
@@ -185,9 +180,9 @@ def summarise(config: Config, metrics: dict[str, float], metric: LyftIoUMetric |
         checkpoint=str(config.load_from or config.model.get('path')),
         data='synthetic scenes' if is_synthetic else 'frames as given',
         data_root=root and str(root),
-        # `LyftCarlaDataset`'s own defaults.
-        scheme=_find(dataset, 'scheme') or ('carla13' if is_ours else None),
-        tested_on=split or ('train' if is_ours else None),
+        scheme=scheme,
+        # `LyftCarlaDataset`'s own default.
+        tested_on=split or (scheme and 'train'),
         # mmseg's own metrics are NumPy numbers, which JSON cannot hold.
         metrics={name: float(value) for name, value in metrics.items()}
         | dict(val_loss=metrics.get('val_loss')),
@@ -247,7 +242,7 @@ class ScoresHook(Hook):
             name: dict(mIoU=100 * mean_iou(one), iou=_percent_by_class(self.metric, one, 'iou'))
             for name, one in self.baselines.items()
         }
-        fitted_on = _find(config.train_dataloader.dataset, 'split') or 'train'
+        fitted_on = next(leaf_datasets(config.train_dataloader.dataset)).get('split', 'train')
         self.summary |= dict(baselines=scores, baselines_fitted_on=fitted_on)
         write_json(self.path, self.summary)
 

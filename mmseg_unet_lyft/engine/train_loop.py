@@ -256,7 +256,7 @@ class LyftEarlyStoppingHook(EarlyStoppingHook):
 
 @HOOKS.register_module()
 class LyftEMAHook(EMAHook):
-    """mmengine's EMAHook, whose average is validated and saved as the weights, with its arguments.
+    """mmengine's EMAHook, with its arguments; the average is validated, and saved as the weights.
 
     ``momentum`` is the share of each step in the average, say 0.001; None keeps no average.
     """

@@ -158,9 +158,8 @@ class LyftIoUMetric(_CountingMetric):
             label, pred = _maps(sample, 'gt_sem_seg', 'pred_sem_seg')
             outside_hood = np.where(hood_mask(*label.shape, hood), self.ignore_index, label)
             for confusion, truth in zip(counts, (label, outside_hood), strict=True):
-                confusion += torch.from_numpy(
-                    confusion_matrix(truth, pred, len(confusion), self.ignore_index)
-                )
+                added = confusion_matrix(truth, pred, len(confusion), self.ignore_index)
+                confusion += torch.from_numpy(added)
             valid_pixels = int((label != self.ignore_index).sum())
             # The mean loss over no valid pixel is not defined.
             if 'val_loss' in sample and valid_pixels:
@@ -290,7 +289,7 @@ class LyftCalibrationMetric(_CountingMetric):
 
 @METRICS.register_module()
 class LyftScoreMetric(_CountingMetric):
-    """The challenge's F2 of vehicles, F0.5 of road and their mean, from counts over the whole data set.
+    """The challenge's F2 of vehicles, F0.5 of road and their mean, from counts over the complete data set.
 
     Takes label maps of the schemes ``carla13`` (of any CARLA release) and ``challenge3``. Scalars, in
     percent: ``challenge/F_avg``, ``F2_vehicle``, ``F0.5_road``, and ``precision_`` and ``recall_`` of both.
@@ -332,7 +331,8 @@ class LyftScoreMetric(_CountingMetric):
 
     def _scores(self, counts: np.ndarray) -> dict[str, float | None]:
         self.counts = counts
-        scores, average = mask_scores(counts), average_f(mask_scores(counts))
+        scores = mask_scores(counts)
+        average = average_f(scores)
         scalars = dict(F_avg=np.nan if average is None else average)
         for one in scores:
             scalars[f'F{one.beta:g}_{one.name}'] = one.f

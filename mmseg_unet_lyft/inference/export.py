@@ -38,8 +38,7 @@ from ..models.preprocessor import normalise
 from ..models.segmentor import beyond_plain
 from ..synthetic.scenes import draw_frame
 from . import EXPORT_SUFFIXES, runtimes
-from .latency import spread, timed, with_spread
-from .latency import synthetic_frames as drive_frames
+from .latency import spread, synthetic_frames, timed, with_spread
 from .runtimes import FRAMES, LABEL_MAP, MASKS, METADATA_KEY, PROBABILITIES, first_line
 from .segmenter import Segmenter
 from .torch_model import TorchNetwork, build
@@ -57,7 +56,7 @@ _SYNTHETIC = (('F1', 0, 618, 830), ('F3', 40, 487, 649), ('02_00', 10, 333, 411)
 _CALIBRATION_FRAMES = 32
 
 
-def synthetic_frames(scheme: str | None) -> Iterator[Frame]:
+def frames_of_all_sizes(scheme: str | None) -> Iterator[Frame]:
     """Synthetic frames of several sizes, with their ids under a scheme."""
     for drive, frame, height, width in _SYNTHETIC:
         image, tags = draw_frame(drive, frame, height=height, width=width)
@@ -149,8 +148,8 @@ class FrameNetwork(nn.Module):
             if mask_thresholds is not None:
                 raise
             self.mask_ids = None
-        asked = {LABEL_MAP: True, MASKS: self.mask_ids is not None, PROBABILITIES: probabilities}
-        self.outputs = [name for name, is_asked in asked.items() if is_asked]
+        given = {LABEL_MAP: True, MASKS: self.mask_ids is not None, PROBABILITIES: probabilities}
+        self.outputs = [name for name, is_given in given.items() if is_given]
 
     def forward(self, frames: Tensor, canvas: Tensor | None = None) -> tuple[Tensor, ...]:
         """The ``outputs``, as `ExportedNetwork.run` gives them, of BGR frames uint8 (N, H, W, 3).
@@ -386,8 +385,8 @@ def quantise_onnx(path: str | Path, out: str | Path, frames: Iterable[np.ndarray
     """Write a float32 ``.onnx`` file with its network in int8, calibrated on frames: a quarter as large.
 
     Weights are int8, one scale a channel, activations uint8. The first convolution, whose input are
-    normalised pixels, and the last, which gives the logits, stay in float32: in int8 they cost nearly half
-    of the pixels that change, and gain no time.
+    normalised pixels, and the last, which gives the logits, stay in float32: in int8 these two alone change
+    nearly half of the labels that differ, and save no time.
 
     Args:
         path: From `export_onnx`.
@@ -454,8 +453,8 @@ def _save(model: ModelProto, path: str | Path, metadata: dict, precision: str) -
 
 # --- the comparison of a file with its network ---
 
-# Share of pixels that an exported file in float32 must label as the network does; with a resize, whose levels
-# OpenCV rounds otherwise on other processors.
+# Share of pixels that an exported file in float32 must label as the network does; less with a resize, since
+# OpenCV rounds levels differently on other processors.
 BAR, RESIZED_BAR = 0.9999, 0.999
 _CLOSE = 0.01  # Probabilities that differ by less are the same.
 _ROUNDS = 5
@@ -583,7 +582,7 @@ def export(segmenter: Segmenter, wanted: Export, say: Callable[[str], None]) -> 
             'pixels, which an exported file cannot; set them to 0 in their file, or use the checkpoint'
         )
     network = segmenter.network
-    kinds = {'synthetic frames': synthetic_frames(network.scheme)}
+    kinds = {'synthetic frames': frames_of_all_sizes(network.scheme)}
     if wanted.data_root is not None:
         kinds['real frames'] = real_frames(wanted.data_root, wanted.drives, wanted.frames, network.scheme)
     wanted.path.parent.mkdir(parents=True, exist_ok=True)
@@ -628,7 +627,7 @@ def _write(segmenter: Segmenter, wanted: Export, path: Path) -> None:
     if wanted.precision == 'int8':
         root, number = wanted.data_root, _CALIBRATION_FRAMES
         real = () if root is None else real_frames(root, wanted.calibrated_on, number)
-        frames = drive_frames(number, (600, 800)) if root is None else (image for image, _ in real)
+        frames = synthetic_frames(number, (600, 800)) if root is None else (image for image, _ in real)
         quantise_onnx(onnx, onnx, frames)
     elif wanted.precision == 'float16':
         half_onnx(onnx, onnx)

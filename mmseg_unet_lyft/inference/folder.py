@@ -17,8 +17,9 @@ import numpy as np
 
 from ..datasets.atomic_io import read_object, write_json, write_whole
 from ..errors import InputError, printable
-from ..report.pictures import overlay, save_palette_png, save_rgb
+from ..report.pictures import entropy_levels, overlay, save_palette_png, save_rgb
 from .frames import IMAGE_SUFFIXES, MAX_PIXELS, read_frame
+from .runtimes import parts_of
 from .segmenter import Segmenter
 
 RECORD_NAME, PROBLEMS_NAME = 'predictions.json', 'not_labelled.txt'
@@ -150,8 +151,7 @@ def start_folder(
 
 def _state_of(path: Path) -> dict:
     """Name of a model's file, with size and time of it and of OpenVINO's file of weights."""
-    parts = [path, path.with_suffix('.bin')] if path.suffix == '.xml' else [path]
-    states = [part.stat() for part in parts if part.is_file()]
+    states = [part.stat() for part in reversed(parts_of(path)) if part.is_file()]
     return dict(name=path.name, states=[[state.st_size, state.st_mtime_ns] for state in states])
 
 
@@ -199,7 +199,7 @@ def predict_images(
     listed = outputs.folder / PROBLEMS_NAME
     listed.unlink(missing_ok=True)
     if done.problems:
-        write_whole(listed, '\n'.join([*map(printable, done.problems), '']).encode())
+        write_whole(listed, '\n'.join([*done.problems, '']).encode())
     return done
 
 
@@ -212,8 +212,7 @@ def _label(segmenter: Segmenter, frame: np.ndarray, outputs: Outputs) -> dict[st
     entropy, palette = None, segmenter.palette
     if 'uncertainty' in outputs.kinds:
         pred, entropy = segmenter.uncertainty(frame, colours='BGR', passes=outputs.passes)
-        # Its largest value for so many classes is white.
-        entropy = np.rint(entropy * (255 / np.log(len(segmenter.classes)))).clip(0, 255).astype(np.uint8)
+        entropy = entropy_levels(entropy, len(segmenter.classes))
     else:
         pred = segmenter(frame, colours='BGR')
     rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)

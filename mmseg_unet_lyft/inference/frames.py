@@ -104,8 +104,8 @@ class FrameSource(AbstractContextManager):
     fps: float | None = None  # None if they have no rate of their own.
     size: tuple[int, int]  # (height, width) of every frame.
     total: int | None = None  # Number of frames, if the header says.
-    # Seconds of each frame that was read, None for one without a time stamp; what shows the frames at their
-    # times takes these from the left. None if they have no times of their own.
+    # Seconds of each frame that was read (None: no time stamp), until an `OverlayVideo` takes them from the
+    # left. None if the frames have no times of their own.
     times: deque[float | None] | None = None
 
     def __exit__(self, *unused: object) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import InputError
 from ..evaluation.challenge import VEHICLE, challenge_masks, hood_region
 from ..evaluation.thresholds import Thresholds, load_thresholds, mask_probabilities, threshold_masks
-from . import EXPORTED
+from . import EXPORTED, MODELS
 from .runtimes import LABEL_MAP, MASKS, open_exported
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Segmenter:
         palette: RGB colour of each class, 0 to 255.
 
     Raises:
-        InputError: If a file cannot be read, files do not belong together, or a package is missing.
+        InputError: If a file cannot be read, files do not belong together, or a package or device is missing.
     """
 
     def __init__(
@@ -71,6 +71,8 @@ class Segmenter:
 
             config, path = (None, model) if checkpoint is None else (model, checkpoint)
             config = str(config) if isinstance(config, Path) else config
+            if not Path(path).is_file() or Path(path).suffix == '.py':
+                raise InputError(f'{str(path)!r}: is not a trained model; give one ({", ".join(MODELS)})')
             self.network = TorchNetwork(config, str(path), device, threads, trust)
         self.classes: list[str] = self.network.classes
         self.palette: list[list[int]] = self.network.palette

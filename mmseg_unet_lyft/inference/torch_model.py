@@ -16,7 +16,6 @@ from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 from mmseg.models.segmentors import BaseSegmentor
-from mmseg.models.utils import resize
 from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from mmseg.structures import SegDataSample
 from mmseg.utils import stack_batch
@@ -31,7 +30,15 @@ from ..engine.config import load_config
 from ..engine.device import compile_for_inference
 from ..engine.model_spec import KEY, checked, image_steps, inference_part, scheme_of
 from ..errors import InputError
-from ..models.predict_modes import check_dropout, entropy, monte_carlo, to_labels, to_logits, to_probabilities
+from ..models.predict_modes import (
+    at_size,
+    check_dropout,
+    entropy,
+    monte_carlo,
+    to_labels,
+    to_logits,
+    to_probabilities,
+)
 from ..models.preprocessor import normalise
 from ..models.segmentor import beyond_plain
 from ..processes import this_process
@@ -155,7 +162,10 @@ class TorchNetwork:
         trust: bool = False,
     ) -> None:
         model, self.steps, classes = build_model(config, checkpoint, trust)
-        self.model = fold_norms(model).to(device)
+        try:
+            self.model = fold_norms(model).to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f'--device {device}: {first_line(error)}; choose cpu, cuda or cuda:N') from error
         self.path, self.device, self.threads = checkpoint, device, threads
         self.resizes = _resizes_of(self.steps)
         self.smallest_side = getattr(self.model.backbone, 'smallest_side', 1)
@@ -243,10 +253,7 @@ class TorchNetwork:
             logits = to_logits(shares, self.model.out_channels)
         else:
             logits = self.model.inference(padded, metas)
-        logits = logits[:, :, : network_size[0], : network_size[1]]
-        if network_size == size:
-            return logits
-        return resize(logits, size=size, mode='bilinear', align_corners=self.model.align_corners)
+        return at_size(logits[:, :, : network_size[0], : network_size[1]], size, self.model.align_corners)
 
     def ids(self, logits: Tensor) -> Tensor:
         """Class ids, uint8 (N, H, W), of logits (N, out_channels, H, W)."""

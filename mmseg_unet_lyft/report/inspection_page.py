@@ -6,7 +6,6 @@ only.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from html import escape
@@ -23,7 +22,7 @@ from ..datasets.dataset_stats import class_weights, to_json
 from ..errors import printable, shorten_list
 from ..evaluation import leak as leak_report
 from ..evaluation.leak import Leak
-from .pictures import colour_label
+from .pictures import colour_label, jpeg_uri
 
 REPORT_NAME, PAGE_NAME, MANIFEST_NAME = 'inspection.json', 'report.html', 'manifest.json'
 _EXAMPLES = 3  # Lines shown for each kind of problem.
@@ -214,13 +213,12 @@ def _figure(inspection: Inspection, judged: Judged, scheme: Scheme, caption: str
     pictures = []
     for path, colours in ((judged.files.image, None), (judged.files.label, palette)):
         picture = _small_picture(inspection.root / path, colours)
-        data = base64.b64encode(cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 80])[1]).decode()
-        pictures.append(f'<img alt="" width="{_PICTURE_WH[0]}" src="data:image/jpeg;base64,{data}">')
+        pictures.append(f'<img alt="" width="{_PICTURE_WH[0]}" src="{jpeg_uri(picture)}">')
     return f'<figure class="pair">{"".join(pictures)}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _small_picture(path: Path, palette: np.ndarray | None) -> np.ndarray:
-    """An image, or with a palette (RGB by tag) a label in its colours, BGR; grey if it cannot be decoded."""
+    """An image, or with a palette (RGB by tag) a label in its colours, RGB; grey if it cannot be decoded."""
     content = b''
     with suppress(OSError):
         content = path.read_bytes()
@@ -232,8 +230,8 @@ def _small_picture(path: Path, palette: np.ndarray | None) -> np.ndarray:
     if pixels is None:
         return np.full((*_PICTURE_WH[::-1], 3), 128, np.uint8)
     if palette is None:
-        return cv2.resize(pixels, _PICTURE_WH, interpolation=cv2.INTER_AREA)
-    coloured = colour_label(image_io.red_channel(pixels), palette)[..., ::-1]
+        return cv2.resize(pixels, _PICTURE_WH, interpolation=cv2.INTER_AREA)[..., ::-1]
+    coloured = colour_label(image_io.red_channel(pixels), palette)
     # Nearest: a mean of two class colours would be a third class.
     return cv2.resize(coloured, _PICTURE_WH, interpolation=cv2.INTER_NEAREST)
 

@@ -36,7 +36,7 @@ _INK, _EDGE = (20, 20, 20), (90, 90, 90)
 GROUPS = dict(worst=12, median=12, best=6)
 PICTURES = ('image', 'truth', 'prediction', 'errors')
 _WIDTH = 280
-_IN_MEMORY_BYTES = 16 * 2**20  # Label maps of more frames than fit wait in a file.
+_IN_MEMORY_BYTES = 16 * 2**20  # Of label maps; more are kept in a file.
 _OPACITY = 0.7  # Weight of a label's colours over the image.
 _JPEG_QUALITY = 82
 _DARKEST = 80  # Grey level of black in an error map; its contrast is halved, so red and white stand out.
@@ -74,6 +74,11 @@ def overlay(
     black = np.zeros(256, dtype=np.uint8)
     black[: len(palette)] = ~np.any(palette, axis=1)
     return cv2.copyTo(image, cv2.LUT(label, black), mixed)
+
+
+def entropy_levels(entropy: np.ndarray, num_classes: int) -> np.ndarray:
+    """Entropy in nats, float (H, W), as grey levels, uint8: 0 is certain, 255 all classes alike."""
+    return np.rint(entropy * (255 / np.log(max(num_classes, 2)))).clip(0, 255).astype(np.uint8)
 
 
 def legend(classes: Sequence[str], palette: Sequence[Sequence[int]], width: int) -> np.ndarray:
@@ -200,7 +205,7 @@ class FrameSheet:
         image = _resize(image, label.shape, cv2.INTER_AREA)
         coloured = (overlay(image, one, meta['palette'], _OPACITY) for one in (label, pred))
         pictures = (image, *coloured, error_map(image, label, pred))
-        return frame | dict(pictures=dict(zip(PICTURES, map(_jpeg_uri, pictures), strict=True)))
+        return frame | dict(pictures=dict(zip(PICTURES, map(jpeg_uri, pictures), strict=True)))
 
     def close(self) -> None:
         """Delete the label maps."""
@@ -233,8 +238,7 @@ def error_map(image: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np.ndar
 
 def palette_css(palette: Sequence[Sequence[int]]) -> list[str]:
     """Each class's colour as CSS writes it."""
-    patches = colour_label(np.arange(len(palette), dtype=np.uint8)[None], palette)[0]
-    return [f'rgb({red}, {green}, {blue})' for red, green, blue in patches.tolist()]
+    return ['rgb({}, {}, {})'.format(*map(int, colour)) for colour in palette]
 
 
 def _shown_size(picture: np.ndarray) -> tuple[int, int]:
@@ -247,7 +251,7 @@ def _resize(picture: np.ndarray, size: tuple[int, int], how: int) -> np.ndarray:
     return picture if picture.shape[:2] == size else cv2.resize(picture, size[::-1], interpolation=how)
 
 
-def _jpeg_uri(picture: np.ndarray) -> str:
+def jpeg_uri(picture: np.ndarray) -> str:
     """An RGB picture as a JPEG inside a URI."""
     content = cv2.imencode('.jpg', picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
     return f'data:image/jpeg;base64,{base64.b64encode(content).decode()}'
