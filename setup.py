@@ -52,6 +52,7 @@ OPENMMLAB = [
 ]
 COMPLETION = ['argcomplete>=3.5,<4']
 DEMO = ['gradio>=6,<7']
+HUB = ['huggingface_hub>=0.34,<2']
 TRACKERS = ['tensorboard>=2.16', 'wandb>=0.19', 'mlflow>=3,<4']
 DOCS = ['mkdocs>=1.6,<2', 'mkdocs-material>=9.6,<10', 'mkdocstrings-python>=2,<3']
 TEST = ['pytest>=8', 'pytest-xdist>=3.6,<4', 'hypothesis>=6.100,<7', 'build>=1.2', 'setuptools>=70.1']
@@ -92,6 +93,7 @@ setup(
             '.mim/tools/*',
             '.mim/*.yml',
             'report/templates/*',
+            'py.typed',
             'demo/templates/*',
         ]
     },
@@ -107,6 +109,7 @@ setup(
         'pretrained': PRETRAINED,
         'completion': COMPLETION,
         'demo': DEMO,
+        'hub': HUB,
         'trackers': TRACKERS,
         'docs': DOCS,
         'test': TEST,

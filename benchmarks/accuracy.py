@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from mmseg_unet_lyft.cli.console import CommandParser, guarded, say
-from mmseg_unet_lyft.datasets.atomic_io import read_object, write_json
 from mmseg_unet_lyft.datasets.carla import get_scheme
 from mmseg_unet_lyft.datasets.dataset_stats import class_weights, load_stats
+from mmseg_unet_lyft.datasets.files import read_object, write_json
 from mmseg_unet_lyft.engine.device import describe_machine
 from mmseg_unet_lyft.report.run_page import read_scalars
 
@@ -31,42 +31,73 @@ _CROP = "dict(type='RareClassCrop', scale=(600, 450), ratio_range=(0.5, 1.5), cr
 _PIPELINE = """
 custom_imports = dict(imports=['mmseg_unet_lyft.register', 'benchmarks.levers'], allow_failed_imports=False)
 train_dataloader = dict(
-    dataset=dict(pipeline=[{}, dict(type='LyftPhotoMetricDistortion'), {}dict(type='PackLyftInputs')])
+    dataset=dict(
+        pipeline=[
+            {}, dict(type='LyftPhotoMetricDistortion'), dict(type='LyftWeather'), dict(type='PackLyftInputs')
+        ]
+    )
 )
 """
 _LOSS = """
-model = dict(decode_head=dict(loss_decode=[dict(type='LyftCrossEntropyLoss'), {}]))
+model = dict(decode_head=dict(loss_decode=[dict(type='LyftCrossEntropyLoss', class_weight=WEIGHTS), {}]))
 """
-_PLAIN_CROP = _CROP.format('rare_prob=0.0')
+# Another head with the recipe's loss.
+_HEAD = """
+model = dict(
+    decode_head=dict(
+        _delete_=True, {}, num_classes=13, norm_cfg=dict(type='BN'), align_corners=False,
+        loss_decode=dict(type='LyftCrossEntropyLoss', class_weight=WEIGHTS),
+    )
+)
+"""
+_PASTING = """
+custom_imports = dict(imports=['mmseg_unet_lyft.register', 'benchmarks.levers'], allow_failed_imports=False)
+model = dict(data_preprocessor=dict(type='PastingPreProcessor'))
+"""
 _PASTE = 'rare_prob=0.5, paste=6, data_root=ROOT, drives=DRIVES'
-# Name of the change -> Python text of a child config, or values of short names; class_weight is the power of
-# the median-frequency weights, steps a factor.
+# Name of the change -> Python text of a child config, or values of short names; class_weight is a power of
+# the data root's median-frequency weights, which are square roots; steps is a factor.
 LEVERS: dict[str, str | dict] = {
     'baseline': {},
     'class weights: none': dict(class_weight=0),
-    'class weights: square roots': dict(class_weight=0.5),
+    'class weights: their square roots': dict(class_weight=0.5),
+    'class weights: their squares': dict(class_weight=2),
     'frames at 800x600': dict(image_scale_wh=(800, 600)),
-    'rare-class crops': _PIPELINE.format(_CROP.format('rare_prob=0.5'), ''),
-    'rare-class crops and pasted objects': _PIPELINE.format(_CROP.format(_PASTE), ''),
-    'weather': _PIPELINE.format(_PLAIN_CROP, "dict(type='Weather'), "),
+    'rare-class crops': _PIPELINE.format(_CROP.format('rare_prob=0.5')),
+    'rare-class crops and pasted objects': _PIPELINE.format(_CROP.format(_PASTE)),
+    'pasted within the batch': _PASTING,
+    'rare-class crops, pasted within the batch': _PIPELINE.format(_CROP.format('rare_prob=0.5')) + _PASTING,
+    'no changes of weather': dict(weather=0.0),
     'Lovasz': _LOSS.format("dict(type='LovaszLoss', reduction='none')"),
     'Dice': _LOSS.format("dict(type='DiceLoss')"),
     'encoder at a tenth of the rate': """
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))))
 """,
     'batch norm of the encoder frozen': 'model = dict(backbone=dict(norm_eval=True))\n',
-    'average of the weights': dict(ema_momentum=0.01),
+    'average of the weights': dict(ema_momentum=0.005),
     'logits at full size': dict(decoder_channels=(16, 24, 32, 48, 96)),
     'logits at stride 4': """
 model = dict(
     decode_head=dict(in_channels=[24, 40, 112, 320], in_index=[1, 2, 3, 4], decoder_channels=(32, 48, 96))
 )
 """,
+    "mmseg's FCNHead": _HEAD.format("type='FCNHead', in_channels=320, in_index=4, channels=96, num_convs=2"),
+    "mmseg's DepthwiseSeparableASPPHead": _HEAD.format(
+        "type='DepthwiseSeparableASPPHead', in_channels=320, in_index=4, channels=96, "
+        'dilations=(1, 6, 12, 18), c1_in_channels=24, c1_channels=24'
+    ),
+    "mmseg's SegformerHead": _HEAD.format(
+        "type='SegformerHead', in_channels=[24, 40, 112, 320], in_index=[1, 2, 3, 4], channels=96"
+    ),
     'one convolution a level': 'model = dict(decode_head=dict(num_convs=1))\n',
     'lite1': "model = dict(backbone=dict(variant='lite1'))\n",
     'learning rate 3e-3': dict(learning_rate=3e-3),
-    'learning rate 5e-4': dict(learning_rate=5e-4),
-    'no ImageNet': 'model = dict(backbone=dict(pretrained=False))\n',
+    'learning rate 1e-3': dict(learning_rate=1e-3),
+    'eight crops a step, half the steps': dict(batch_size=8, steps=0.5),
+    'no ImageNet': 'model = dict(pretrained=None)\n',
+    'Lovasz without class weights': _LOSS.replace('WEIGHTS', 'None').format(
+        "dict(type='LovaszLoss', reduction='none')"
+    ),
     'three times the steps': dict(steps=3),
 }
 
@@ -84,13 +115,15 @@ def write_config(path: Path, lever: str, args: argparse.Namespace) -> None:
     if isinstance(change, dict):
         values |= change
     if 'steps' in values:
-        values['max_iters'] = values.pop('steps') * args.steps
+        values['max_iters'] = round(values.pop('steps') * args.steps)
     if 'class_weight' in values:
-        values['class_weight'] = [
-            round(float(weight ** values['class_weight']), 2) for weight in args.weights
-        ]
+        values['class_weight'] = (args.weights ** values['class_weight']).round(2).tolist()
     values['val_interval'] = values['max_iters']
-    text = text.replace('DRIVES', repr(args.train)).replace('ROOT', repr(str(args.data_root.resolve())))
+    text = (
+        text.replace('WEIGHTS', repr(args.weights.round(2).tolist()))
+        .replace('DRIVES', repr(args.train))
+        .replace('ROOT', repr(str(args.data_root.resolve())))
+    )
     lines = ''.join(f'{name} = {value!r}\n' for name, value in values.items())
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'# {lever}\n_base_ = [{str(CONFIG)!r}]\n{lines}{text}', encoding='utf-8')
@@ -148,7 +181,7 @@ def _accuracy(argv: list[str] | None) -> None:
     args = parser.parse_args(argv)
     file = args.out / f'accuracy-{args.steps}.json'
     found = read_object(file, 'remove it') if file.is_file() else dict(machine=describe_machine(), scores={})
-    share = load_stats(args.data_root).percent(get_scheme('carla13'), args.train)
+    share = load_stats(args.data_root).percent(get_scheme('carla13'), args.train, for_weights=True)
     args.weights = class_weights(share)['median_frequency']
     for lever, seed in () if args.only_table else [(one, seed) for seed in args.seeds for one in args.levers]:
         runs = found['scores'].setdefault(lever, {})
@@ -156,7 +189,7 @@ def _accuracy(argv: list[str] | None) -> None:
             runs[str(seed)] = scalars
             write_json(file, found)
             say(f'{lever}, seed {seed}: mIoU {scalars["mIoU"]:.2f}')
-    say(table({lever: runs for lever, runs in found['scores'].items() if runs}))
+    say(*table({lever: runs for lever, runs in found['scores'].items() if runs}).split('\n'))
     say(f'wrote {file}')
 
 

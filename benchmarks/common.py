@@ -65,7 +65,7 @@ def script(
 
         figures = measure(args, progress)
         result = dict(machine=describe_machine(), **figures)
-        say(f'{table(figures)}\n{json.dumps(result["machine"])}')
+        say(*table(figures).split('\n'), json.dumps(result['machine']))
         if args.json:
             args.json.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
         if plot:

@@ -1,4 +1,4 @@
-"""Transforms that the accuracy benchmark tries and the package does not have."""
+"""What the accuracy benchmark tries and the package does not have."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
+import torch
 from mmcv.image import rescale_size
-from mmcv.transforms import BaseTransform
-from mmseg.registry import DATASETS, TRANSFORMS
+from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 
 from mmseg_unet_lyft.datasets import transforms
-from mmseg_unet_lyft.datasets.carla import VEHICLES, Scheme, get_scheme, hood_mask
+from mmseg_unet_lyft.datasets.carla import IGNORE_INDEX, VEHICLES, Scheme, get_scheme, hood_mask
 from mmseg_unet_lyft.datasets.image_io import read_image, read_raw_label
+from mmseg_unet_lyft.models.preprocessor import LyftDataPreProcessor
 
 # CARLA's fences, other, pedestrians, poles, vehicles, walls and traffic signs.
 RARE_TAGS = (2, 3, 4, 5, 10, 11, 12)
@@ -133,69 +134,38 @@ def _paste(
     image[place][mask], raw_label[place][mask] = pixels[mask], tag
 
 
-@TRANSFORMS.register_module()
-class Weather(BaseTransform):
-    """Strong changes of light, weather and camera on a crop, each with the same probability.
+@MODELS.register_module()
+class PastingPreProcessor(LyftDataPreProcessor):
+    """Pastes objects of small classes from one crop of a batch onto the next, at their place, in training.
 
-    Required and Modified Keys:
-        - img (np.uint8, (H, W, 3), BGR)
+    Args:
+        args: As in `LyftDataPreProcessor`.
+        classes: Train ids of the objects; vehicles would be the hood.
+        prob: Probability for each crop and class.
+        kwargs: As in `LyftDataPreProcessor`.
     """
 
-    def __init__(self, prob: float = 0.25) -> None:
-        self.prob = prob
+    def __init__(
+        self, *args, classes: tuple[int, ...] = (2, 3, 4, 5, 11, 12), prob: float = 0.5, **kwargs
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.classes, self.prob = tuple(classes), prob
 
-    def transform(self, results: dict) -> dict:
-        """The results with another image."""
-        random, image = _generator(results, 13), results['img']
-        for change in (_gamma, _tint, _fog, _rain, _blur, _noise, _compress):
-            if random.random() < self.prob:
-                image = change(image, random)
-        results['img'] = image
-        return results
-
-
-def _as_bytes(values: np.ndarray) -> np.ndarray:
-    return np.clip(values, 0, 255).astype(np.uint8)
-
-
-def _gamma(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    levels = np.arange(256) / 255
-    return cv2.LUT(
-        image, _as_bytes(255 * random.uniform(0.4, 1.1) * levels ** np.exp(random.uniform(-0.8, 0.8)))
-    )
-
-
-def _tint(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    return cv2.LUT(image, _as_bytes(np.arange(256)[:, None] * random.uniform(0.8, 1.2, 3))[None])
-
-
-def _fog(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    clouds = cv2.resize(random.random((8, 8), np.float32), image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-    density = random.uniform(0.2, 0.7) * (0.6 + 0.4 * clouds)[..., None]
-    return _as_bytes(image + density * (random.uniform(150, 240) - image))
-
-
-def _rain(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    length = int(random.integers(3, 18))
-    streak = np.zeros((length, length), np.float32)
-    cv2.line(streak, (int(random.integers(length)), 0), (length // 2, length - 1), 1.0)
-    drops = cv2.filter2D((random.random(image.shape[:2]) > 0.995).astype(np.float32), -1, streak)
-    share = np.minimum(drops, 1)[..., None] * random.uniform(0.3, 0.8)
-    return _as_bytes(image + share * (230.0 - image))
-
-
-def _blur(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    if random.random() < 0.5:
-        return cv2.GaussianBlur(image, (0, 0), random.uniform(0.5, 2.5))
-    factor = random.uniform(0.3, 0.8)
-    small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-    return cv2.resize(small, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-
-
-def _noise(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    return _as_bytes(image + random.uniform(3, 35) * random.standard_normal(image.shape, np.float32))
-
-
-def _compress(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    quality = [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(10, 60))]
-    return cv2.imdecode(cv2.imencode('.jpg', image, quality)[1], cv2.IMREAD_COLOR)
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """As in `LyftDataPreProcessor`."""
+        result = super().forward(data, training)
+        if training and 'pixels' in data:
+            inputs = result['inputs']
+            labels = torch.stack([sample.gt_sem_seg.data[0] for sample in result['data_samples']])
+            chosen = torch.rand(len(labels), 256).lt(self.prob)
+            chosen[:, [number for number in range(256) if number not in self.classes]] = False
+            pasted = torch.stack(
+                [one[label] for one, label in zip(chosen.to(labels.device), labels, strict=True)]
+            )
+            pasted = pasted.roll(1, 0) & (labels != IGNORE_INDEX)
+            source, ids = inputs.roll(1, 0), labels.roll(1, 0)
+            result['inputs'] = torch.where(pasted[:, None], source, inputs)
+            labels = torch.where(pasted, ids, labels)
+            for sample, label in zip(result['data_samples'], labels, strict=True):
+                sample.gt_sem_seg.data[0] = label
+        return result

@@ -1,4 +1,4 @@
-# The one we recommend: batch norm, no dropout.
+# The reference with batch norm in place of dropout; starts without weights from elsewhere.
 _base_ = ['unet_lyft.py']
 
 model = dict(

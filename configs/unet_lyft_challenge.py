@@ -1,5 +1,5 @@
 # The 2018 challenge's classes: background, road with lane lines, vehicle without the ego hood.
-_base_ = ['unet_lyft_bn.py']
+_base_ = ['unet_lyft_lite.py']
 
 model = dict(
     decode_head=dict(

@@ -1,5 +1,5 @@
 # The recommended network on synthetic scenes at half size: minutes on a CPU (make demo).
-_base_ = ['unet_lyft_bn.py']
+_base_ = ['unet_lyft_lite.py']
 
 model = dict(
     decode_head=dict(
@@ -64,5 +64,5 @@ tta_pipeline = [
         ],
     ),
 ]
-train_cfg = dict(max_iters=1400, val_interval=700)
-default_hooks = dict(checkpoint=dict(interval=700))
+train_cfg = dict(max_iters=750, val_interval=375)
+default_hooks = dict(checkpoint=dict(interval=375))

@@ -1,4 +1,4 @@
-# An EfficientNet-Lite encoder with ImageNet weights in place of the contracting path; logits at half size.
+# The one we recommend: an EfficientNet-Lite encoder with ImageNet weights; logits at half size.
 _base_ = ['unet_lyft_bn.py']
 
 model = dict(
@@ -17,4 +17,22 @@ model = dict(
         decoder_channels=(24, 32, 48, 96),  # of the decoder levels, finest (stride 2) first
     ),
 )
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
+train_dataloader = dict(
+    dataset=dict(
+        pipeline=[
+            dict(
+                type='LyftRandomResizedCrop',
+                scale=(800, 600),
+                ratio_range=(0.5, 2.0),
+                crop_size=(384, 512),
+            ),
+            dict(type='LyftPhotoMetricDistortion', on_device=False),
+            dict(
+                type='LyftWeather',
+                prob=0.12,  # of each: light, fog, rain, blur, noise, JPEG; for days that no frame shows
+            ),
+            dict(type='PackLyftInputs'),
+        ]
+    )
+)
+optim_wrapper = dict(optimizer=dict(lr=2e-3))

@@ -43,7 +43,7 @@ def _completion(argv: list[str] | None) -> None:
     args = parser.parse_args(argv)
     from argcomplete import shellcode
 
-    say(shellcode(_CONSOLE_NAMES, shell=args.shell))
+    say(*shellcode(_CONSOLE_NAMES, shell=args.shell).split('\n'))
 
 
 def _run(tool: str, argv: list[str] | None) -> int:

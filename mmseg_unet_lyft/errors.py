@@ -10,7 +10,7 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 # Optional packages, each with the extra that installs it.
 EXTRAS = dict(onnxruntime='deploy', openvino='openvino', onnx='export', onnxscript='export', h5py='keras')
-EXTRAS |= dict(gradio='demo', argcomplete='completion')
+EXTRAS |= dict(gradio='demo', argcomplete='completion', huggingface_hub='hub')
 EXTRAS |= dict.fromkeys(('tensorboard', 'wandb', 'mlflow'), 'trackers')
 _MEETING = 'MASTER_ADDR is an address of the node with NODE_RANK=0 that all can reach, PORT a free one there'
 _FSDP = 'FSDP needs a GPU for each process; use another model wrapper or strategy'
@@ -60,7 +60,18 @@ class InputError(ValueError):
 
     The message names it and says what to do. Commands print the message without a traceback, unless
     ``--debug`` is given, and exit with 2. They do so too for errors with a `remedy_of`; others are defects.
+    Each argument is a line; what a terminal cannot show as it is, such as line ends in names, is spelt out.
     """
+
+    def __init__(self, *lines: object) -> None:
+        # A loader worker's error arrives with its traceback as text, the message last.
+        texts = [str(line) for line in lines]
+        if len(texts) == 1 and 'Traceback (most recent call last):' in texts[0]:
+            texts = re.split(r'^[\w.]*Error: ', texts[0], flags=re.MULTILINE)[-1].rstrip('\n').split('\n')
+        super().__init__(*map(printable, texts))
+
+    def __str__(self) -> str:
+        return '\n'.join(self.args)
 
 
 def install_command(extra: str = 'onedl') -> str:

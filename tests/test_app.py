@@ -1,6 +1,10 @@
 """The demo's pictures, limits and messages; end_to_end/test_demo.py drives its page in a browser."""
 
 import json
+import os
+import re
+import urllib.error
+import urllib.request
 from importlib import util
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mmseg_unet_lyft.cli import demo
-from mmseg_unet_lyft.demo import server
+from mmseg_unet_lyft.demo import app, server
 from mmseg_unet_lyft.demo.app import (
     IMAGE,
     VIDEO,
@@ -32,6 +36,7 @@ from mmseg_unet_lyft.inference.segmenter import Segmenter
 from mmseg_unet_lyft.report.pictures import overlay, save_rgb
 from mmseg_unet_lyft.synthetic.scenes import draw_frame
 
+from .conftest import tree
 from .test_segmenter import save_small
 from .test_video import decode, difference, encode, shown_as
 
@@ -138,6 +143,12 @@ def test_a_clip_is_bounded_and_shows_what_the_segmenter_says(model, tmp_path):
         assert difference(one, expected) < 4
 
 
+def test_a_clip_that_takes_too_long_is_shown_so_far(model, tmp_path):
+    source = encode(tmp_path / 'drive.mp4', frames_of_drive(6))
+    clip = label_clip(model, source, tmp_path / 'out', 0.8, most_seconds=0)
+    assert 'first 0 frames' in clip.notes[0]
+
+
 def test_a_clip_that_breaks_off_is_kept_and_says_so(model, tmp_path):
     source = encode(tmp_path / 'cut.mp4', frames_of_drive(12), movflags='faststart')
     content = source.read_bytes()
@@ -218,6 +229,89 @@ def test_a_taken_port_is_named_and_the_next_one_taken():
 def test_an_address_that_cannot_be_listened_on_is_named(host, port):
     with pytest.raises(InputError, match=rf'--port {7860 if port is None else port}: '):
         free_port(host, port)
+
+
+def test_the_oldest_files_make_room_and_examples_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, 'MOST_KEPT', 100)
+    for age, name in enumerate(['examples/a.png', 'new/a.png', 'older/b.png', 'oldest/c.png']):
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.write_bytes(bytes(40))
+        os.utime(path, (1000 - age, 1000 - age))
+    server.make_room(tmp_path, 50)
+    assert sorted(tree(tmp_path)) == ['examples/a.png', 'new/a.png']
+
+
+def ask(url, content=None, **headers):
+    """Status, headers and body of an answer."""
+    headers = {name.replace('_', '-'): value for name, value in headers.items()}
+    try:
+        answer = urllib.request.urlopen(urllib.request.Request(url, content, headers))
+    except urllib.error.HTTPError as error:
+        answer = error
+    with answer:
+        return answer.status, answer.headers, answer.read()
+
+
+def upload(url, name, content, **headers):
+    head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+    form = head.encode() + content + b'\r\n--x--\r\n'
+    return ask(f'{url}gradio_api/upload', form, Content_Type='multipart/form-data; boundary=x', **headers)
+
+
+@pytest.fixture(scope='module')
+def served(model):
+    pytest.importorskip('gradio')
+    with app.demo([model]) as url:
+        yield url
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['x.html', 'x.svg', 'x.xhtml', 'x.mjs', 'x.png'])
+def test_an_upload_is_not_given_back(served, name):
+    status, _, body = upload(served, name, b'<script>alert(1)</script>')
+    (path,) = json.loads(body)
+    assert status == 200
+    for route in ('file=', 'file/'):
+        status, headers, body = ask(f'{served}gradio_api/{route}{path}')
+        assert status >= 400
+        assert b'alert' not in body
+
+
+@pytest.mark.slow
+def test_only_pictures_of_the_demo_are_shown_and_pages_run_no_other_script(served):
+    _, headers, page = ask(served)
+    assert "default-src 'self'" in headers['Content-Security-Policy']
+    assert headers['X-Content-Type-Options'] == 'nosniff'
+    (name, *_) = re.findall(r'[^"]*/examples/F1-3\.png', page.decode())
+    _, headers, _ = ask(f'{served}gradio_api/file={name}')
+    assert (headers['Content-Type'], headers['Content-Disposition']) == ('image/png', 'inline')
+    (Path(name).parent / 'planted.html').write_text('<script>alert(1)</script>')
+    _, headers, _ = ask(f'{served}gradio_api/file={Path(name).parent}/planted.html')
+    assert (headers['Content-Type'], headers['Content-Disposition']) == (
+        'application/octet-stream',
+        'attachment',
+    )
+
+
+@pytest.mark.slow
+def test_pages_of_others_and_their_headers_change_nothing(served):
+    for origin in ('http://evil.example', 'null'):
+        assert upload(served, 'x.png', b'x', Origin=origin)[0] == 403
+        assert ask(f'{served}gradio_api/queue/join', b'{}', Origin=origin)[0] == 403
+    assert upload(served, 'x.png', b'x', Origin=served.rstrip('/'))[0] == 200
+    forwarded = dict(
+        X_Forwarded_Host='evil.example', X_Forwarded_Proto='https', X_Gradio_Server='http://evil'
+    )
+    page = ask(served, **forwarded)[2]
+    assert b'evil' not in page
+    assert served.replace('http', 'https').encode() not in page
+
+
+@pytest.mark.slow
+def test_an_upload_that_is_too_large_is_refused(served, monkeypatch):
+    monkeypatch.setattr(server, 'MOST_UPLOADED', 1000)
+    assert upload(served, 'x.png', bytes(100_000))[0] == 413
 
 
 # --- the command -------------------------------------------------------------------------------------------

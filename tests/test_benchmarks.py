@@ -10,13 +10,16 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import accuracy, memory, model, robustness, roofline, scaling, systems
 from benchmarks import input as bench_input
-from benchmarks import memory, model, roofline, scaling, systems
 from benchmarks.roofline import COPY, MATRIX, POINTWISE, Cost
 from benchmarks.scaling import BETWEEN, INSIDE, Cluster, Profile, fill_buckets, predict
 from benchmarks.systems import COMPILED, EAGER, MMSEG, ONNX, OPENVINO, PLAIN, S5_D16
+from mmseg_unet_lyft.cli import prepare_data
 from mmseg_unet_lyft.inference.latency import Seconds, synthetic_frames
 from mmseg_unet_lyft.synthetic.scenes import SceneRecipe, write_scenes
+
+from .test_segmenter import save_small
 
 MIB = 1 << 20
 STEP = Profile(forward=10.0, backward=20.0, update=1.0, gradients=((0.5, 100), (1.0, 300)), norms=2)
@@ -176,18 +179,20 @@ RUNS = dict(
     inspect_data='--rounds 1 --workers 1',
     model=f'{SMALL} --base-channels 4 --starts 0 --batches 1 --no-compile',
     scaling=f'{SMALL} --frames 1 --step-ms 10 --cfg-options base_channels=4',
+    shared_machine='--rounds 1 --steps 1 --neighbours 0',
     video=f'{SMALL} --frames 4 --small 2 --memory-frames 12 --cfg-options base_channels=4',
 )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', RUNS)
-def test_a_benchmark_runs_and_writes_its_figures(name, tmp_path, scenes):
+def test_a_benchmark_runs_and_writes_its_figures(name, tmp_path, scenes, capsys):
     words = [*RUNS[name].split(), '--json', str(tmp_path / 'found.json')]
     words += ['--data-root', str(scenes)] * (name == 'inspect_data')
     words += ['--plot', str(tmp_path / 'found.png')] * (name == 'model')
     assert importlib.import_module(f'benchmarks.{name}').main(words) == 0
     found = json.loads((tmp_path / 'found.json').read_text())
+    assert '\\n' not in capsys.readouterr().out
     assert found['machine']['versions']['torch'] == torch.__version__
     for pair in found.get('pairs', ()):
         # What travelled is what was predicted from.
@@ -196,3 +201,38 @@ def test_a_benchmark_runs_and_writes_its_figures(name, tmp_path, scenes):
         assert found['forward']['rows'][MMSEG]['times_mmseg'] == dict(median=1, least=1, most=1)
         assert set(found['label_map']['rows']) >= {EAGER, COMPILED, ONNX, OPENVINO, MMSEG, S5_D16}
         assert (tmp_path / 'found.png').stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_changes_are_trained_once_and_their_gain_is_that_over_the_baseline(tmp_path, scenes, capsys):
+    assert prepare_data.main([str(scenes), str(tmp_path / 'packed')]) == 0
+    out = tmp_path / 'out'
+    words = [str(tmp_path / 'packed'), '--out', str(out), '--train', 'F1', '--val', 'F3', '--steps', '1']
+    changes = ['baseline', 'no changes of weather', 'rare-class crops and pasted objects']
+    assert accuracy.main([*words, '--levers', *changes]) == 0
+    file = out / 'accuracy-1.json'
+    found = json.loads(file.read_text())
+    assert set(found['scores']) == set(changes)
+    assert all(run['0']['step'] == 1 and run['0']['mIoU'] >= 0 for run in found['scores'].values())
+    found['scores']['baseline']['0'] |= dict(mIoU=40.0)
+    found['scores']['no changes of weather']['0'] |= dict(mIoU=42.5)
+    file.write_text(json.dumps(found))
+    capsys.readouterr()
+    assert accuracy.main([*words, '--levers', *changes]) == 0
+    said = capsys.readouterr().out
+    assert '| baseline | 0 | 40.0 | 40.0 | +0.0 |' in said
+    assert '| no changes of weather | 0 | 42.5 | 42.5 | +2.5 |' in said
+
+
+@pytest.mark.slow
+def test_what_corruptions_leave_of_a_score_is_measured(tmp_path, scenes):
+    pytest.importorskip('corrupt_tta')
+    words = [save_small(tmp_path / 'random.pth'), str(scenes), '--drives', 'F1', '--every', '2']
+    assert robustness.main([*words, '--json', str(tmp_path / 'found.json')]) == 0
+    found = json.loads((tmp_path / 'found.json').read_text())
+    assert found['frames'] == 2
+    assert set(found['kept']) == set(robustness.KINDS)
+    kept = [
+        100 * found['scores'][kind]['mIoU'] / found['scores']['clean']['mIoU'] for kind in robustness.KINDS
+    ]
+    assert found['mean_kept'] == pytest.approx(sum(kept) / 15)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import warnings
@@ -223,7 +224,7 @@ class FullDisk(io.FileIO):
 
 def test_a_full_disk_is_said_and_leaves_the_frames_before_as_whole_json(tmp_path, monkeypatch):
     path = tmp_path / 'answer.json'
-    monkeypatch.setattr(Path, 'open', lambda self, *_, **__: FullDisk(self, 'w'))
+    monkeypatch.setattr(os, 'fdopen', lambda handle, *_: FullDisk(handle, 'w'))
     masks = np.zeros((2, 4, 4), np.uint8)
     with pytest.raises(InputError, match=r'answer.json: .*No space left on device.* 2 frames'):
         write_answer(path, [masks] * 9)

@@ -10,7 +10,7 @@ import shutil
 import struct
 import tarfile
 import zipfile
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import pytest
@@ -32,8 +32,10 @@ from mmseg_unet_lyft.engine.checkpoint import checksum_file, is_intact, write_wi
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.model_spec import KEY, describe
 from mmseg_unet_lyft.errors import InputError
-from mmseg_unet_lyft.inference.export import write_safetensors
+from mmseg_unet_lyft.inference.frames import open_frames
+from mmseg_unet_lyft.inference.runtimes import open_exported
 from mmseg_unet_lyft.inference.segmenter import Segmenter
+from mmseg_unet_lyft.inference.torch_model import write_safetensors
 from mmseg_unet_lyft.synthetic.scenes import draw_frame
 
 from .conftest import Call, flip_bit
@@ -197,17 +199,28 @@ def test_a_note_of_the_last_checkpoint_leads_nowhere_outside_the_work_dir(
     assert not marker.exists()
 
 
+def in_lists(depth: int, times: int) -> list:
+    """A number in so many lists, each so many times in the next: small in a file, large once it is copied."""
+    return reduce(lambda inside, _: [inside] * times, range(depth), 0)
+
+
 @pytest.mark.parametrize(
     ('content', 'found'),
     [
         (dict(extra=Call(bytearray, 1 << 60)), '(Memory|Overflow)Err'),
-        (dict(a=torch.zeros(1).expand(1 << 40)), 'a claims 1099511627776 numbers and holds 1'),
+        (dict(a=Call(torch.Tensor, 1 << 24)), 'a claims 16777216 numbers'),
+        (dict(a=torch.ones(3), meta=in_lists(20, 2)), 'items'),
+        (dict(a=torch.ones(3), meta=in_lists(100, 1)), 'levels'),
+        (dict(a=torch.ones(3), b=torch.tensor([1.0, float('nan')])), 'its b .*finite'),
+        (dict(a=torch.ones(3), b=torch.tensor([1.0, -float('inf')]).half()), 'its b .*finite'),
+        (dict(a=torch.ones(3), b=torch.ones(3) * 1j), 'its b .*real'),
+        (dict(a=torch.zeros(1).expand(1 << 40)), 'a claims 1099511627776 numbers'),
         (dict(a=torch.zeros(3), b=torch.ones(3).to_sparse()), 'its b '),
         (dict(a=torch.zeros(3), b=torch.zeros(3, device='meta')), 'its b '),
         ([torch.zeros(3)], 'list'),
         ({'meta': {'iter': 3}}, 'weights'),
     ],
-    ids=['memory', 'repeated', 'sparse', 'meta', 'list', 'no-state'],
+    ids='memory grown shared deep nan inf complex repeated sparse meta list no-state'.split(),
 )
 def test_a_file_without_plain_weights_is_refused(tmp_path, content, found):
     torch.save(content, tmp_path / 'odd.pth')
@@ -275,6 +288,23 @@ def test_a_flipped_bit_of_a_weight_is_found_which_torch_itself_loads(weights_fil
     assert torch.load(weights_file, weights_only=True)['a'].count_nonzero() == 1
     with pytest.raises(InputError, match=r'iter_1\.pth: .*CRC'):
         checkpoint.read_checkpoint(str(weights_file))
+    # After these, zipfile finds no end of the archive, and torch reads it all the same.
+    with weights_file.open('ab') as file:
+        file.write(b'PK\5\6')
+    assert torch.load(weights_file, weights_only=True)['a'].count_nonzero() == 1
+    with pytest.raises(InputError, match=r'iter_1\.pth: '):
+        checkpoint.read_checkpoint(str(weights_file))
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors', '.onnx', '.mp4'])
+def test_a_model_or_video_that_is_a_pipe_or_a_device_is_refused_at_once(tmp_path, suffix):
+    pipe, device = tmp_path / f'pipe{suffix}', tmp_path / f'device{suffix}'
+    os.mkfifo(pipe)
+    device.symlink_to('/dev/zero')
+    read = {'.onnx': open_exported, '.mp4': open_frames}.get(suffix, checkpoint.read_checkpoint)
+    for path in (pipe, device):
+        with pytest.raises(InputError, match=f'{path.name}: .*not a regular file'):
+            read(str(path))
 
 
 def test_a_checkpoint_without_checksums_in_it_is_read(tmp_path):
@@ -524,7 +554,7 @@ def test_tied_strided_and_half_weights_keep_their_values_and_types(content, tmp_
         turned=table.t(),
         brain=table.bfloat16(),
         none=torch.zeros(0, 3),
-        special=torch.tensor([float('nan'), float('inf'), -0.0]),
+        special=torch.tensor([3e38, 3e38, 1e-45, -0.0]),
         count=torch.tensor(5),
     )
     torch.save(dict(content, state_dict=odd), tmp_path / 'odd.pth')

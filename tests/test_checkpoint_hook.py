@@ -41,10 +41,10 @@ def test_every_checkpoint_has_its_checksum_and_card_and_old_ones_go(three_drives
 def test_a_new_run_sets_an_earlier_ones_checkpoints_aside(three_drives, tmp_path):
     run(tmp_path / 'run', seed=3, max_iters=4)
     before = {path.name: path.read_bytes() for path in (tmp_path / 'run').glob('*.pth*')}
-    (tmp_path / 'run/iter_9.pth.part').touch()
+    (tmp_path / 'run/movie.mkv.part').touch()
     run(tmp_path / 'run', seed=4, max_iters=2)
     assert steps_in(tmp_path / 'run') == [2]
-    assert not (tmp_path / 'run/iter_9.pth.part').exists()
+    assert (tmp_path / 'run/movie.mkv.part').exists()
     assert len(list((tmp_path / 'run').glob('best_*.pth'))) == 1
     assert {path.name: path.read_bytes() for path in (tmp_path / 'run/earlier_1').iterdir()} == before
     run(tmp_path / 'run', resume='auto', max_iters=4)

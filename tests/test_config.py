@@ -18,7 +18,7 @@ from mmseg.registry import MODELS
 from PIL import Image
 
 import mmseg_unet_lyft.register  # noqa: F401
-from mmseg_unet_lyft.datasets.carla import get_scheme, median_frequency_weights
+from mmseg_unet_lyft.datasets.carla import CARLA_CLASSES, get_scheme, median_frequency_weights
 from mmseg_unet_lyft.datasets.checks import inspect
 from mmseg_unet_lyft.datasets.dataset_stats import STATS_NAME, write_stats
 from mmseg_unet_lyft.datasets.lyft_carla import LyftCarlaDataset
@@ -40,6 +40,7 @@ from .training import OPTIONS, run
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 LEAVES = sorted(path.name for path in CONFIGS.glob('*.py'))
+ON_LITE = ('unet_lyft_challenge.py', 'unet_lyft_demo.py', 'unet_lyft_lite.py', 'unet_lyft_realtime.py')
 REFERENCE, BN, DEMO = (str(CONFIGS / f'unet_lyft{name}.py') for name in ('', '_bn', '_demo'))
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -160,6 +161,7 @@ CASES: dict[str, tuple[Any, Callable[[SimpleNamespace], list]]] = dict(
     scale_range=((1.0, 1.25), lambda run: [run.steps[0][0].ratio_range]),
     crop_size=((32, 16), lambda run: [run.steps[0][0].crop_size]),
     colour_on_device=(True, lambda run: [run.steps[0][1].on_device]),
+    weather=(0.25, lambda run: [run.steps[0][2].prob]),
     batch_size=(3, lambda run: [run.loaders[0].batch_size]),
     val_batch_size=(2, lambda run: [loader.batch_size for loader in run.loaders[1:]]),
     num_workers=(0, lambda run: [loader.num_workers for loader in run.loaders]),
@@ -173,6 +175,7 @@ CASES: dict[str, tuple[Any, Callable[[SimpleNamespace], list]]] = dict(
     accumulate=(2, lambda run: [run.runner.optim_wrapper._accumulative_counts]),
     compiled=(False, lambda run: [run.hook(LyftCompileHook).wanted]),
     on_nonfinite=('skip', lambda run: [run.hook(LyftGuardHook).on_nonfinite]),
+    stall_seconds=(60.0, lambda run: [run.hook(LyftGuardHook).stall_seconds]),
     ema_momentum=(0.25, lambda run: [run.hook(EMAHook).ema_model.momentum]),
     early_stop_patience=(7, lambda run: [run.hook(EarlyStoppingHook).patience]),
     vis_backends=(
@@ -192,18 +195,20 @@ NEW_IN = {
         class_thresholds=[0.5, 0.25] * 6 + [0.4],
     ),
     'unet_lyft_road.py': dict(class_weight=[2.0]),
-    'unet_lyft_lite.py': dict(decoder_channels=(4, 6, 8, 10)),
 }
+DECODERS = dict.fromkeys(ON_LITE, (4, 6, 8, 10)) | {'unet_lyft_realtime.py': (4, 6, 8)}
 
 
 def new_values(leaf: str) -> dict[str, Any]:
     """New values of the short names that a config has."""
     absent = {'decoder_channels', 'pretrained'}
-    if 'resnet18' in leaf or 'lite' in leaf:
-        absent = {'base_channels', 'encoder_dropout', *(['pretrained'] if 'lite' in leaf else [])}
+    if 'resnet18' in leaf or leaf in ON_LITE:
+        absent = {'base_channels', 'encoder_dropout', *(['pretrained'] if leaf in ON_LITE else [])}
     absent |= set() if 'road' in leaf else {'threshold'}
+    absent |= set() if leaf in ON_LITE and 'demo' not in leaf else {'weather'}
     absent |= {'norm_cfg'} if leaf == 'unet_lyft.py' else set()
     new = {name: value for name, (value, _) in CASES.items()} | NEW_IN.get(leaf, {})
+    new |= dict(decoder_channels=DECODERS[leaf]) if leaf in DECODERS else {}
     return {name: value for name, value in new.items() if name not in absent}
 
 
@@ -371,7 +376,7 @@ def test_a_run_of_each_config_holds_the_new_value_of_every_short_name(three_driv
         encoder = MODELS.build(dict(type='ResNetV1c', depth=18, norm_cfg=values['norm_cfg']))
         torch.save(encoder.state_dict(), values['pretrained'])
     options = {'randomness.seed': 0, 'default_hooks.checkpoint.save_optimizer': False}
-    options |= dict(pretrained=None) if 'lite' in leaf else {}
+    options |= dict(pretrained=None) if leaf in ON_LITE else {}
     config = load_config(str(CONFIGS / leaf), values | options)
     config.work_dir = str(tmp_path / 'work')
     config.experiment_name = config.visualizer.name = f'{leaf}-{tmp_path.name}'
@@ -519,6 +524,15 @@ def test_a_broken_file_is_named_with_what_is_wrong_and_not_the_config_built_on_i
         load_config(leaf)
 
 
+@pytest.mark.parametrize('suffix', ['.yaml', '.yml', '.YAML', ''])
+def test_yaml_whose_tags_make_objects_is_not_read_even_if_it_is_python_too(tmp_path, suffix):
+    path = tmp_path / f'x{suffix}'
+    path.write_text(f'x = """: !!python/object/apply:os.mkdir ["{tmp_path}/ran"]\n#"""\n')
+    with pytest.raises(InputError, match=re.escape(f'{path}: ')):
+        load_config(str(path))
+    assert not (tmp_path / 'ran').exists()
+
+
 def test_the_data_root_is_the_configs_else_the_environments_else_the_options(monkeypatch):
     monkeypatch.delenv('LYFT_DATA_ROOT', raising=False)
     roots = [{load_config(name)[one].dataset.data_root for one in LOADERS} for name in (REFERENCE, DEMO)]
@@ -551,14 +565,17 @@ def configured(root, name: str = 'unet_lyft_bn.py', *options: str):
 def test_measured_values_of_the_training_drives_replace_the_published_ones(prepared, tmp_path):
     config, said = configured(prepared)
     weights = config.model.decode_head.loss_decode.class_weight
-    # Over F1: road 37.5 %, None 37.5 %, vehicle 25 %; the median share is 37.5. F3's class 1 is not trained.
-    assert weights[0] == weights[7] == weights[1] == 1
-    assert weights[10] == pytest.approx((37.5 / 25) ** 0.5, abs=1e-4)
+    # Over F1: as much road as None, all vehicles are hood. F3's class 1 is not trained.
+    assert weights[0] == weights[7] == weights[1] == weights[10] == 1
     folder, preprocessor = prepared / 'dataA/dataA/CameraRGB', config.model.data_preprocessor
     pixels = np.concatenate([np.asarray(Image.open(folder / f'F1-{n}.png')).reshape(-1, 3) for n in (0, 1)])
     np.testing.assert_allclose(preprocessor.mean, pixels.mean(axis=0), atol=1e-3)
     np.testing.assert_allclose(preprocessor.std, pixels.std(axis=0), atol=1e-3)
-    assert said == [f'{prepared / STATS_NAME}: measured class_weight, mean, std used']
+    absent = ', '.join(CARLA_CLASSES[tag] for tag in range(13) if tag not in (0, 7, 10))
+    assert said == [
+        f'{prepared / STATS_NAME}: measured class_weight, mean, std used',
+        f'no pixel of {absent} in the training drives: it cannot be learnt there',
+    ]
     used = dict(class_weight=weights, mean=preprocessor.mean, std=preprocessor.std)
     assert (config.data_stats.used, config.data_stats.kept) == (used, [])
     config.dump(tmp_path / 'dumped.py')
@@ -577,7 +594,7 @@ def test_a_wrapped_data_set_is_measured_too(prepared, tmp_path):
     config = load_config('unet_lyft_bn.py', dict(data_root=str(prepared)))
     inner = config.train_dataloader.dataset
     config.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=inner)
-    assert len(apply_stats(config)) == 1
+    assert 'class_weight' in apply_stats(config)[0]
     assert short_value(config, 'class_weight') == short_value(expected, 'class_weight')
 
 

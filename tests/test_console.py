@@ -131,6 +131,18 @@ def meeting():
         torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=1))
 
 
+def lone_rank():
+    """What the rank sees that is left."""
+    way = dict(init_method=f'file://{Path().resolve()}/meet', world_size=2)
+    start = f"import torch.distributed as d; d.init_process_group('gloo', rank=1, **{way})"
+    with subprocess.Popen([sys.executable, '-c', start]):
+        torch.distributed.init_process_group('gloo', rank=0, timeout=timedelta(seconds=60), **way)
+    try:
+        torch.distributed.all_reduce(torch.zeros(1))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 SYSTEM = {name: OSError(code, os.strerror(code), 'a') for code, name in errno.errorcode.items()}
 FAULTS = {
     'a file for a folder': (lambda: Path('file').mkdir(), 'file: File exists', 'name another path'),
@@ -164,6 +176,7 @@ FAULTS = {
         '',
     ),
     'another optimizer': (optimizer_of_another_run, "KeyError: 'momentum'", 'another optimizer'),
+    'a rank that is gone': (lone_rank, 'RuntimeError: .*', 'another rank is gone'),
     'nodes apart': (meeting, 'Dist.*Error: .*', 'MASTER_ADDR'),
     'letters': (lambda: 'é'.encode('ascii'), 'UnicodeEncodeError: .*', 'PYTHONUTF8=1'),
 }
@@ -223,6 +236,18 @@ def test_letters_that_the_output_lacks_are_spelt_out(encoding, monkeypatch):
     assert guarded(command)([]) == 2
     streams[1].flush()
     assert [one.buffer.getvalue() for one in streams] == [b'\\u6771\n', b'error: \\u6771.png: wrong\n']
+
+
+def test_no_name_of_a_file_begins_a_line_or_moves_the_cursor(tmp_path, capsys):
+    name, shown = f'{tmp_path}/a\nerror: b\x1b[2J.json', f'{tmp_path}/a\\nerror: b\\x1b[2J.json'
+    assert main(['grade', name, str(tmp_path)]) == 2
+    with pytest.raises(SystemExit):
+        main(['grade', name, name, name])
+    say(name, 'second\ttab')
+    heard = capsys.readouterr()
+    assert heard.out == f'{shown}\nsecond\ttab\n'
+    assert heard.err.startswith(f'error: {shown}: ')
+    assert heard.err.endswith(f'unrecognized arguments: {shown}\n')
 
 
 def test_a_reader_that_has_gone_ends_a_command_with_one_line():
@@ -348,3 +373,15 @@ def test_completion_says_what_it_needs(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'argcomplete', None)
     assert main(['completion', 'bash']) == 2
     assert f"install with: pip install -e '{ROOT}[completion]'; " in capsys.readouterr().err
+
+
+def test_openmp_threads_wait_without_spinning_unless_the_user_chose():
+    for chosen, expected in (({}, 'PASSIVE'), (dict(OMP_WAIT_POLICY='ACTIVE'), 'ACTIVE')):
+        environ = {name: value for name, value in os.environ.items() if name != 'OMP_WAIT_POLICY'} | chosen
+        # Before torch, which loads OpenMP, is imported.
+        code = 'import os, sys, mmseg_unet_lyft.cli.train\n'
+        code += 'print("torch" in sys.modules, os.environ["OMP_WAIT_POLICY"])'
+        done = subprocess.run(
+            [sys.executable, '-c', code], cwd=ROOT, env=environ, capture_output=True, text=True
+        )
+        assert done.stdout.split() == ['False', expected]

@@ -58,6 +58,9 @@ def test_the_hood_is_where_every_frame_has_a_vehicle(measured):
     np.testing.assert_array_equal(hood_of_spans({'3': [[1, 3]]}, measured.size), measured.hood)
     # challenge3 moves the hood's pixels of F3's 8 vehicle pixels to the background: 2 of 16.
     assert measured.percent(get_scheme('challenge3'), ['F3']).tolist() == [62.5, 0, 37.5]
+    # For weights, carla13 leaves them out: 8 None and 6 vehicle.
+    weighed = measured.percent(get_scheme('carla13'), ['F3'], for_weights=True)
+    np.testing.assert_allclose(weighed[[0, 10]], [800 / 14, 600 / 14])
 
 
 def test_a_vehicle_of_a_newer_carla_makes_the_hood_too(kaggle):

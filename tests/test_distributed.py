@@ -50,10 +50,27 @@ def test_several_nodes_need_their_number_and_the_first_ones_address(monkeypatch)
         distributed.run_ranks(2, 'train', [])
 
 
+def test_the_first_of_several_nodes_names_the_port_that_it_opens(monkeypatch, capsys):
+    for name, value in dict(NNODES='2', NODE_RANK='0', MASTER_ADDR='192.0.2.7', PORT='29600').items():
+        monkeypatch.setenv(name, value)
+    assert distributed._rendezvous('unused')[-4:] == ['--master-addr', '192.0.2.7', '--master-port', '29600']
+    assert re.search(r'port 29600 .*192\.0\.2\.7', capsys.readouterr().err)
+    monkeypatch.setenv('NODE_RANK', '1')
+    distributed._rendezvous('unused')
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ('codes', 'expected'),
     # A rank that was killed, then one that refused its input; torchrun's own signal and a defect say least.
-    [({0: -15, 1: -9}, 137), ({0: 1, 1: 2, 2: -15}, 2), ({0: -15, 1: 1}, 1), ({0: -15}, 143), ({0: 75}, 75)],
+    [
+        ({0: -15, 1: -9}, 137),
+        ({0: 1, 1: 2, 2: -15}, 2),
+        ({0: -15, 1: 1}, 1),
+        ({0: -15}, 143),
+        ({0: 75}, 75),
+        ({0: 75, 1: -9}, 75),
+    ],
 )
 def test_the_exit_code_is_the_one_that_says_most(codes, expected):
     assert distributed._exit_code(codes) == expected

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
 
 from mmseg_unet_lyft.cli import inspect_data, predict, train
 from mmseg_unet_lyft.datasets import carla
+from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 
 ROOT = Path(__file__).parents[1]
@@ -61,9 +65,24 @@ def test_a_backbone_of_ones_own_is_trained_and_labels_frames(page):
     places = ['--work-dir', 'run', '--device', 'cpu', '--seed', '0']
     assert train.main(['strided.py', *places, '--cfg-options', 'data_root=frames', *TINY]) == 0
     checkpoint = 'run/iter_2.pth'
-    segmenter = Segmenter('strided.py', checkpoint, device='cpu')
+    segmenter = Segmenter('run/strided.py', checkpoint, device='cpu')  # With the values of the command line.
     frame = np.random.default_rng(0).integers(0, 256, (33, 49, 3), np.uint8)
     assert segmenter(frame, colours='BGR').shape == (33, 49)
+    alone = Segmenter(checkpoint)  # Training has imported the module.
+    np.testing.assert_array_equal(alone(frame, colours='BGR'), segmenter(frame, colours='BGR'))
+
+
+def test_the_pages_timm_encoder_fits_the_head():
+    pytest.importorskip('timm')
+    page = (ROOT / 'docs/extending.md').read_text(encoding='utf-8')
+    (text,) = re.findall(r"`backbone=(dict\(.*'TIMMBackbone'.*?\))`", page)
+    channels = [64, 64, 128, 256, 512]
+    config = load_config('configs/unet_lyft_bn.py', {'model.decode_head.in_channels': channels})
+    config.model.backbone = eval(text) | dict(pretrained=False)
+    del config.model.backbone['_delete_']
+    init_default_scope('mmseg')
+    logits = MODELS.build(config.model)(torch.rand(2, 3, 75, 101))
+    assert logits.shape == (2, 13, 75, 101)
 
 
 def test_a_recording_of_ones_own_is_sound_in_the_layout(page, recording):

@@ -197,15 +197,27 @@ def test_results_of_two_models_do_not_mix(folder):
         dict(model=str(folder / name), thresholds=None) for name in ('one.pth', 'two.pth', 'x.xml')
     )
     outputs = Outputs(folder / 'out', ('ids',))
-    start_folder(outputs, one, 'config')
-    label(Stripes(), folder)
+    places = [place for _, place in find_images([str(folder / 'in')]).images]
+    start_folder(outputs, one, 'config', places=places)
+    label(Stripes(), folder, ('ids',))
     start_folder(outputs, one, 'config')
     both = dict(one, thresholds=folder / 'two.pth')
     for given in ((two, 'config'), (both, 'config'), (one, 'other bases'), (one, 'config', ['a=1'])):
         with pytest.raises(InputError, match=re.escape(f'{folder}/out: ') + '.* one.pth'):
             start_folder(outputs, *given)
     assert (folder / 'out/ids/a/1.png').exists()
-    start_folder(outputs, two, overwrite=True)
+    # What the record does not list is a stranger's: in the folder, or through a link.
+    touch(folder / 'out/ids/mine.png')
+    with pytest.raises(InputError, match=re.escape(f'{folder}/out/ids/mine.png: ')):
+        start_folder(outputs, two, overwrite=True)
+    (folder / 'out/ids/mine.png').unlink()
+    (folder / 'out/ids').rename(folder / 'elsewhere')
+    (folder / 'out/ids').symlink_to(folder / 'elsewhere')
+    with pytest.raises(InputError, match=re.escape(f'{folder}/out/ids/a/')):
+        start_folder(outputs, two, overwrite=True)
+    (folder / 'out/ids').unlink()
+    (folder / 'elsewhere').rename(folder / 'out/ids')
+    start_folder(outputs, two, overwrite=True, places=places)
     assert not list((folder / 'out').rglob('*.png'))
     assert json.loads((folder / 'out/predictions.json').read_text())['files']['model']['name'] == 'two.pth'
     assert label(Stripes(), folder, ('ids',)).written == 2

@@ -1,5 +1,6 @@
 """Label PNGs of every kind give the same ids; damaged files and those that lie about sizes are named."""
 
+import os
 import re
 import struct
 import zlib
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmseg_unet_lyft.datasets.dataset_stats import load_stats
+from mmseg_unet_lyft.datasets.files import read_object
 from mmseg_unet_lyft.datasets.image_io import SIGNATURE, read_image, read_label, read_raw_label
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.inference.frames import read_frame
@@ -102,4 +105,32 @@ def test_a_small_file_that_declares_a_gigantic_image_is_not_decoded(tmp_path, re
     path = tmp_path / 'F1-0.png'
     path.write_bytes(png_of_chunks(header(side, side), (b'IDAT', zlib.compress(b'')), (b'IEND', b'')))
     with pytest.raises(InputError, match=rf'F1-0\.png: .*{side}x{side} '):
+        read(path)
+
+
+def sparse(path, size=1 << 40):
+    with path.open('wb') as file:
+        file.truncate(size)
+
+
+@pytest.mark.parametrize(
+    'read',
+    [
+        read_image,
+        read_raw_label,
+        read_frame,
+        lambda path: read_object(path, ''),
+        lambda path: load_stats(path.parent),
+    ],
+    ids=['image', 'label', 'frame', 'json', 'stats'],
+)
+@pytest.mark.parametrize(
+    'make',
+    [os.mkfifo, lambda path: path.symlink_to('/dev/zero'), os.mkdir, sparse],
+    ids=['pipe', 'device', 'folder', 'sparse'],
+)
+def test_what_is_not_a_file_or_would_fill_the_memory_is_refused_unread(tmp_path, read, make):
+    path = tmp_path / 'stats.json'
+    make(path)
+    with pytest.raises(InputError, match=rf'stats\.json: .*(not a regular file|{1 << 40} bytes)'):
         read(path)

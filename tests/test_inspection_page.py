@@ -1,6 +1,7 @@
 """What an inspection writes and prints: the same bytes each time, and no name that acts as HTML or markup."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -43,6 +44,14 @@ def test_intact_data_exit_with_0_and_leave_lines_json_page_and_manifest(frames, 
         assert heading in text
 
 
+def test_a_pipe_in_the_place_of_a_frame_is_in_the_page_and_not_waited_for(frames, tmp_path):
+    for path in frames.add('F1-7'):
+        path.unlink()
+        os.mkfifo(path)
+    assert run(frames, tmp_path / 'out') == 2
+    assert 'CameraRGB/F1-7.png' in page_in(tmp_path / 'out').text
+
+
 def test_problems_exit_with_2_and_are_in_lines_json_and_page(frames, tmp_path, capsys):
     frames.add('F1-7', tags=40)
     out, path = tmp_path / 'out', 'dataA/dataA/CameraSeg/F1-7.png'
@@ -73,6 +82,7 @@ def test_black_frames_and_mirrored_labels_are_noticed_and_frames_are_shown(kaggl
     assert run(kaggle, tmp_path) == 0
     printed = capsys.readouterr().out
     assert '1  all black: F1-3\n' in printed
+    assert '10  classes without a pixel: Buildings, Fences, ' in printed
     assert '1  label looks mirrored or upside down: F1-2\n' in printed
     assert json.loads((tmp_path / 'inspection.json').read_text())['odd']['all black'] == ['F1-3']
     page = (tmp_path / 'report.html').read_text()

@@ -1,15 +1,20 @@
 """The latency card: percentiles, cold starts and rounds by hand, a real run on a checkpoint and on a file."""
 
 import json
+import subprocess
+import sys
 
+import cv2
 import numpy as np
 import pytest
 
 from mmseg_unet_lyft.cli import benchmark
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.inference import latency
-from mmseg_unet_lyft.inference.export import export_onnx
+from mmseg_unet_lyft.inference.export import export_onnx, frames_of_all_sizes
 from mmseg_unet_lyft.inference.segmenter import Segmenter
+
+from .conftest import ROOT
 
 
 def unseen(items, total, what):
@@ -52,6 +57,42 @@ def test_an_exported_file_is_timed_from_the_start_of_a_process(tmp_path):
     assert 'preprocess' not in found['stages']
     start = {name: seconds['median'] for name, seconds in found['start'].items()}
     assert min(start['imports'], start['first_label_map'], start['second']) > 0
+
+
+def iou_of(labels, truths, classes=13):
+    """Mean IoU in percent over the classes in the truth, by sets of pixels."""
+    pairs = [(labels == one, truths == one) for one in range(classes)]
+    return 100 * np.mean([(a & b).sum() / (a | b).sum() for a, b in pairs if b.any()])
+
+
+@pytest.mark.slow
+def test_all_formats_are_compared_on_the_same_frames(tmp_path):
+    config = load_config('unet_lyft_bn.py', dict(base_channels=4, image_scale_wh=(96, 64)))
+    checkpoint = latency.save_random_weights(config, tmp_path / 'random.pth')
+    places = [tmp_path / 'formats.json', tmp_path / 'formats.png']
+    options = ['--starts', '1', '--json', str(places[0]), '--plot', str(places[1])]
+    # In a process of its own: this one need not hold every runtime.
+    command = [sys.executable, '-m', 'mmseg_unet_lyft', 'benchmark', 'formats', checkpoint, *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(places[0].read_text())['formats']
+    assert list(found) == [
+        'PyTorch float32',
+        *(f'ONNX Runtime {kind}' for kind in ('float32', 'float16', 'int8')),
+        *(f'OpenVINO {kind}' for kind in ('float32', 'float16', 'int8')),
+        'torch.export float32',
+    ]
+    frames = list(frames_of_all_sizes('carla13'))
+    labels = [Segmenter(checkpoint)(frame, colours='BGR').ravel() for frame, _ in frames]
+    truths = np.concatenate([label.ravel() for _, label in frames])
+    assert found['PyTorch float32']['miou'] == pytest.approx(iou_of(np.concatenate(labels), truths))
+    assert found['PyTorch float32']['same_pixels'] == pytest.approx(100)
+    assert all(one['same_pixels'] > 99.9 for name, one in found.items() if name.endswith('float32'))
+    assert found['ONNX Runtime int8']['mb'] < found['ONNX Runtime float32']['mb'] / 2
+    assert all(0 < one['p50'] <= one['p95'] for one in found.values())
+    assert found['OpenVINO int8']['cold_start'] > found['OpenVINO int8']['p50'] / 1e3
+    assert '\n| OpenVINO int8 ' in done.stdout
+    assert cv2.imread(str(places[1])) is not None
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -181,31 +182,14 @@ def test_a_manifest_names_every_file_with_its_size_and_hash(rooted, tmp_path):
     assert changes(kaggle, entries) == []
 
 
-def test_swapped_files_are_found(rooted):
-    kaggle, entries = rooted
-    first, second = image_of(kaggle, 'F1-0'), image_of(kaggle, 'F2-0')
-    contents = first.read_bytes(), second.read_bytes()
-    first.write_bytes(contents[1])
-    second.write_bytes(contents[0])
-    for (kind, name, message), other in zip(changes(kaggle, entries), ('F2-0', 'F1-0'), strict=True):
-        assert (kind, name) == ('swapped', 'F1-0.png' if other == 'F2-0' else 'F2-0.png')
-        assert f'{FOLDER}/CameraRGB/{other}.png' in message
-
-
-def test_a_replaced_a_new_a_renamed_and_a_missing_frame_are_found(rooted):
+def test_a_replaced_a_new_and_a_missing_frame_are_found(rooted):
     kaggle, entries = rooted
     size = image_of(kaggle, 'F1-0').stat().st_size
     Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(image_of(kaggle, 'F1-0'))
     for folder in ('CameraRGB', 'CameraSeg'):
         (kaggle.root / FOLDER / folder / 'F2-0.png').unlink()
-        path = kaggle.root / FOLDER / folder / 'F3-0.png'
-        path.rename(path.with_name('F3-5.png'))
     kaggle.add('F5-0')
-    *renamed, replaced = changes(kaggle, entries)[:3]
-    assert renamed == [
-        ('renamed', 'F3-5.png', f'was {FOLDER}/{folder}/F3-0.png') for folder in ('CameraRGB', 'CameraSeg')
-    ]
-    assert replaced[:2] == ('replaced', 'F1-0.png')
-    assert f'was {size})' in replaced[2]
-    rest = [one[:2] for one in changes(kaggle, entries)[3:]]
-    assert rest == 2 * [('gone', 'F2-0.png')] + 2 * [('new', 'F5-0.png')]
+    found = changes(kaggle, entries)
+    kinds = {('replaced', 'F1-0.png'): 1, ('gone', 'F2-0.png'): 2, ('new', 'F5-0.png'): 2}
+    assert Counter(one[:2] for one in found) == kinds
+    assert f'was {size})' in next(message for kind, _, message in found if kind == 'replaced')

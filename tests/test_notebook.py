@@ -91,7 +91,7 @@ def test_its_configs_exist_and_take_its_options():
 def test_another_config_has_a_work_dir_of_its_own():
     # --resume if-any would go on with the other config's network.
     names: dict = {}
-    exec(SOURCES['settings'].replace('unet_lyft_demo.py', 'unet_lyft_challenge.py'), names)
+    exec(SOURCES['settings'].replace('unet_lyft_bn.py', 'unet_lyft_challenge.py'), names)
     assert names['WORK'] == Path('work_dirs/notebook/unet_lyft_challenge')
 
 
@@ -144,7 +144,7 @@ def test_the_pieces_are_the_network(executed):
 @pytest.mark.slow
 def test_it_trains_scores_predicts_and_exports(executed):
     cells, folder = executed
-    scores = json.loads((folder / 'work_dirs/notebook/unet_lyft_demo/test/scores.json').read_text())
+    scores = json.loads((folder / 'work_dirs/notebook/unet_lyft_bn/test/scores.json').read_text())
     assert scores['data'] == 'synthetic scenes'
     assert scores['tested_on'] == 'test'
     baseline = scores['baselines']['most frequent class at each pixel']['mIoU']

@@ -154,6 +154,16 @@ def test_the_remedy_that_damage_names_mends_it(pairs, root, damage, file):
     assert tree(root) == before
 
 
+def test_a_file_that_is_cut_while_it_is_mapped_is_named(root):
+    frames = PackedFrames(root)
+    frames.read(IMAGE, 'F1-0')
+    (path,) = (path for path in root.glob('*.npy') if np.load(path).shape[0] == 4 and IMAGE in path.name)
+    with path.open('r+b') as file:
+        file.truncate(200)
+    with pytest.raises(InputError, match=rf'{path.name}: .* 200 '):
+        frames.read(IMAGE, 'F1-3')
+
+
 def test_a_link_out_of_a_packed_folder_is_refused_and_one_to_the_folder_is_not(root, tmp_path):
     (tmp_path / 'link').symlink_to(root)
     assert len(PackedFrames(tmp_path / 'link').frames) == 5
@@ -162,6 +172,11 @@ def test_a_link_out_of_a_packed_folder_is_refused_and_one_to_the_folder_is_not(r
     path.symlink_to(tmp_path / 'elsewhere.npy')
     with pytest.raises(InputError, match=re.escape(f'{path}: leads out of')):
         PackedFrames(root)
+    path.unlink()
+    path.symlink_to(path.name)
+    with pytest.raises(InputError, match=re.escape(f'{path}: ')):
+        PackedFrames(root)
+    path.unlink()
     shutil.move(tmp_path / 'elsewhere.npy', path)
     rewrite(root, lambda index: place(index, '../24', 32, 0, 1, 1))
     with pytest.raises(InputError, match=r'_\.\./24x32\.npy: leads out of'):

@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 
 from mmseg_unet_lyft.cli.prepare_data import main
-from mmseg_unet_lyft.datasets import atomic_io, packed
+from mmseg_unet_lyft.datasets import files, packed
+from mmseg_unet_lyft.datasets.carla import SIMULATORS
 from mmseg_unet_lyft.datasets.dataset_stats import load_stats
+from mmseg_unet_lyft.datasets.files import locked
 from mmseg_unet_lyft.datasets.layout import find_pairs
 from mmseg_unet_lyft.datasets.packed import PackedFrames
 from mmseg_unet_lyft.datasets.prepare import Packing, pack, prepare, unzip
@@ -50,7 +52,7 @@ def zip_of(folder: Path, path: Path) -> Path:
 
 def leave_free(monkeypatch, size: int) -> None:
     usage = types.SimpleNamespace(free=size)
-    monkeypatch.setattr(atomic_io.shutil, 'disk_usage', lambda folder: usage)
+    monkeypatch.setattr(files.shutil, 'disk_usage', lambda folder: usage)
 
 
 def test_an_archive_is_unpacked_and_a_second_run_writes_only_what_is_missing_or_damaged(frames, tmp_path):
@@ -183,6 +185,18 @@ def test_palettes_of_tags_are_packed_as_the_tags(frames, tmp_path):
     np.testing.assert_array_equal(PackedFrames(tmp_path / 'out').read('label', path.stem), expected)
 
 
+def test_one_run_at_a_time_and_files_of_strangers_stay(frames, tmp_path):
+    out = tmp_path / 'out'
+    with locked(out), pytest.raises(InputError, match=rf'{out}: process {os.getpid()} on '):
+        prepare(frames.root, out)
+    out.mkdir()
+    theirs = [out / name for name in ('movie.mkv.part', 'image_1x1.npy', 'label_9x9.npy.bak')]
+    for path in theirs:
+        path.write_bytes(b'theirs')
+    prepare(frames.root, out)
+    assert all(path.read_bytes() == b'theirs' for path in theirs)
+
+
 def test_problems_stop_it_before_anything_is_written(frames, tmp_path, capsys):
     frames.add('F1-7', tags=40)
     frames.add('F1-8')[1].unlink()
@@ -210,16 +224,13 @@ def test_skip_bad_leaves_frames_out_and_lists_them(frames, tmp_path, capsys):
     assert load_stats(out).drives['F1'].frames == 2
 
 
-def test_skip_bad_does_not_accept_a_divided_drive_nor_nothing_left(tmp_path, kaggle):
-    kaggle.add('F1-0', 'train/dataA')
-    kaggle.add('F1-1', 'test/dataA')
-    with pytest.raises(InputError, match='drive F1 .*--accept split_drive'):
+def test_skip_bad_accepts_neither_labels_of_one_tag_nor_nothing_left(tmp_path, kaggle):
+    kaggle.add('F1-0', tags=7)
+    with pytest.raises(InputError, match='--accept one_tag'):
         prepare(kaggle.root, tmp_path / 'out', skip_bad=True, workers=1)
-    prepare(kaggle.root, tmp_path / 'out', accept=['split_drive'], workers=1)
-    kaggle.add('F1-0', 'train/dataA', tags=40)
-    kaggle.add('F1-1', 'test/dataA', tags=40)
+    kaggle.add('F1-0', tags=40)
     with pytest.raises(InputError, match=re.escape(f'{kaggle.root}: no valid frame')):
-        prepare(kaggle.root, tmp_path / 'out', skip_bad=True, accept=['split_drive'], workers=1)
+        prepare(kaggle.root, tmp_path / 'out', skip_bad=True, workers=1)
 
 
 def test_too_small_a_disk_is_reported_before_anything_is_written(frames, pairs, tmp_path, monkeypatch):
@@ -265,6 +276,29 @@ def test_sources_and_places_that_cannot_be_are_refused(frames, tmp_path, capsys)
     assert '--verify' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('release', ['0.8', '0.9.10', '0.9.14'])
+def test_labels_in_cityscapes_colours_become_the_releases_tags(kaggle, tmp_path, release, capsys):
+    # The colours as CARLA's documentation lists them.
+    colours = dict(Roads=(128, 64, 128), RoadLines=(157, 234, 50), Car=(0, 0, 142), Sky=(70, 130, 180))
+    colours |= dict(Pedestrians=(220, 20, 60), Terrain=(152, 251, 152))
+    older = {} if release == '0.9.14' else dict(Car='Vehicles')
+    older |= dict(Sky='None', Terrain='Vegetation') if release == '0.8' else {}
+    names = np.random.default_rng(0).choice(list(colours), (24, 32))
+    picture = np.array([[colours[name] for name in row] for row in names], np.uint8)
+    Image.fromarray(picture).save(kaggle.add('F1-0')[1])
+    command = [str(kaggle.root), str(tmp_path / 'out'), '--workers', '1', '--simulator', release]
+    assert main(command) == 2
+    assert '--accept cityscapes' in capsys.readouterr().err
+    assert main([*command, '--accept', 'cityscapes']) == 0
+    tags = SIMULATORS[release].tags
+    wanted = [[tags.index(older.get(name, name)) for name in row] for row in names]
+    assert np.load(tmp_path / 'out/label_24x32.npy').tolist() == [wanted]
+    # Never another release's tags under the same name.
+    other = '0.8' if release != '0.8' else '0.9.10'
+    assert main([*command[:-1], other, '--accept', 'cityscapes']) == 2
+    assert 'holds other packed frames' in capsys.readouterr().err
+
+
 def test_verify_reads_every_frame_and_names_the_damaged(frames, tmp_path, capsys):
     out = tmp_path / 'out'
     assert main([str(frames.root), str(out), '--workers', '1']) == 0
@@ -307,11 +341,11 @@ def test_the_space_asked_for_suffices_and_is_close_to_what_is_taken(kaggle, tmp_
 
 
 def test_a_disk_that_fills_up_is_an_error_that_leaves_nothing(pairs, tmp_path, monkeypatch):
-    def full(path):
+    def full(handle):
         raise OSError(28, 'No space left on device')
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic_io, 'sync', full)
+        patch.setattr(os, 'fsync', full)
         with pytest.raises(InputError, match=rf'{re.escape(str(tmp_path / "out"))}/.*npy: .*No space'):
             pack(pairs, tmp_path / 'out')
     assert tree(tmp_path / 'out') == {}

@@ -84,7 +84,9 @@ def test_a_damaged_card_of_the_run_that_is_resumed_is_left_out(three_drives, tmp
 
 def test_a_test_run_writes_the_ids_of_a_segmenter_and_the_pictures_of_them(three_drives, tmp_path):
     frames = sorted(three_drives.rglob('CameraRGB/F2-*.png'))
-    config = load_config('unet_lyft_challenge.py', SMALL | dict(base_channels=4, val_batch_size=2))
+    config = load_config(
+        'unet_lyft_bn.py', SMALL | dict(scheme='challenge3', base_channels=4, val_batch_size=2)
+    )
     out, show = tmp_path / 'out', tmp_path / 'show'
     hook = dict(type='LyftOutputHook', out_dir=str(out), show_dir=str(show), show_limit=2)
     config.merge_from_dict({'custom_hooks': [hook], 'randomness.seed': 1})

@@ -66,7 +66,9 @@ def write_run(folder, name='F1-0.png', **changes):
     picture = f'data:image/jpeg;base64,{base64.b64encode(tiny).decode()}'
     pictures = dict.fromkeys(('image', 'truth', 'prediction', 'errors'), picture)
     frame = dict(group='worst', path=name, miou=41.25, lowest=[['Vehicles', 33.3]], problem=None)
-    result = dict(kind='validation', step=20, split='val', frames=1, classes=CLASSES, palette=PALETTE)
+    result = dict(
+        kind='validation', unit='percent', step=20, split='val', frames=1, classes=CLASSES, palette=PALETTE
+    )
     metrics = {'mIoU': 46.67, 'aAcc': 66.67, 'val_loss': 0.5, 'challenge/F_avg': None}
     card = dict(
         command=['train', 'c.py', '--cfg-options', 'a=1'],
@@ -120,7 +122,7 @@ def test_scalars_of_all_runs_come_in_order_and_a_resumed_run_replaces_the_steps_
 
 
 def test_a_new_training_does_not_show_an_old_test(tmp_path):
-    scores = dict(metrics=dict(mIoU=99.0), iou=dict.fromkeys(CLASSES))
+    scores = dict(unit='percent', metrics=dict(mIoU=99.0), iou=dict.fromkeys(CLASSES))
     folder = write_run(tmp_path / 'run', result=None)
     (folder / 'scores.json').write_text(json.dumps(scores | dict(confusion=CONFUSION)))
     assert read_run(folder).result is None
@@ -184,11 +186,10 @@ def test_a_page_shows_the_run_and_its_classes_with_na_for_what_the_truth_has_not
     assert 'manifest cafe' in text
 
 
-@pytest.mark.parametrize('key', ['baselines', 'floors'])
-def test_a_test_is_shown_next_to_its_baselines_and_no_other(tmp_path, key):
+def test_a_test_is_shown_next_to_its_baselines_and_no_other(tmp_path):
     folder = write_run(tmp_path / 'run')
     scores = dict(metrics=dict(mIoU=46.67), iou=dict.fromkeys(CLASSES), confusion=CONFUSION)
-    scores[key] = dict(colour=dict(mIoU=1.0, iou=dict(Roads=12.34, Vehicles=5.0, Walls=None)))
+    scores['baselines'] = dict(colour=dict(mIoU=1.0, iou=dict(Roads=12.34, Vehicles=5.0, Walls=None)))
     (folder / 'scores.json').write_text(json.dumps(scores))
     assert 'Roads60.0012.3475.00' in shown(folder).dense
     change_card(folder, lambda card: card['result'].update(confusion=[[4, 0, 0], [1, 1, 0], [0, 0, 0]]))
@@ -205,12 +206,6 @@ def test_a_page_has_the_challenges_score_or_why_there_is_none(tmp_path):
     assert 'vehicle,F235.7150.0033.33' in dense
     assert 'road,F0.50.000.000.00' in dense
     assert 'Note:road:nopixelisright' in dense
-    # Files of earlier versions name no unit, and hold shares.
-    for mask in score['masks'].values():
-        mask |= {key: mask[key] / 100 for key in ('f', 'precision', 'recall')}
-    old = dict(challenge={key: value for key, value in score.items() if key != 'unit'}, unit=None)
-    change_card(folder, lambda card: card['result'].update(old))
-    assert 'vehicle,F235.7150.0033.33' in shown(folder).dense
 
 
 def test_a_page_says_what_is_not_there_yet(tmp_path):

@@ -18,14 +18,17 @@ from .training import OPTIONS, At, KilledError, kill, run
 
 @pytest.mark.stack
 def test_a_training_starts_with_few_lines_that_say_on_what_and_where(three_drives, tmp_path, capsys):
+    odd = tmp_path / 'run\n\x1b[2J'
     with pytest.raises(KilledError):
-        run(tmp_path / 'run', At(0, kill), seed=3)
+        run(odd, At(0, kill), seed=3)
+    odd.rename(tmp_path / 'run')
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 10
     said = '\n'.join(lines)
     (log,) = (tmp_path / 'run').glob('*/*.log')
-    for fact in ('3 frames', '34,003 parameters', str(tmp_path / 'run'), str(log)):
+    for fact in ('3 frames', '34,003 parameters', f'{odd.parent}/run\\n\\x1b[2J/', log.name):
         assert fact in said
+    assert '\x1b' not in said + log.read_text()
     # The file has all: environment, config, hooks, and what the console shows.
     written = log.read_text()
     for fact in (

@@ -154,6 +154,8 @@ def named(**fields) -> str:
         ('{', METADATA_KEY),
         (named(format=1), f'{METADATA_KEY} .*resize'),
         (named(outputs=['masks']), METADATA_KEY),
+        (named(resizes=[[[60_000, 60_000], False]]), METADATA_KEY),
+        (named(resizes=[[[-64, -64], False]]), METADATA_KEY),
         (named(colours='HSV'), METADATA_KEY),
         (named(palette=[[0, 0, 256]]), 'palette'),
         (named(classes='a'), 'class names'),
@@ -186,6 +188,24 @@ def test_files_that_do_not_map_bytes_to_bytes_are_refused(tmp_path, taken, given
     for name in ('x.onnx', 'x.xml'):
         with pytest.raises(InputError, match=f'{name}: .* uint8'):
             Segmenter(tmp_path / name)
+
+
+@pytest.mark.parametrize(('classes', 'size'), [(5, 8), (6, 7)])
+def test_an_output_beyond_the_classes_or_of_another_size_is_refused(tmp_path, classes, size):
+    helper, types = onnx.helper, onnx.TensorProto
+    ids = helper.make_tensor('ids', types.UINT8, [1, size, size], bytes([5]) * size**2, raw=True)
+    graph = helper.make_graph(
+        [helper.make_node('Constant', [], ['label_map'], value=ids)],
+        'constant',
+        [helper.make_tensor_value_info('frames', types.UINT8, [1, 8, 8, 3])],
+        [helper.make_tensor_value_info('label_map', types.UINT8, [1, size, size])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=8)
+    names = dict(classes=list('abcdef'[:classes]), palette=[[0, 0, 0]] * classes)
+    helper.set_model_props(model, {METADATA_KEY: named(**names)})
+    onnx.save(model, str(tmp_path / 'x.onnx'))
+    with pytest.raises(InputError, match=rf'x\.onnx: its label_map is \(1, {size}, {size}\), up to 5, '):
+        Segmenter(tmp_path / 'x.onnx')(np.zeros((8, 8, 3), np.uint8), colours='BGR')
 
 
 @pytest.mark.parametrize('name', ['text.onnx', 'text.xml', 'text.pt2', 'lonely.xml', 'no.onnx'])

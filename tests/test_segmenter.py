@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from mmseg.apis import inference_model, init_model
 from mmseg.registry import MODELS
 
 from mmseg_unet_lyft import register  # noqa: F401
+from mmseg_unet_lyft.cli import train
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.model_spec import KEY, describe
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.inference.segmenter import Segmenter
+from mmseg_unet_lyft.inference.video import OverlayVideo
+from mmseg_unet_lyft.models.unet import LyftUNet
 from mmseg_unet_lyft.synthetic.scenes import draw_frame
 
 SIZE = (96, 128)
@@ -29,9 +33,12 @@ def save_random(config, path: Path) -> str:
     init_default_scope('mmseg')
     torch.manual_seed(1)
     model = MODELS.build(config.model)
+    if config.model.get('pretrained'):
+        # Without ImageNet's statistics nothing of a frame comes through the encoder's many layers.
+        model.init_weights()
     for layer in model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(layer.running_mean, std=0.1)
+            layer.running_mean += torch.nn.init.normal_(torch.empty_like(layer.running_mean), std=0.1)
             torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
     torch.save(dict(state_dict=model.state_dict(), meta={KEY: describe(config)}), path)
     return str(path)
@@ -92,7 +99,7 @@ def test_it_agrees_with_mmsegs_inference_at_any_size(config, checkpoint, segment
 
 @pytest.mark.parametrize('leaf', ['unet_lyft_road', 'unet_lyft_challenge', 'unet_lyft_resnet18'])
 def test_every_kind_of_model_agrees_with_mmsegs_inference(leaf, frame, tmp_path):
-    options = {} if leaf == 'unet_lyft_resnet18' else OPTIONS
+    options = OPTIONS if leaf == 'unet_lyft_road' else {}
     config = load_config(f'configs/{leaf}.py', options)
     path = save_random(config, tmp_path / 'random.pth')
     expected = by_mmseg(config, path, frame)
@@ -225,6 +232,14 @@ def test_config_text_stored_in_a_checkpoint_is_not_run(checkpoint, frame, tmp_pa
     assert not (tmp_path / 'ran').exists()
 
 
+def resize(width, height):
+    return dict(type='Resize', scale=(width, height))
+
+
+def with_test_cfg(meta, **test_cfg):
+    meta[KEY]['model']['test_cfg'] = test_cfg
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
@@ -242,7 +257,18 @@ def test_config_text_stored_in_a_checkpoint_is_not_run(checkpoint, frame, tmp_pa
         ),
         (lambda meta: meta[KEY]['model']['backbone'].update(base_channels=8), 'weights'),
         # More than any machine has: compared by shape before anything is allocated.
-        (lambda meta: meta[KEY]['model']['backbone'].update(base_channels=10**6), 'weights'),
+        (lambda meta: meta[KEY]['model']['backbone'].update(base_channels=10**4), 'weights'),
+        (lambda meta: meta[KEY]['model']['backbone'].update(base_channels=10**6), 'base_channels is 1000000'),
+        (lambda meta: meta[KEY].update(steps=[resize(60_000, 60_000)]), r'scale is \(60000, 60000\)'),
+        (lambda meta: meta[KEY].update(steps=[resize(8192, 8192)]), r'scale is \(8192, 8192\)'),
+        (lambda meta: with_test_cfg(meta, scales=[1.0] * 100_000), 'scales is 100000 values'),
+        (lambda meta: with_test_cfg(meta, scales=[1e3]), 'scales is .1000'),
+        (lambda meta: with_test_cfg(meta, passes=10**4), 'passes is 10000'),
+        (
+            lambda meta: with_test_cfg(meta, mode='slide', crop_size=(64, 64), stride=(1, 1)),
+            'stride is .1, 1',
+        ),
+        (lambda meta: with_test_cfg(meta, thresholds=[float('nan')] * 13), 'thresholds is .nan'),
         (lambda meta: meta.update(dataset_meta=dict(classes=3, palette=[])), 'class names'),
         (lambda meta: meta.update(dataset_meta=dict(classes=['a'], palette=[[0, 0, 0]])), '1 classes.* 13'),
     ],
@@ -261,7 +287,104 @@ def test_weights_from_elsewhere_are_not_fetched(checkpoint, segmenter, frame, tm
     np.testing.assert_array_equal(other(frame, colours='BGR'), segmenter(frame, colours='BGR'))
 
 
-def test_a_backbone_of_ones_own_is_not_described(config):
-    own = config.copy()
+class MyNet(LyftUNet):
+    pass
+
+
+def test_a_backbone_of_ones_own_needs_no_config_where_it_is_registered(frame, tmp_path):
+    own = load_config('configs/unet_lyft_bn.py', OPTIONS)
     own.model.backbone.type = 'MyNet'
     assert 'MyNet' in describe(own)
+    MODELS.register_module(module=MyNet)
+    try:
+        path = save_random(own, tmp_path / 'own.pth')
+        np.testing.assert_array_equal(Segmenter(path)(frame, colours='BGR'), by_mmseg(own, path, frame))
+    finally:
+        MODELS.module_dict.pop('MyNet')
+    with pytest.raises(InputError, match=r'own\.pth: .*MyNet.* import'):
+        Segmenter(path)
+
+
+@pytest.mark.parametrize(('name', 'is_known'), [('SwinTransformer', True), ('TIMMBackbone', False)])
+def test_mmsegs_backbones_may_be_described_where_they_read_no_file(name, is_known):
+    other = load_config('configs/unet_lyft_bn.py')
+    other.model.backbone = dict(type=name)
+    assert isinstance(describe(other), dict) == is_known
+
+
+# --- results -----------------------------------------------------------------------------------------------
+
+
+def test_frames_paths_and_lists_are_labelled_alike_and_bgr_is_the_default(segmenter, frame, tmp_path):
+    expected = segmenter(frame, colours='BGR')
+    path = tmp_path / 'frame.png'
+    cv2.imwrite(str(path), frame)
+    np.testing.assert_array_equal(segmenter(frame), expected)
+    np.testing.assert_array_equal(segmenter(path), expected)
+    np.testing.assert_array_equal(segmenter([frame[:64], str(path)])[1], expected)
+    with pytest.raises(InputError, match=r'lost\.png: cannot be read as an image'):
+        segmenter(tmp_path / 'lost.png')
+
+
+def test_results_come_from_images_folders_and_videos(segmenter, frame, tmp_path):
+    frames = [frame, np.ascontiguousarray(frame[:, ::-1])]
+    for number, one in zip((10, 9), frames, strict=True):
+        cv2.imwrite(str(tmp_path / f'{number}.png'), one)
+    found = list(segmenter.predict(tmp_path))
+    assert [Path(result.source).name for result in found] == ['9.png', '10.png']
+    for result, one in zip(found, frames[::-1], strict=True):
+        np.testing.assert_array_equal(result.frame, one)
+        np.testing.assert_array_equal(result.label, segmenter(one))
+    (mirrored,) = segmenter.predict(frames[1][..., ::-1], colours='RGB')
+    np.testing.assert_array_equal(mirrored.label, found[0].label)
+    sink = OverlayVideo(tmp_path / 'drive.mp4', SIZE, 10, segmenter.palette, 0.0)
+    for one in frames:
+        sink.write(sink.prepare(one, segmenter(one)))
+    sink.close()
+    video = list(segmenter.predict([str(tmp_path / 'drive.mp4'), frame]))
+    assert [result.source for result in video] == [
+        *(f'{tmp_path}/drive.mp4, frame {n}' for n in (0, 1)),
+        None,
+    ]
+
+
+def test_a_result_is_drawn_saved_described_and_has_probabilities(segmenter, frame, tmp_path):
+    (result,) = segmenter.predict(frame, probabilities=True)
+    np.testing.assert_array_equal(result.probabilities.argmax(0), result.label)
+    # By hand, at a pixel whose class has a colour: half the frame, half the class.
+    row, column = np.argwhere(np.any(np.array(segmenter.palette)[result.label], axis=-1))[0]
+    colour = np.array(segmenter.palette[result.label[row, column]][::-1])
+    expected = (frame[row, column].astype(float) + colour) / 2
+    np.testing.assert_allclose(result.plot()[row, column], expected, atol=1)
+    np.testing.assert_array_equal(result.plot(alpha=0), frame)
+    np.testing.assert_array_equal(cv2.imread(str(result.save(tmp_path / 'new' / 'a.png'))), result.plot())
+    shown = cv2.imdecode(np.frombuffer(result._repr_png_(), np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(shown, result.plot())
+    assert 'array' not in repr(result)
+    told = result.to_dict()
+    assert (told['height'], told['width']) == SIZE
+    assert {one['name']: one['pixels'] for one in told['classes']} == {
+        segmenter.classes[number]: count
+        for number, count in zip(*np.unique(result.label, return_counts=True), strict=True)
+    }
+    with pytest.raises(InputError, match=r'a\.txt: name an image'):
+        result.save(tmp_path / 'a.txt')
+
+
+@pytest.mark.stack
+def test_a_saved_folder_gives_the_same_model_to_the_bit(config, checkpoint, segmenter, frame, tmp_path):
+    folder = segmenter.save_pretrained(tmp_path / 'hub')
+    assert sorted(path.name for path in folder.iterdir()) == ['README.md', 'config.json', 'model.safetensors']
+    described = json.loads((folder / 'config.json').read_text())
+    assert described[KEY]['model']['backbone']['base_channels'] == 4
+    again = Segmenter.from_pretrained(folder)
+    expected = segmenter.probabilities(frame)
+    np.testing.assert_array_equal(again.probabilities(frame), expected)
+    np.testing.assert_array_equal(Segmenter(folder).probabilities(frame), expected)
+    started = train.parse_args(['unet_lyft_bn.py', '--load-from', str(folder)]).load_from
+    assert started == str(folder / 'model.safetensors')
+    saved = again.save_pretrained(tmp_path / 'again')
+    assert (saved / 'model.safetensors').read_bytes() == (folder / 'model.safetensors').read_bytes()
+    for name in ('nowhere', tmp_path / 'nowhere'):
+        with pytest.raises(InputError, match='nowhere: no such folder, and not OWNER/REPOSITORY'):
+            Segmenter.from_pretrained(name)

@@ -19,6 +19,7 @@ from mmseg_unet_lyft.datasets.carla import (
     hood_mask,
     parse_name,
 )
+from mmseg_unet_lyft.datasets.files import unfinished
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.synthetic.scenes import (
     GENERATOR_VERSION,
@@ -156,7 +157,7 @@ def test_an_interrupted_run_is_completed_and_intact_pictures_are_kept(tmp_path):
     assert read_marker(root)['complete'] is False
     image, label = frame_paths(root, '02_00', 2)
     image.unlink()
-    label.with_name(label.name + '.part').write_bytes(b'half')
+    unfinished(label).write_bytes(b'half')
     kept = frame_paths(root, 'F3', 0)[0]
     kept_at = kept.stat().st_mtime_ns
     assert write_scenes(root, SMALL, workers=1) == 1

@@ -3,22 +3,25 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.hooks import Hook
+from torch.utils.data import get_worker_info
 
 from mmseg_unet_lyft.cli.train import main
 from mmseg_unet_lyft.datasets.lyft_carla import LyftCarlaDataset
 from mmseg_unet_lyft.engine.checkpoint import use_resume
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.device import use_amp
-from mmseg_unet_lyft.engine.train_loop import EXIT_STOPPED, StopOnSignalHook, steps_to_keep
+from mmseg_unet_lyft.engine.train_loop import EXIT_STOPPED, StopOnSignalHook, TimeLimitHook, steps_to_keep
 from mmseg_unet_lyft.errors import InputError
 
 from .conftest import ROOT, SMALL, flip_bit
@@ -174,6 +177,30 @@ def test_early_stopping_goes_on_counting(three_drives, tmp_path):
     assert run(tmp_path / 'run', resume='auto', **options).iter == 3
 
 
+def test_a_run_ends_in_time_with_a_finished_schedule(three_drives, tmp_path):
+    options = dict(max_iters=100_000, val_interval=100_000, warmup_iters=5)
+    seen = []
+
+    class Rates(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            seen.append(runner.optim_wrapper.get_lr()['lr'][0])
+
+    start = time.monotonic()
+    runner = run(tmp_path, TimeLimitHook(6 / 3600), Rates(), seed=3, **options)
+    assert 6 <= time.monotonic() - start < 60
+    # Warmed up by steps, and then falling to nothing in far fewer than 100,000.
+    assert seen[4] == pytest.approx(max(seen), rel=0.2)
+    assert seen[-1] < 0.1 * max(seen)
+    assert steps_in(tmp_path) == [len(seen)] == [runner.iter]
+    assert len(scores(runner)) == 1
+    resumed = run(tmp_path, TimeLimitHook(6 / 3600), resume='auto', **options)
+    assert resumed.iter == runner.iter
+    # More time goes on where the schedule is then.
+    longer = run(tmp_path, TimeLimitHook(8 / 3600), Rates(), resume='auto', **options)
+    assert longer.iter > runner.iter
+    assert seen[runner.iter] < 0.5 * max(seen)
+
+
 @pytest.mark.parametrize('measured', ['OptimWrapper', 'LyftCpuAmpOptimWrapper'])
 def test_a_resumed_run_keeps_the_precision_that_was_measured(three_drives, tmp_path, measured):
     run(tmp_path / 'run', seed=3, max_iters=2, **{'optim_wrapper.type': measured})
@@ -209,7 +236,7 @@ def test_a_signal_saves_the_run_and_ends_it(
 
 
 def test_a_later_signal_ends_the_process_at_once(three_drives, tmp_path, monkeypatch):
-    monkeypatch.setattr('mmseg_unet_lyft.engine.train_loop._ONE_REQUEST_SECONDS', -1)
+    monkeypatch.setattr('mmseg_unet_lyft.engine.train_loop.ONE_REQUEST_SECONDS', -1)
     with pytest.raises(KeyboardInterrupt):
         run_stopped(tmp_path / 'run', At(1, send('SIGTERM', 'SIGUSR1')))
     assert steps_in(tmp_path / 'run') == []
@@ -248,18 +275,37 @@ def train_on_slow_frames(*arguments):
     sys.exit(main(list(arguments)))
 
 
-@pytest.mark.stack
-def test_a_stop_of_the_complete_process_group_saves_the_run_and_leaves_no_process(three_drives, tmp_path):
-    options = dict(accumulate=2, max_iters=10_000, val_interval=10_000, num_workers=1)
+def train_until_validation(*arguments):
+    """Train, in a process of its own, until the first frame of a validation, at which its worker stops."""
+    read = LyftCarlaDataset.__getitem__
+
+    def stop(self, index):
+        if self.test_mode and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return read(self, index)
+
+    LyftCarlaDataset.__getitem__ = stop
+    sys.exit(main(list(arguments)))
+
+
+def start_slow_run(tmp_path, function=train_on_slow_frames, **options):
+    """The process of an endless run into ``tmp_path / 'run'`` with one worker, once a step is made."""
+    options = dict(max_iters=10_000, val_interval=10_000, num_workers=1) | options
     options = SMALL | options | {'default_hooks.logger.interval': 1}
     arguments = ['unet_lyft.py', '--work-dir=run', '--device=cpu', '--cfg-options']
     arguments += [f'{key}={value}' for key, value in options.items()]
-    code = f'from tests.test_train_loop import train_on_slow_frames as train; train(*{arguments})'
+    code = f'from tests.test_train_loop import {function.__name__} as train; train(*{arguments})'
     environ = os.environ | dict(PYTHONPATH=str(ROOT))
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ)
     process = subprocess.Popen([sys.executable, '-c', code], start_new_session=True, **pipes)
     while not list(tmp_path.glob('run/*/vis_data/scalars.json')) and process.poll() is None:
         time.sleep(0.1)
+    return process
+
+
+@pytest.mark.stack
+def test_a_stop_of_the_complete_process_group_saves_the_run_and_leaves_no_process(three_drives, tmp_path):
+    process = start_slow_run(tmp_path, accumulate=2)
     time.sleep(0.5)  # Now the run waits for the next batch, which takes a second.
     # As `timeout` does it, with what Slurm and Ctrl-C send too.
     os.kill(process.pid, signal.SIGTERM)
@@ -271,6 +317,60 @@ def test_a_stop_of_the_complete_process_group_saves_the_run_and_leaves_no_proces
     assert len(steps_in(tmp_path / 'run')) == 1
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').is_dir(), reason='needs Linux to find a worker')
+@pytest.mark.parametrize(
+    ('signals', 'seconds', 'ended'),
+    [
+        (0, '4', EXIT_STOPPED),
+        pytest.param(1, 'None', EXIT_STOPPED, marks=pytest.mark.slow),
+        pytest.param(2, 'None', 130, marks=pytest.mark.slow),
+    ],
+)
+def test_a_stopped_worker_is_named_and_no_process_is_left(three_drives, tmp_path, signals, seconds, ended):
+    process = start_slow_run(tmp_path, stall_seconds=seconds)
+    (worker,) = (
+        int(pid)
+        for pid in Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+        if b'train_on_slow' in Path(f'/proc/{pid}/cmdline').read_bytes()
+    )
+    os.kill(worker, signal.SIGSTOP)
+    for number in range(signals):
+        time.sleep(1.5 * number)
+        process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == ended, said
+    assert 'Traceback' not in said
+    if ended == EXIT_STOPPED:
+        assert f'loader worker (pid {worker}) is stopped' in said
+        (saved,) = steps_in(tmp_path / 'run')
+        assert f'saved last after step {saved}' in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_a_run_that_is_complete_ends_without_waiting_for_its_workers(three_drives, tmp_path):
+    process = start_slow_run(tmp_path, num_workers=2, max_iters=2, val_interval=2)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    # Workers that Python asks to end stay for 30 seconds, and their death is a traceback.
+    assert said.splitlines()[-1] == 'wrote run', said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc/self/task').is_dir(), reason='needs Linux to find a worker')
+def test_a_validation_that_stalls_ends_the_run_and_leaves_no_process(three_drives, tmp_path):
+    process = start_slow_run(tmp_path, train_until_validation, val_interval=1, stall_seconds=4)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_STOPPED, said
+    assert re.search(
+        r'the validation after step 1 made no progress .*loader worker \(pid \d+\) is stopped', said
+    )
+    assert 'saved last after step 1' in said
+    # What is killed stays as a zombie until the system notices.
+    stats = [path.read_text().rpartition(')')[2].split() for path in Path('/proc').glob('[0-9]*/stat')]
+    assert not [state for state, _, group, *_ in stats if int(group) == process.pid and state != 'Z']
 
 
 def test_a_dead_worker_is_named_and_the_run_saved(three_drives, tmp_path):

@@ -19,6 +19,7 @@ from mmseg_unet_lyft.datasets.transforms import (
     NEUTRAL_COLOUR,
     LyftPhotoMetricDistortion,
     LyftRandomResizedCrop,
+    LyftWeather,
     PackLyftInputs,
     Window,
     axis_window,
@@ -323,3 +324,26 @@ def test_packing_pads_below_and_to_the_right():
     )
     assert packed['meta'] == dict(img_path='a.png', img_shape=(2, 3))
     assert packed['crop_size'] == (3, 5)
+
+
+@pytest.mark.parametrize('change', LyftWeather.changes)
+def test_a_change_of_weather_is_seen_but_leaves_the_scene(change, scene):
+    image, _ = scene
+    changed = change(image, np.random.default_rng(0))
+    assert (changed.shape, changed.dtype) == (image.shape, np.uint8)
+    assert np.abs(changed.astype(int) - image).mean() > 1
+    # What was brighter than its surroundings still is.
+    assert np.corrcoef(image.mean(axis=2).ravel(), changed.mean(axis=2).ravel())[0, 1] > 0.6
+
+
+def test_weather_follows_from_the_samples_key_and_its_probability():
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+
+    def changed(prob, position):
+        return LyftWeather(prob)(dict(img=image.copy(), random_key=(3, position)))['img']
+
+    np.testing.assert_array_equal(changed(0.5, 7), changed(0.5, 7))
+    np.testing.assert_array_equal(changed(0.0, 7), image)
+    # 1 - 0.75 ** 6 = 0.82 of the samples have some change.
+    share = np.mean([(changed(0.25, position) != image).any() for position in range(400)])
+    assert share == pytest.approx(0.82, abs=0.06)

@@ -45,14 +45,14 @@ def kill():
     raise KilledError
 
 
-def run(work_dir, *hooks, resume=None, name='unet_lyft.py', seed=None, **options):
+def run(work_dir, *hooks, resume=None, name='unet_lyft.py', seed=None, allow=(), **options):
     """A runner that trained on the fixture `three_drives`, in a fresh state of all global random numbers."""
     config = load_config(name, OPTIONS | options)
     config.work_dir = str(work_dir)
     config.randomness.seed = seed
     notes = use_resume(config, resume)
     torch.manual_seed(torch.seed())
-    runner = build_runner(config)
+    runner = build_runner(config, allowed_changes=allow)
     for hook in hooks:
         runner.register_hook(hook)
     runner.notes = notes

@@ -1,13 +1,15 @@
-"""Measure how long a frame takes with a model: stage by stage, from a cold start, and in mmseg.
+"""Measure a model: how long a frame takes stage by stage, or size, accuracy and speed of every format.
 
 python tools/benchmark.py latency unet.onnx --json latency.json
+python tools/benchmark.py formats best.pth --data-root data/lyft --json formats.json --plot formats.png
 """
 
+import argparse
 import json
 from pathlib import Path
 
 from .console import CommandParser, guarded, progress, say
-from .options import add_common, check_file_option, check_paths, ranged
+from .options import add_common, check_file_option, check_paths, model_config, named_checkpoint, ranged
 
 
 def _benchmark(argv: list[str] | None) -> None:
@@ -23,26 +25,66 @@ def _benchmark(argv: list[str] | None) -> None:
     add_common(part, '--device', '--cfg-options')
     for name, default in (('--height', 600), ('--width', 800)):
         part.add_argument(name, type=int, default=default, help=f'of the synthetic frames ({default})')
-    part.add_argument('--starts', type=ranged(int, 0), default=3, help='cold starts in fresh processes (3)')
     part.add_argument('--rounds', type=ranged(int, 1), default=20, help='turns of each (default: 20)')
-    part.add_argument('--json', type=Path, metavar='F', help='also write the figures to F')
+    part = parts.add_parser('formats', help='size, mIoU and speed of every format that can run here')
+    part.add_argument(
+        'words',
+        nargs='+',
+        metavar='[CONFIG] CHECKPOINT',
+        help='a checkpoint; before it its config, if needed',
+    )
+    part.add_argument('--data-root', type=Path, metavar='DIR', help='real frames; synthetic ones by default')
+    part.add_argument('--plot', type=Path, metavar='F', help='also draw mIoU and speed to F, a PNG')
+    add_common(part, '--drives', '--calibrate-on', '--frames', '--trust', '--cfg-options')
+    for part in parts.choices.values():
+        part.add_argument(
+            '--starts', type=ranged(int, 0), default=3, help='cold starts in fresh processes (3)'
+        )
+        part.add_argument('--json', type=Path, metavar='F', help='also write the figures to F')
     args = parser.parse_args(argv)
-    check_paths(*(word for word in args.words if not word.endswith('.py')))
+    plot, root = getattr(args, 'plot', None), getattr(args, 'data_root', None)
+    check_paths(*(word for word in args.words if not word.endswith('.py')), data_root=root)
     check_file_option('--json', args.json)
+    check_file_option('--plot', plot)
     from ..compat import require_stack
 
     require_stack()
-    from ..datasets.atomic_io import write_json
+    from ..datasets.files import write_json
     from ..engine.device import describe_machine
-    from ..inference.latency import measure, table
 
-    figures = measure(args, progress)
+    if args.part == 'latency':
+        from ..inference.latency import measure, table
+
+        figures = measure(args, progress)
+        text = table(figures)
+    else:
+        from ..inference.export import format_table
+
+        figures = dict(formats=_formats(args))
+        text = format_table(figures['formats'])
     result = dict(machine=describe_machine(), **figures)
-    say(table(figures))
-    say(json.dumps(result['machine']))
+    say(*text.split('\n'), json.dumps(result['machine']))
     if args.json:
         write_json(args.json, result)
         say(f'wrote {args.json}')
+    if plot:
+        from ..report.plots import save_formats
+
+        save_formats(plot, figures['formats'])
+        say(f'wrote {plot}')
+
+
+def _formats(args: argparse.Namespace) -> dict:
+    """Figures of all formats of a checkpoint, as the options say."""
+    from ..inference.export import compare_formats
+    from ..inference.segmenter import Segmenter
+
+    named, checkpoint = named_checkpoint(args)
+    config = model_config(args, named)
+    words = (checkpoint,) if config is None else (config, checkpoint)
+    segmenter = Segmenter(*words, device='cpu', trust=args.trust)
+    frames = (args.data_root, args.drives or 'test', args.calibrate_on or 'val', args.frames)
+    return compare_formats(segmenter, *frames, args.starts, progress)
 
 
 main = guarded(_benchmark)

@@ -3,28 +3,20 @@
 python tools/browse_data.py configs/unet_lyft_bn.py --data-root data/lyft --out sheets
 """
 
-from __future__ import annotations
-
-import argparse
 from pathlib import Path
 
 from .console import CommandParser, guarded, progress, say
 from .options import add_common, check_paths, load_named_config, ranged
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+def _browse_data(argv: list[str] | None) -> None:
     parser = CommandParser(description=__doc__)
     add_common(parser, 'config', '--data-root', '--cfg-options')
     parser.add_argument('--out', type=Path, default=Path('sheets'), metavar='DIR', help='folder (sheets)')
     parser.add_argument('--sheets', type=ranged(int, 1), default=4, help='how many pictures (default: 4)')
     parser.add_argument('--rows', type=ranged(int, 1), default=4, help='samples in each (default: 4)')
     parser.add_argument('--seed', type=int, default=0, help='of order and augmentation (default: 0)')
-    return parser.parse_args(argv)
-
-
-def _browse_data(argv: list[str] | None) -> None:
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     check_paths(config=args.config, data_root=args.data_root)
     from ..compat import require_stack
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from .. import __version__
 from ..errors import did_you_mean, find_input_error, message_of, printable, remedy_of
@@ -23,10 +23,13 @@ EXIT_DEFECT = 70  # EX_SOFTWARE of sysexits.h
 EXIT_INTERRUPTED = 130
 _PACKAGE = Path(__file__).resolve().parents[1]
 _DEBUG = 'LYFT_DEBUG'
-_LAYOUT = '\n\t'  # Used by the commands; other control characters come from names of files.
+_TAB = '\t'
 _FIRST_SPEAKS_SECONDS = 30.0
 # A progress line after each tenth of the work, but at least 1 s and at most 30 s apart.
 _LINE_SECONDS = (1.0, 30.0)
+# Next to another busy process, OpenMP's threads would spin while the thread they wait for is not running.
+# Torch reads this when it is imported, in child processes too.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 # Set by argcomplete: position of the command's first word in the line, from 1.
 COMPLETION = '_ARGCOMPLETE'
 
@@ -58,6 +61,10 @@ class CommandParser(argparse.ArgumentParser):
             meant = [did_you_mean(word.partition('=')[0], known) for word in unknown if word.startswith('-')]
             self.error(f'unrecognized arguments: {" ".join(unknown)}{"".join(meant)}')
         return found
+
+    def error(self, message: str) -> NoReturn:
+        """Report a wrong command line, in which names of files may be anything, and exit with 2."""
+        super().error(printable(message))
 
     def _options(self, found: argparse.Namespace) -> list[str]:
         """Options of this parser and of the chosen subcommand."""
@@ -98,12 +105,12 @@ def complete(parser: argparse.ArgumentParser) -> None:
         argcomplete.autocomplete(parser, always_complete_options='long')
 
 
-def say(text: str) -> None:
-    """Write a line to stdout at once, also into a pipe; of several ranks only the first writes."""
+def say(*lines: str) -> None:
+    """Write lines to stdout at once, also into a pipe; of several ranks only the first writes."""
     if not is_first():
         return
     try:
-        sys.stdout.write(f'{printable(text, keep=_LAYOUT)}\n')
+        sys.stdout.writelines(f'{printable(line, keep=_TAB)}\n' for line in lines)
         sys.stdout.flush()
     except BrokenPipeError:
         # Python would fail again when it flushes stdout at exit.
@@ -274,9 +281,7 @@ def _describe(error: Exception) -> tuple[int, str]:
     """Exit code and message of what ended a command."""
     mistake = find_input_error(error) if isinstance(error, ValueError) else None
     if mistake is not None:
-        # A worker's error arrives as text: the message is what follows its last "InputError: ".
-        text = str(mistake).rpartition('InputError: ')[2].strip()
-        return EXIT_INPUT_ERROR, f'error: {printable(text, keep=_LAYOUT)}'
+        return EXIT_INPUT_ERROR, f'error: {mistake}'
     remedy, doing = remedy_of(error), _phase() if callable(_phase) else _phase
     said = f'{doing}: {message_of(error)}' if doing else message_of(error)
     kept = None if _shows_tracebacks() else _keep(''.join(traceback.format_exception(error)))

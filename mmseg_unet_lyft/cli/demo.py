@@ -3,7 +3,6 @@
 python tools/demo.py work_dirs/unet_lyft_bn/best_mIoU_iter_20000.pth
 """
 
-import argparse
 import os
 import time
 
@@ -13,20 +12,6 @@ from .console import CommandParser, guarded, say, stop_on_signals
 from .options import MODEL_VARIABLE, add_common, check_paths, model_config, open_segmenter, require_runtime
 
 _POLL_SECONDS = 0.2
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = CommandParser(description=__doc__)
-    add = parser.add_argument
-    kinds = ', '.join(inference.MODELS)
-    what = f'checkpoint or exported file ({kinds}), or {MODEL_VARIABLE} names it; before it'
-    add('words', nargs='*', metavar='[CONFIG] MODEL', help=f'{what} its config if needed; two are compared')
-    add('--host', default='127.0.0.1', help='address to listen on (127.0.0.1, for this machine alone)')
-    add('--port', type=int, help='the first free one from 7860 on by default')
-    add_common(parser, '--device', '--max-megapixels', '--trust')
-    parser.set_defaults(cfg_options=[], opacity=0.5)
-    return parser.parse_args(argv)
 
 
 def _models(words: list[str]) -> list[tuple[str | None, str]]:
@@ -46,7 +31,18 @@ def _models(words: list[str]) -> list[tuple[str | None, str]]:
 
 
 def _demo(argv: list[str] | None) -> int:
-    args = parse_args(argv)
+    parser = CommandParser(description=__doc__)
+    add = parser.add_argument
+    kinds = ', '.join(inference.MODELS)
+    what = f'checkpoint or exported file ({kinds}), or {MODEL_VARIABLE} names it; before it'
+    add('words', nargs='*', metavar='[CONFIG] MODEL', help=f'{what} its config if needed; two are compared')
+    add('--host', default='127.0.0.1', help='address to listen on (127.0.0.1, for this machine alone)')
+    add('--port', type=int, help='the first free one from 7860 on by default')
+    proxy = 'believe the X-Forwarded headers, by which a proxy in front names itself'
+    add('--trust-proxy', action='store_true', help=proxy)
+    add_common(parser, '--device', '--max-megapixels', '--trust')
+    parser.set_defaults(cfg_options=[], opacity=0.5, max_megapixels=16)
+    args = parser.parse_args(argv)
     named = _models(args.words)
     from ..demo.server import LOOPBACK, require_gradio
 
@@ -60,9 +56,9 @@ def _demo(argv: list[str] | None) -> int:
     paths = [path for _, path in named]
     models = list(map(Model, short_names(paths), paths, opened))
     with stop_on_signals() as stop:
-        with demo(models, args.host, args.port, int(args.max_megapixels * 1e6)) as url:
+        with demo(models, args.host, args.port, int(args.max_megapixels * 1e6), args.trust_proxy) as url:
             open_to = 'this machine' if args.host in LOOPBACK else 'whoever reaches it, without a password'
-            say(f'Ctrl-C ends it; open to {open_to}:\n{url}')
+            say(f'Ctrl-C ends it; open to {open_to}:', url)
             while not stop.is_set():
                 time.sleep(_POLL_SECONDS)
         return stop.exit_code

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from .. import __version__
 from ..compat import installed_stack, installed_version, require_opencv, stack_faults, stack_title
-from ..datasets.atomic_io import free_bytes
-from ..errors import EXTRAS, InputError, install_command
+from ..datasets.files import free_bytes
+from ..errors import EXTRAS, InputError, install_command, printable
 from ..processes import cores
 from .console import CommandParser, guarded, say
 
@@ -47,7 +47,7 @@ def as_text(findings: list[Finding]) -> str:
         verdict = f'no command works before this is fixed: {", ".join(stopping)}'
     else:
         verdict = f'worth a look: {", ".join(faults)}; commands work' if faults else 'no faults'
-    return '\n'.join([*lines, '', verdict])
+    return '\n'.join(map(printable, [*lines, '', verdict]))
 
 
 _DATA_PLACES = ('data/lyft', 'data/drawn')
@@ -308,7 +308,7 @@ def _doctor(argv: list[str] | None) -> int:
     findings = [*software_findings(), *machine_findings(Path.cwd())]
     usable = not any(finding.stops for finding in findings)
     as_json = dict(usable=usable, findings=[asdict(finding) for finding in findings])
-    say(json.dumps(as_json, indent=1) if args.json else as_text(findings))
+    say(*(json.dumps(as_json, indent=1) if args.json else as_text(findings)).split('\n'))
     return 0 if usable else EXIT_UNUSABLE
 
 

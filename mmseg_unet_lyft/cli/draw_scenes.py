@@ -3,16 +3,12 @@
 python tools/draw_scenes.py data/scenes --frames 12 --height 300 --width 400
 """
 
-from __future__ import annotations
-
-import argparse
 from pathlib import Path
 
 from .console import CommandParser, guarded, progress, say
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+def _draw_scenes(argv: list[str] | None) -> None:
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add('out', type=Path, help='folder to draw into: new, empty, or an earlier drawing')
@@ -24,11 +20,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         '--drives', nargs='+', metavar='NAME', default=['train', 'val', 'test'], help='splits or drives (all)'
     )
     add('--overwrite', action='store_true', help='delete an earlier drawing made with other options')
-    return parser.parse_args(argv)
-
-
-def _draw_scenes(argv: list[str] | None) -> None:
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     from ..compat import require_opencv
 
     require_opencv()

@@ -3,19 +3,17 @@
 python tools/export.py work_dirs/unet_lyft_bn/best_mIoU_iter_20000.pth --format onnx
 """
 
-import argparse
 from pathlib import Path
 
 from .. import inference
 from ..errors import InputError
 from .console import CommandParser, guarded, say
-from .options import add_common, check_file_option, check_paths, model_config, ranged
+from .options import add_common, check_file_option, check_paths, model_config, named_checkpoint, ranged
 
 SUFFIXES = dict(inference.EXPORT_SUFFIXES, safetensors=inference.WEIGHTS)
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+def _export(argv: list[str] | None) -> None:
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add(
@@ -44,38 +42,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add('--probabilities', action='store_true', help='let the file give class probabilities, too')
     add('--thresholds', metavar='F', help='of tools/tune_thresholds.py, to go into the file')
     add('--data-root', metavar='DIR', type=Path, help='real frames to compare on and to calibrate --int8')
-    add(
-        '--drives', nargs='+', metavar='DRIVE', help='of --data-root to compare on; the test split by default'
-    )
-    add('--calibrate-on', nargs='+', metavar='DRIVE', help='for --int8; the validation split by default')
-    add('--frames', type=ranged(int, 1), default=32, metavar='N', help='real frames to compare on (32)')
-    add_common(parser, '--trust', '--cfg-options')
+    add_common(parser, '--drives', '--calibrate-on', '--frames', '--trust', '--cfg-options')
     add('--overwrite', action='store_true', help='replace an existing file')
-    return parser.parse_args(argv)
-
-
-def _named(args: argparse.Namespace) -> tuple[str | None, str]:
-    """Config (if any) and checkpoint of a command line; an InputError for options that do not fit."""
-    *configs, checkpoint = args.words
-    if len(configs) > 1 or not checkpoint.endswith(inference.CHECKPOINTS):
-        raise InputError(
-            f'{" ".join(args.words)}: name a checkpoint ({", ".join(inference.CHECKPOINTS)}), or a config '
-            'and its checkpoint'
-        )
-    for option in ('drives', 'calibrate_on'):
-        if getattr(args, option) and args.data_root is None:
-            raise InputError(f'--{option.replace("_", "-")}: are of --data-root; give that too')
+    args = parser.parse_args(argv)
+    config_name, checkpoint = named_checkpoint(args)
     if args.format == 'safetensors' and (args.half or args.int8 or args.thresholds or args.probabilities):
         raise InputError(
             '--format safetensors: holds the weights as they are; leave --half, --int8, --thresholds and '
             '--probabilities out'
         )
-    return (configs[0] if configs else None), checkpoint
-
-
-def _export(argv: list[str] | None) -> None:
-    args = parse_args(argv)
-    config_name, checkpoint = _named(args)
     check_paths(checkpoint, args.thresholds, config=config_name, data_root=args.data_root)
     out = args.out or Path(checkpoint).with_suffix(SUFFIXES[args.format])
     from ..compat import require_stack
@@ -83,7 +58,7 @@ def _export(argv: list[str] | None) -> None:
     require_stack()
     config = model_config(args, config_name)
     if args.format == 'safetensors':
-        from ..inference.export import write_safetensors
+        from ..inference.torch_model import write_safetensors
 
         check_file_option('--out', out, args.overwrite)
         write_safetensors(checkpoint, out, config, args.trust)
@@ -97,7 +72,7 @@ def _export(argv: list[str] | None) -> None:
     wanted = Export(args.format, out, precision, args.max_loss, args.overwrite, *frames, args.probabilities)
     wanted.check()
     words = (checkpoint,) if config is None else (config, checkpoint)
-    segmenter = Segmenter(*words, thresholds=args.thresholds, trust=args.trust)
+    segmenter = Segmenter(*words, device='cpu', thresholds=args.thresholds, trust=args.trust)
     export(segmenter, wanted, say)
     for part in wanted.parts():
         say(f'wrote {part} ({part.stat().st_size / 1e6:.2f} MB)')

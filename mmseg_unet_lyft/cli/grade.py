@@ -3,9 +3,6 @@
 python tools/grade.py answer.json data/lyft/dataA/dataA/CameraSeg --fps 12.5
 """
 
-from __future__ import annotations
-
-import argparse
 from pathlib import Path
 
 from ..errors import InputError
@@ -13,8 +10,7 @@ from .console import CommandParser, guarded, progress, say
 from .options import add_common, check_paths, ranged
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+def _grade(argv: list[str] | None) -> None:
     parser = CommandParser(description=__doc__)
     parser.add_argument('answer', type=Path, help='challenge JSON, {"1": [vehicle, road], ...}')
     parser.add_argument('truth', type=Path, help='challenge JSON, folder of CARLA label PNGs, or data root')
@@ -29,15 +25,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add_common(parser, '--hood')
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write the scores as JSON')
-    return parser.parse_args(argv)
-
-
-def _grade(argv: list[str] | None) -> None:
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     from ..compat import require_opencv
 
     require_opencv()
-    from ..datasets.atomic_io import write_json
+    from ..datasets.files import write_json
     from ..evaluation import challenge
 
     read = [path for path in (args.answer, args.truth, args.drop_repeated) if path and path.exists()]
@@ -58,7 +50,7 @@ def _grade(argv: list[str] | None) -> None:
     dropped = repeats.frames if repeats else ()
     counts = challenge.grade(answer, truth, dropped, lambda frames, total: progress(frames, total, 'grading'))
     notes = challenge.grading_notes(answer, truth, repeats, args.hood)
-    say(challenge.score_table(counts, truth.hood, args.fps))
+    say(*challenge.score_table(counts, truth.hood, args.fps).split('\n'))
     for note in notes:
         say(f'note: {note}')
     if args.json is not None:

@@ -3,7 +3,6 @@
 python tools/import_keras.py unet.keras --out unet.pth
 """
 
-import argparse
 from pathlib import Path
 
 from ..errors import InputError
@@ -12,8 +11,7 @@ from .console import CommandParser, guarded, say
 from .options import check_file_option, check_paths
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+def _import_keras(argv: list[str] | None) -> None:
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add('weights', type=Path, help='what Keras saved: .keras, .weights.h5 or .h5')
@@ -37,11 +35,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add('--epsilon', type=float, help='of batch norm, for files without it (0.001)')
     add('--overwrite', action='store_true', help='replace the checkpoint')
-    return parser.parse_args(argv)
-
-
-def _import_keras(argv: list[str] | None) -> None:
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     name = args.weights.name.removesuffix('.h5').removesuffix('.weights').removesuffix('.keras')
     out = args.out or Path(f'{name}.pth')
     if out.suffix not in PICKLED:
@@ -57,7 +51,7 @@ def _import_keras(argv: list[str] | None) -> None:
     from ..engine.keras_import import import_keras
 
     options = (args.scheme, args.mean, args.std, args.colours, args.size, args.epsilon)
-    say(import_keras(args.weights, out, load_config(args.config), *options))
+    say(*import_keras(args.weights, out, load_config(args.config), *options).split('\n'))
     say(f'use it: python tools/predict.py {out} frames/')
     say(f'wrote {out}')
 

@@ -3,8 +3,6 @@
 python tools/inspect_data.py data/lyft
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -12,8 +10,16 @@ from ..errors import InputError
 from .console import CommandParser, guarded, progress, say
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+def add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options shared by commands that check raw data."""
+    add, releases = parser.add_argument, "CARLA's: 0.8 (default), 0.9.10, 0.9.14 or newer"
+    add('--simulator', default='0.8', metavar='RELEASE', help=releases)
+    what = 'problems to accept, as palette; cityscapes converts colours to tags'
+    add('--accept', nargs='+', default=[], metavar='KIND', help=what)
+    add('--workers', type=int, help='processes (one per core)')
+
+
+def _inspect_data(argv: list[str] | None) -> None:
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add('root', type=Path, help='folder in the Kaggle layout')
@@ -22,19 +28,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     compared = 'compared with if it exists, else written (manifest.json among the reports)'
     add('--manifest', type=Path, metavar='FILE', help=compared)
     add('--new-manifest', action='store_true', help='write the manifest again')
-    return parser.parse_args(argv)
-
-
-def add_check_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options shared by commands that check raw data."""
-    add, releases = parser.add_argument, "CARLA's: 0.8 (default), 0.9.10, 0.9.14 or newer"
-    add('--simulator', default='0.8', metavar='RELEASE', help=releases)
-    add('--accept', nargs='+', default=[], metavar='KIND', help='problems to take as they are, as palette')
-    add('--workers', type=int, help='processes (one per core)')
-
-
-def _inspect_data(argv: list[str] | None) -> None:
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     from ..compat import require_opencv
 
     require_opencv()
@@ -59,7 +53,7 @@ def _inspect_data(argv: list[str] | None) -> None:
     if not is_compared:
         write_manifest(manifest, inspection.files)
     write_reports(out, inspection, leaks)
-    say(summary(inspection, leaks))
+    say(*summary(inspection, leaks).split('\n'))
     say(f'wrote {out}')
     if inspection.problems:
         raise InputError(f'{args.root}: {len(inspection.problems)} problems; see {out / PAGE_NAME}')

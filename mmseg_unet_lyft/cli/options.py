@@ -49,9 +49,14 @@ _COMMON: dict[str, dict[str, Any]] = {
         choices=['exact', 'rows'],
         help="vehicle pixels of the hood: exact, its own (the default), or rows, the organisers' rows >= 496",
     ),
+    '--drives': dict(nargs='+', metavar='DRIVE', help='of --data-root; the test split by default'),
+    '--calibrate-on': dict(nargs='+', metavar='DRIVE', help='for int8; the validation split by default'),
+    '--frames': dict(type=ranged(int, 1), default=32, metavar='N', help='real frames to compare on (32)'),
     # Beyond, OpenCV reads nothing.
     '--max-megapixels': dict(
-        type=ranged(float, 1e-6, 1000), default=64, help='largest image or frame that is read (64)'
+        type=ranged(float, 1e-6, 1000),
+        default=64,
+        help='largest image or frame that is read (64; demo: 16)',
     ),
 }
 
@@ -211,6 +216,20 @@ def model_config(args: argparse.Namespace, config: str | None) -> Config | None:
 
     phase(f'reading the config {config}')
     return load_config(config, parse_options(args.cfg_options))
+
+
+def named_checkpoint(args: argparse.Namespace) -> tuple[str | None, str]:
+    """Config (if any) and checkpoint of a command line; an InputError for other words or options."""
+    *configs, checkpoint = args.words
+    if len(configs) > 1 or not checkpoint.endswith(inference.CHECKPOINTS):
+        raise InputError(
+            f'{" ".join(args.words)}: name a checkpoint ({", ".join(inference.CHECKPOINTS)}), or a config '
+            'and its checkpoint'
+        )
+    for option in ('drives', 'calibrate_on'):
+        if getattr(args, option) and args.data_root is None:
+            raise InputError(f'--{option.replace("_", "-")}: are of --data-root; give that too')
+    return (configs[0] if configs else None), checkpoint
 
 
 def open_segmenter(args: argparse.Namespace, config: Config | None, model: str) -> Segmenter:

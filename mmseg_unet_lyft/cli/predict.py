@@ -3,9 +3,6 @@
 python tools/predict.py work_dirs/unet_lyft_bn/best_mIoU_iter_20000.pth frames/ --out predictions
 """
 
-from __future__ import annotations
-
-import argparse
 from pathlib import Path
 from pprint import pformat
 
@@ -24,8 +21,7 @@ from .options import (
 _SHOWN = 20  # Problems printed at most.
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+def _predict(argv: list[str] | None) -> None:
     parser = CommandParser(description=__doc__)
     add_model_arguments(parser, "image files, folders, patterns ('frames/**/*.png')")
     add = parser.add_argument
@@ -36,11 +32,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_uncertainty(parser, 'grey PNGs of the entropy over T passes of Monte-Carlo dropout (10)')
     add_label_arguments(parser, 'replace existing results')
     # Options may stand between the model and the input.
-    return parser.parse_intermixed_args(argv)
-
-
-def _predict(argv: list[str] | None) -> None:
-    args = parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     config, model, inputs = split_words(args.words)
     require_runtime(config, model)
     from ..inference.folder import KINDS, PROBLEMS_NAME, Outputs, find_images, predict_images, start_folder
@@ -56,7 +48,8 @@ def _predict(argv: list[str] | None) -> None:
     if args.uncertainty is not None:
         segmenter.check_passes(args.uncertainty)
     files = dict(model=model, thresholds=args.thresholds)
-    start_folder(outputs, files, text, args.cfg_options, args.overwrite)
+    places = [place for _, place in images]
+    start_folder(outputs, files, text, args.cfg_options, args.overwrite, places)
     done = predict_images(
         segmenter, progress(images, len(images), 'predicting'), outputs, int(args.max_megapixels * 1e6)
     )
@@ -66,10 +59,10 @@ def _predict(argv: list[str] | None) -> None:
         listed = shorten_list(f'{reason} ({count})' for reason, count in left_out.most_common())
         say(f'left out {left_out.total()} files: {listed}; images are {", ".join(sorted(IMAGE_SUFFIXES))}')
     if done.problems:
-        listed = '\n'.join(done.problems[:_SHOWN])
         raise InputError(
             f'{len(done.problems)} of {len(images)} images could not be labelled, all in '
-            f'{outputs.folder / PROBLEMS_NAME}:\n{listed}'
+            f'{outputs.folder / PROBLEMS_NAME}:',
+            *done.problems[:_SHOWN],
         )
 
 

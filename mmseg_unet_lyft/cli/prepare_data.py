@@ -3,9 +3,6 @@
 python tools/prepare_data.py archive.zip data/prepared
 """
 
-from __future__ import annotations
-
-import argparse
 from pathlib import Path
 
 from ..errors import InputError
@@ -13,8 +10,7 @@ from .console import CommandParser, guarded, progress, say
 from .inspect_data import add_check_arguments
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+def _prepare_data(argv: list[str] | None) -> None:
     parser = CommandParser(description=__doc__)
     add, add_one_of = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     add('source', type=Path, nargs='?', help='zip archive, or folder in the Kaggle layout')
@@ -23,18 +19,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_one_of('--verify', action='store_true', help='only compare the checksum of every packed frame in OUT')
     add('--skip-bad', action='store_true', help='leave frames with problems out, and list them')
     add_check_arguments(parser)
-    return parser.parse_args(argv)
-
-
-def _prepare_data(argv: list[str] | None) -> None:
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     from ..compat import require_opencv
 
     require_opencv()
     from ..datasets import layout
     from ..datasets import prepare as packing
-    from ..datasets.atomic_io import taken_bytes
     from ..datasets.checks import Inspection, check_options
+    from ..datasets.files import taken_bytes
     from ..evaluation.leak import measure_leaks
     from ..report.inspection_page import MANIFEST_NAME, write_reports
 

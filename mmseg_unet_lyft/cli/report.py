@@ -3,9 +3,6 @@
 python tools/report.py work_dirs/unet_lyft work_dirs/unet_lyft_bn --out comparison.html
 """
 
-from __future__ import annotations
-
-import argparse
 from pathlib import Path
 
 from ..errors import InputError
@@ -13,8 +10,7 @@ from .console import CommandParser, guarded, say
 from .options import check_file_option
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+def _report(argv: list[str] | None) -> None:
     parser = CommandParser(description=__doc__)
     parser.add_argument(
         'work_dirs', nargs='+', type=Path, metavar='WORK_DIR', help='of a training or test run'
@@ -25,11 +21,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--latency', type=Path, metavar='FILE', help='of one run: put this latency card (JSON) on its page'
     )
-    return parser.parse_args(argv)
-
-
-def _report(argv: list[str] | None) -> None:
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     if len(args.work_dirs) == 1 and args.out:
         raise InputError('--out: the page of one run is in its work dir; name several runs to compare')
     if len(args.work_dirs) > 1 and args.latency:

@@ -3,8 +3,6 @@
 python tools/test.py configs/unet_lyft.py work_dirs/unet_lyft/best_mIoU_iter_20000.pth --baselines
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
@@ -15,8 +13,9 @@ from .console import CommandParser, guarded, phase, progress, say
 from .options import add_common, add_run_arguments, add_uncertainty, check_run_paths, read_config
 
 
-def add_test_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the test command."""
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, ``checkpoint`` being what is scored."""
+    parser = CommandParser(description=__doc__)
     add, exported = parser.add_argument, ', '.join(inference.EXPORTED)
     add_common(parser, 'config')
     add('checkpoint', nargs='?', help='checkpoint, or exported file')
@@ -30,32 +29,23 @@ def add_test_arguments(parser: argparse.ArgumentParser) -> None:
     add('--baselines', action='store_true', help=what)
     what = 'measure calibration and entropy, over T passes with active dropout (10); 1: the plain softmax'
     add_uncertainty(parser, what)
-
-
-def model_to_score(args: argparse.Namespace) -> str:
-    """The checkpoint or exported file that a command line names; an InputError if it is none, or two."""
+    # Options may stand between the config and the checkpoint.
+    args = parser.parse_intermixed_args(argv)
     if args.checkpoint and args.model:
         raise InputError(f'{args.checkpoint} and --model {args.model}: name one of them')
-    if not (args.checkpoint or args.model):
+    args.checkpoint = args.checkpoint or args.model
+    if not args.checkpoint:
         raise InputError(
-            f'{args.config}: nothing to score; name a checkpoint after it, or an exported file '
-            f'({", ".join(inference.EXPORTED)}) with --model'
+            f'{args.config}: nothing to score; name a checkpoint after it, or an exported file ({exported}) '
+            'with --model'
         )
-    check_run_paths(args, path := args.checkpoint or args.model)
-    return path
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = CommandParser(description=__doc__)
-    add_test_arguments(parser)
-    # Options may stand between the config and the checkpoint.
-    return parser.parse_intermixed_args(argv)
+    check_run_paths(args, args.checkpoint)
+    return args
 
 
 def _test(argv: list[str] | None) -> None:
-    args = parse_args(argv)
-    path = model_to_score(args)
+    args = _parse(argv)
+    path = args.checkpoint
     from ..compat import require_stack
 
     require_stack()
@@ -106,7 +96,7 @@ def _test(argv: list[str] | None) -> None:
                 passes = scores.summary['calibration']['passes']
                 what = 'plain softmax' if passes == 1 else f'{passes} passes with dropout'
                 save_reliability(scores.path.with_name('reliability.png'), scores.reliability, what)
-        say(scores.describe())
+        say(*scores.describe().split('\n'))
         for folder in filter(None, (args.out, args.show_dir)):
             say(f'pictures: {folder}')
         say(f'report: {page_of(config.work_dir)}')

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..inference import WEIGHTS_NAME
 from .console import CommandParser, guarded, phase, say
-from .options import add_common, add_run_arguments, check_run_paths, read_config
+from .options import add_common, add_run_arguments, check_run_paths, ranged, read_config
 
 if TYPE_CHECKING:
+    from mmengine.config import Config
     from mmengine.runner import Runner
 
 _TRACKERS = {
@@ -32,10 +36,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add('--amp', action='store_true', help='float16 on a GPU, bfloat16 on a CPU')
     resume = "continue from PATH, or from the work dir's newest; if-any: or start if there is nothing saved"
     add('--resume', nargs='?', const='auto', metavar='PATH', help=resume)
-    add('--load-from', metavar='PATH', help='start from those weights of a checkpoint that fit the model')
+    what = 'start from those weights that fit the model, of a checkpoint or a folder of save_pretrained'
+    add('--load-from', metavar='PATH', help=what)
     add('--strict', action='store_true', help='refuse --load-from unless all weights fit')
+    what = 'go on although these differ from the run that is resumed: an error lists them'
+    add('--allow-changes', nargs='+', default=[], metavar='NAME', help=what)
     add_common(parser, '--trust')
     add('--auto-scale-lr', action='store_true', help='scale the learning rate with the frames of a step')
+    what = 'end after H hours and a last validation; the schedule follows the time and is finished then'
+    add('--max-hours', type=ranged(float, 1e-4), metavar='H', help=what)
     add('--seed', type=int, help='seed of all random numbers')
     for name, what in _TRACKERS.items():
         add(f'--{name}', action='store_true', help=f'log to {what} too')
@@ -45,6 +54,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         raise InputError('--load-from starts a new run and --resume continues one; give one of them')
     if args.strict and not args.load_from:
         raise InputError('--strict: applies to --load-from; give that too')
+    if args.allow_changes and not args.resume:
+        raise InputError('--allow-changes: applies to --resume; give that too')
+    if args.load_from and Path(args.load_from, WEIGHTS_NAME).is_file():
+        args.load_from = str(Path(args.load_from, WEIGHTS_NAME))
     return args
 
 
@@ -61,18 +74,28 @@ def _train(argv: list[str] | None) -> int:
     from ..compat import require_stack
 
     require_stack()
-    from ..engine import checkpoint, device, distributed, preflight
-    from ..engine.config import apply_stats
-    from ..engine.runner import StartWeightsHook, build_runner, use_trackers
-    from ..engine.train_loop import EXIT_STOPPED, StopOnSignalHook
+    from ..datasets.files import locked
+    from ..engine.runner import use_trackers
     from ..processes import is_first
-    from ..report.report_hook import LyftReportHook
-    from ..report.run_page import page_of
 
     config = read_config(args)
     config.command = ['train', *(sys.argv[1:] if argv is None else argv)]
     for line in use_trackers(config, [name for name in _TRACKERS if getattr(args, name)]):
         say(line)
+    with locked(config.work_dir) if is_first() else nullcontext():
+        return _train_alone(args, config)
+
+
+def _train_alone(args: argparse.Namespace, config: Config) -> int:
+    """Train in a work dir that no other run writes to."""
+    from ..engine import checkpoint, device, distributed, preflight
+    from ..engine.config import apply_stats
+    from ..engine.runner import StartWeightsHook, build_runner
+    from ..engine.train_loop import EXIT_STOPPED, StopOnSignalHook, TimeLimitHook
+    from ..processes import is_first
+    from ..report.report_hook import LyftReportHook
+    from ..report.run_page import page_of
+
     device.choose_device(args.device)
     device.set_randomness(config, args.seed, args.deterministic)
     for line in checkpoint.use_resume(config, args.resume, args.trust):
@@ -82,15 +105,18 @@ def _train(argv: list[str] | None) -> int:
         say(line)
     for line in apply_stats(config, args.cfg_options, bool(args.load_from)):
         say(line)
+    config.started_from = args.load_from
     distributed.join_group(config)
     if args.amp:
         say(device.use_amp(config, on_cuda=device.device_name(args.device).startswith('cuda')))
     distributed.scale_learning_rate(config, args.auto_scale_lr)
     phase(f'building the run of {args.config}')
-    runner = build_runner(config, args.trust)
+    runner = build_runner(config, args.trust, args.allow_changes)
     say(distributed.describe_batch(config))
     if args.load_from and not config.resume:
         runner.register_hook(StartWeightsHook(args.load_from, args.trust))
+    if args.max_hours:
+        runner.register_hook(TimeLimitHook(args.max_hours))
     asked = StopOnSignalHook()
     runner.register_hook(asked)
     runner.register_hook(LyftReportHook())

@@ -3,28 +3,20 @@
 python tools/tune_thresholds.py configs/unet_lyft_challenge.py best.pth --data-root data/lyft
 """
 
-from __future__ import annotations
-
-import argparse
 from pathlib import Path
 
 from .console import CommandParser, guarded, progress, say
 from .options import add_common, check_file_option, check_paths, load_named_config
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+def _tune_thresholds(argv: list[str] | None) -> None:
     parser = CommandParser(description=__doc__)
     add_common(parser, 'config')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', type=Path, default='thresholds.json', metavar='F', help='(thresholds.json)')
     add_common(parser, '--data-root', '--hood', '--device', '--trust', '--cfg-options')
     parser.set_defaults(hood='exact')
-    return parser.parse_args(argv)
-
-
-def _tune_thresholds(argv: list[str] | None) -> None:
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     check_paths(args.checkpoint, config=args.config, data_root=args.data_root)
     from ..compat import require_stack
 

@@ -3,8 +3,6 @@
 python tools/video.py unet.onnx drive.mp4 --out predictions
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from contextlib import ExitStack, nullcontext
@@ -24,30 +22,6 @@ from .options import (
     require_runtime,
     split_words,
 )
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = CommandParser(description=__doc__)
-    add_model_arguments(parser, 'a video file, a folder of frames, or the number of a camera')
-    add = parser.add_argument
-    add('--out', type=Path, default='predictions', metavar='DIR', help='folder for results (predictions)')
-    add('--overlay', action='store_true', help='video of the frames under their colours; the default')
-    add('--labels', action='store_true', help='a palette PNG per frame: pixels are ids, shown in colour')
-    add('--json', action='store_true', help="the challenge's JSON of vehicle and road masks")
-    add('--challenge', action='store_true', help='that JSON on standard output, and nothing else there')
-    add_common(parser, '--hood')
-    parser.set_defaults(hood='exact')
-    add('--fps', type=ranged(float, 0.01, 1000), help="of the overlay; the input's by default, else 10")
-    add('--workers', type=ranged(int, 1), metavar='N', help='labelling threads (one per core; two on a GPU)')
-    add(
-        '--compile',
-        action=argparse.BooleanOptionalAction,
-        help='compile a checkpoint by torch.compile; by default from 1,000 frames on, if it can',
-    )
-    add_label_arguments(parser, 'replace existing results')
-    # Options may stand between the model and the input.
-    return parser.parse_intermixed_args(argv)
 
 
 def _run(args: argparse.Namespace, data: TextIO | None) -> int:
@@ -89,7 +63,26 @@ def _run(args: argparse.Namespace, data: TextIO | None) -> int:
 
 
 def _video(argv: list[str] | None) -> int:
-    args = parse_args(argv)
+    parser = CommandParser(description=__doc__)
+    add_model_arguments(parser, 'a video file, a folder of frames, or the number of a camera')
+    add = parser.add_argument
+    add('--out', type=Path, default='predictions', metavar='DIR', help='folder for results (predictions)')
+    add('--overlay', action='store_true', help='video of the frames under their colours; the default')
+    add('--labels', action='store_true', help='a palette PNG per frame: pixels are ids, shown in colour')
+    add('--json', action='store_true', help="the challenge's JSON of vehicle and road masks")
+    add('--challenge', action='store_true', help='that JSON on standard output, and nothing else there')
+    add_common(parser, '--hood')
+    parser.set_defaults(hood='exact')
+    add('--fps', type=ranged(float, 0.01, 1000), help="of the overlay; the input's by default, else 10")
+    add('--workers', type=ranged(int, 1), metavar='N', help='labelling threads (one per core; two on a GPU)')
+    add(
+        '--compile',
+        action=argparse.BooleanOptionalAction,
+        help='compile a checkpoint by torch.compile; by default from 1,000 frames on, if it can',
+    )
+    add_label_arguments(parser, 'replace existing results')
+    # Options may stand between the model and the input.
+    args = parser.parse_intermixed_args(argv)
     with only_data_on_stdout() if args.challenge else nullcontext() as data:
         return _run(args, data)
 

@@ -1,7 +1,5 @@
 """Tables of the CARLA data: classes, simulator releases, label schemes, the ego hood, drives, splits."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +74,26 @@ SIMULATORS = {
     '0.9.14': Simulator('0.9.14', tuple(_TAGS_0_9_14.split())),
 }
 
+# CARLA's CityScapes palette: the colours of 0.9.14's tags, and those that only older releases have.
+# Source: LibCarla/source/carla/image/CityScapesPalette.h of several releases, `CARLA_PALETTE` for 0.8
+_COLOURS_0_9_14 = (
+    '000000 804080 f423e8 464646 66669c be9999 999999 faaa1e dcdc00 6b8e23 98fb98 4682b4 dc143c ff0000 '
+    '00008e 000046 003c64 005064 0000e6 770b20 6ebea0 aa7832 375a50 2d3c96 9dea32 510051 966464 e6968c b4a5b4'
+)
+_CLASS_OF_COLOUR = dict(
+    zip((int(one, 16) for one in _COLOURS_0_9_14.split()), _TAGS_0_9_14.split(), strict=True)
+)
+_CLASS_OF_COLOUR |= dict.fromkeys((0xFAAAA0, 0x48005A), 'Other')
+_CLASS_OF_COLOUR |= {0x642828: 'Fences', 0x91AA64: 'Terrain', 0x0000FF: 'Car'}
+
+
+def tag_of_colour(release: str) -> dict[int, int]:
+    """Tag of a release, a key of `SIMULATORS`, by colour 0xRRGGBB of any release's CityScapes palette."""
+    tags = SIMULATORS[release].tags
+    names = (name if name in tags else _BECOMES.get(name, name) for name in _CLASS_OF_COLOUR.values())
+    return dict(zip(_CLASS_OF_COLOUR, map(tags.index, names), strict=True))
+
+
 # Mean share of pixels in the training split of the Kaggle set, percent, per CARLA tag (components of
 # 50 pixels or fewer left out). Source: dataset-ninja/self-driving-cars, stats/classes_per_image.json.
 KAGGLE_TRAIN_PERCENT = (30.9, 8.54, 0.915, 1.02, 0.006, 0.467, 0.738, 19.1, 7.91, 12.2, 16.8, 0.659, 0.068)
@@ -116,16 +134,22 @@ class Scheme:
     def train_percent(self) -> np.ndarray:
         """Published pixel shares of the Kaggle training split by train id, percent, float64 (C,).
 
-        The hood's share moves from vehicle to id 0 in schemes without it.
+        The hood does not count as vehicle: learnt at once, it would let other cars weigh a quarter. In
+        schemes without it, it counts as id 0.
         """
         # Shares are published for 0.8's tags only: the classes to which newer tags are mapped.
         ids = self.tag_to_id if self.simulator == '0.8' else range(len(CARLA_CLASSES))
         percent = np.bincount(ids, weights=KAGGLE_TRAIN_PERCENT, minlength=len(self.classes))
-        if not self.keep_hood:
-            hood_percent = 100 * HOOD_PIXELS / (RAW_HEIGHT * RAW_WIDTH)
-            percent[self.tag_to_id[VEHICLES]] -= hood_percent
-            percent[0] += hood_percent
-        return percent
+        return self.without_hood(percent, 100 * HOOD_PIXELS / (RAW_HEIGHT * RAW_WIDTH))
+
+    def without_hood(self, amounts: np.ndarray, hood: float) -> np.ndarray:
+        """Pixels or shares by train id, float64 (C,), of which ``hood`` do not count as vehicle."""
+        vehicle = self.tag_to_id[VEHICLES] if self.simulator == '0.8' else VEHICLES
+        amounts = amounts.astype(np.float64)
+        amounts[vehicle] -= hood
+        if vehicle == 0 or not self.keep_hood:
+            amounts[0] += hood
+        return amounts
 
 
 _THREE = ('Background', 'Road', 'Vehicle')

@@ -1,13 +1,12 @@
 """Inspects a data root: reads and decodes each frame's files once, checks and measures them."""
 
-from __future__ import annotations
-
 import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -39,22 +38,20 @@ KINDS = {
     'depth16': '16 bits a channel',
     'palette': 'palette',
     'greyscale': 'greyscale',
+    'cityscapes': "label in CARLA's CityScapes colours",
     'colours': 'label in colours, not tags',
     'other_channel': 'tags not in red',
     'green_blue': 'green or blue not 0',
     'one_tag': 'labels of one tag alone',
     'duplicate_image': 'same image twice',
-    'split_drive': 'drive split over parts',
-    'swapped': 'files swapped since the manifest',
-    'renamed': 'renamed since the manifest',
     'replaced': 'replaced since the manifest',
     'gone': 'gone since the manifest',
     'new': 'new since the manifest',
 }
 # Kinds that leave a frame readable, so that a caller may accept them.
 ACCEPTABLE = tuple(
-    'extra_file duplicate_folder wrong_size palette greyscale green_blue one_tag duplicate_image '
-    'split_drive replaced renamed swapped gone new'.split()
+    'extra_file duplicate_folder wrong_size palette greyscale cityscapes green_blue one_tag duplicate_image '
+    'replaced gone new'.split()
 )
 
 THUMBNAIL_WH = (40, 30)
@@ -80,14 +77,6 @@ class Judged:
     thumbnail: np.ndarray | None = None  # BGR, uint8 (30, 40, 3).
     small_label: bytes = b''  # Every fourth tag in each direction, compressed, of `small_size`.
     small_size: tuple[int, int] = (0, 0)
-
-    @property
-    def fingerprint(self) -> bytes | None:
-        """Hash of the pixels, independent of their compression; None if not decoded."""
-        if self.size is None:
-            return None
-        described = self.channel_sums.tobytes() + self.thumbnail.tobytes() + bytes(str(self.size), 'ascii')
-        return hashlib.sha256(described).digest()
 
     def read_small_label(self) -> np.ndarray:
         """Every fourth tag in each direction, uint8 (H, W)."""
@@ -177,6 +166,11 @@ def check_options(simulator: str, accept: Sequence[str], workers: int | None = N
         raise InputError(f'--accept {unknown[0]}: choose from: {", ".join(ACCEPTABLE)}')
 
 
+def converted_to(simulator: str, accept: Sequence[str]) -> str | None:
+    """The release to whose tags colours of the CityScapes palette are converted; None if they are refused."""
+    return simulator if 'cityscapes' in accept else None
+
+
 def _judge_all(
     root: Path,
     frames: list[FrameFiles],
@@ -221,7 +215,8 @@ def _judge_frame(
 ) -> tuple[Judged, np.ndarray | None]:
     """A judged frame and its vehicle pixels, uint8 {0, 1} (H, W); None for these if it is not valid."""
     judged = Judged(files)
-    image, raw_label = _read(judged, root, files.image, _image), _read(judged, root, files.label, _label)
+    image = _read(judged, root, files.image, _image)
+    raw_label = _read(judged, root, files.label, partial(_label, converted_to(simulator, accept)))
     if image is not None:
         judged.size = image.shape[:2]
         judged.channel_sums = channel_sums(image)
@@ -271,8 +266,8 @@ def _image(judged: Judged, content: bytes) -> np.ndarray:
     return pixels
 
 
-def _label(judged: Judged, content: bytes) -> np.ndarray:
-    tags, fault = image_io.tags_of_png(content)
+def _label(release: str | None, judged: Judged, content: bytes) -> np.ndarray:
+    tags, fault = image_io.tags_of_png(content, release)
     if fault:
         judged.note(fault.kind, judged.files.label, str(fault))
     return tags
@@ -313,13 +308,14 @@ def _wrong_sizes(judged: list[Judged], size: tuple[int, int]) -> Iterator[Proble
 
 def _duplicates(root: Path, judged: list[Judged]) -> Iterator[Problem]:
     """A problem for each image whose pixels equal those of an earlier frame."""
-    first: dict[bytes, Judged] = {}
+    first: dict[tuple, Judged] = {}
     for one in judged:
-        if one.fingerprint is None:
+        if one.size is None:
             continue
-        other = first.setdefault(one.fingerprint, one)
+        # By decoded pixels: the same image may be compressed differently.
+        other = first.setdefault((one.size, one.channel_sums.tobytes(), one.thumbnail.tobytes()), one)
         paths = (root / other.files.image, root / one.files.image)
-        # Equal fingerprints make it almost certain; the pixels decide.
+        # Equal keys make it almost certain; the pixels decide.
         if other is one or not np.array_equal(*map(image_io.read_image, paths)):
             continue
         tags = (other.tag_pixels, one.tag_pixels)

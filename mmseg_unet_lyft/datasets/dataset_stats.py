@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
-from .atomic_io import write_json
 from .carla import (
     SIMULATORS,
     SPLITS,
-    VEHICLES,
     Scheme,
     drives_of_split,
     get_scheme,
@@ -24,6 +22,7 @@ from .carla import (
     hood_spans,
     median_frequency_weights,
 )
+from .files import JSON_BYTES, read_regular, write_json
 from .packed import index_hash
 
 if TYPE_CHECKING:
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 
 STATS_NAME = 'stats.json'
 VERSION = 1
+# ArithmeticError: an integer that NumPy cannot hold; LookupError: a missing key, a row beyond the hood.
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 _KEYS = {'version', 'simulator', 'size', 'tags', 'drives', 'hood', 'derived', 'sha256'}
 # Source: Paszke et al. 2016 (ENet), section 5.2: the weights stay between 1 and 50.
 LOG_OFFSET = 1.02
@@ -74,17 +75,25 @@ class Stats:
                 f'recorded with {self.simulator}; use scheme {SIMULATORS[self.simulator].scheme_name}'
             )
 
-    def percent(self, scheme: Scheme, drives: str | Iterable[str] | None = None) -> np.ndarray:
-        """Pixel share of each train id over some drives, percent, float64 (C,)."""
+    def percent(
+        self, scheme: Scheme, drives: str | Iterable[str] | None = None, for_weights: bool = False
+    ) -> np.ndarray:
+        """Pixel share of each train id over some drives, percent, float64 (C,).
+
+        ``for_weights``: the hood counts as vehicle in no scheme, as in `Scheme.train_percent`.
+        """
         self.check_scheme(scheme)
         chosen = self._chosen(drives)
         tag_pixels = sum(one.tag_pixels for one in chosen)
         pixels = np.bincount(scheme.tag_to_id, weights=tag_pixels, minlength=len(scheme.classes))
-        if not scheme.keep_hood:
-            hood_pixels = sum(one.hood_pixels for one in chosen)
-            pixels[scheme.tag_to_id[VEHICLES]] -= hood_pixels
-            pixels[0] += hood_pixels
+        if for_weights or not scheme.keep_hood:
+            pixels = scheme.without_hood(pixels, sum(one.hood_pixels for one in chosen))
         return 100 * pixels / pixels.sum()
+
+    def absent(self, scheme: Scheme, drives: str | Iterable[str] | None = None) -> list[str]:
+        """Names of classes without a pixel in some drives; the hood counts where the scheme keeps it."""
+        shares = self.percent(scheme, drives)
+        return [name for name, share in zip(scheme.classes, shares, strict=True) if not share]
 
     def mean_std(self, drives: str | Iterable[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of R, G, B over all pixels of some drives, 0 to 255, float64 (3,)."""
@@ -166,12 +175,12 @@ def to_json(stats: Stats) -> dict:
 
 def _derived(stats: Stats, drives: tuple[str, ...]) -> dict:
     scheme = get_scheme(SIMULATORS[stats.simulator].scheme_name)
-    percent = stats.percent(scheme, drives)
+    weights = class_weights(stats.percent(scheme, drives, for_weights=True))
     mean, std = stats.mean_std(drives)
     return dict(
         frames=sum(one.frames for one in stats._chosen(drives)),
-        percent=np.round(percent, 4).tolist(),
-        class_weights={name: np.round(one, 3).tolist() for name, one in class_weights(percent).items()},
+        percent=np.round(stats.percent(scheme, drives), 4).tolist(),
+        class_weights={name: np.round(one, 3).tolist() for name, one in weights.items()},
         mean_rgb=np.round(mean, 3).tolist(),
         std_rgb=np.round(std, 3).tolist(),
     )
@@ -181,7 +190,7 @@ def load_stats(root: str | Path) -> Stats | None:
     """Measured values of a data root; None without ``stats.json``, an InputError if it is damaged."""
     path = Path(root) / STATS_NAME
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
+        content = json.loads(read_regular(path, JSON_BYTES))
         if content['version'] != VERSION:
             raise ValueError(f'version {content["version"]}, expected {VERSION}')
         # Old files have no hash; an unknown key may be the damaged name of the hash.
@@ -198,8 +207,7 @@ def load_stats(root: str | Path) -> Stats | None:
         return Stats(content['simulator'], (height, width), drives, hood)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    # ArithmeticError: an integer that NumPy cannot hold; LookupError: a missing key, a row beyond the hood.
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+    except _DAMAGE as error:
         raise InputError(
             f'{path}: damaged, or of another version ({type(error).__name__}: {error}); make it again with '
             'tools/prepare_data.py'

@@ -1,13 +1,11 @@
 """Reads images and labels from PNG files or packed frames, and finds what is wrong with a file."""
 
-from __future__ import annotations
-
 import io
-import stat
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -15,8 +13,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
-from .carla import CARLA_PALETTE, tags_to_ids
+from .carla import tag_of_colour, tags_to_ids
 from .dataset_stats import scheme_of_root
+from .files import open_regular
 from .packed import is_address, read_packed
 
 SIGNATURE = b'\x89PNG\r\n\x1a\n'
@@ -26,10 +25,16 @@ _HEADER, _HEADER_AT = struct.Struct('>IIBB'), 16
 HEADER_BYTES = _HEADER_AT + _HEADER.size
 # More pixels than a driving camera records; decoding a larger file could fill the memory.
 LARGEST_PIXELS = 2**26
+BYTES_A_PIXEL = 8  # At most, in a file: RGBA of 16 bits, uncompressed.
+IMAGE_BYTES = BYTES_A_PIXEL * LARGEST_PIXELS
+# More pixels than any network is trained on; a stranger's model must not resize frames to more.
+LARGEST_RESIZED_PIXELS = 2**24
 GREYSCALE, PALETTE, GREYSCALE_ALPHA = 0, 3, 4  # Colour types.
 _GLANCE_STEP = 8  # Every 8th row and column show which colours a label has.
 _RESTORE = 'restore it from the archive'
 _WANTED = 'expected 8-bit RGB with the tag in red'
+_NO_TAG = 255  # More than any release has.
+_CONVERT = 'prepare_data --accept cityscapes converts them to tags'
 _RAW_TAGS = "record the camera's raw tags"
 
 
@@ -115,10 +120,11 @@ def pixels_of_png(content: bytes, flag: int = cv2.IMREAD_COLOR) -> np.ndarray:
     return pixels
 
 
-def tags_of_png(content: bytes) -> tuple[np.ndarray, FileFaultError | None]:
+def tags_of_png(content: bytes, release: str | None = None) -> tuple[np.ndarray, FileFaultError | None]:
     """CARLA's tags in a label PNG, uint8 (H, W): red in RGB, RGBA and a palette's colours, or the grey value.
 
-    With them comes a fault that leaves them readable, if there is one: grey, or green and blue not 0.
+    With them comes a fault that leaves them readable, if there is one: grey, green and blue not 0, or
+    colours. With a ``release``, a key of `SIMULATORS`, colours of the CityScapes palette become its tags.
 
     Raises:
         FileFaultError: If the file is not an intact PNG of 8 bits, or its tags are not in red.
@@ -138,10 +144,15 @@ def tags_of_png(content: bytes) -> tuple[np.ndarray, FileFaultError | None]:
     if not rest.any():
         return tags, None
     row, column = divmod(int(np.flatnonzero(rest)[0]), width)
-    colours = set(map(tuple, pixels[::_GLANCE_STEP, ::_GLANCE_STEP, 2::-1].reshape(-1, 3).tolist()))
-    # Black is also None's tag, and releases of CARLA differ in a few colours.
-    if 2 * len(colours & {*CARLA_PALETTE[1:]}) > len(colours - {CARLA_PALETTE[0]}):
-        raise FileFaultError('colours', f"classes in the colours of CARLA's CityScapes palette; {_RAW_TAGS}")
+    # Black is also None's tag.
+    colours = {*_colours(pixels[::_GLANCE_STEP, ::_GLANCE_STEP]).ravel().tolist()} - {0}
+    if 2 * len(colours & tag_of_colour('0.8').keys()) > len(colours):
+        fault = FileFaultError(
+            'cityscapes', f"classes in the colours of CARLA's CityScapes palette; {_CONVERT}"
+        )
+        if release is None:
+            raise fault
+        return _convert(pixels, release), fault
     if header.colour_type == PALETTE:
         first = tuple(pixels[row, column, 2::-1].tolist())
         raise FileFaultError('colours', f'a palette with {first} and not (tag, 0, 0) alone; {_RAW_TAGS}')
@@ -153,18 +164,40 @@ def tags_of_png(content: bytes) -> tuple[np.ndarray, FileFaultError | None]:
     return tags, FileFaultError('green_blue', f'{message}; {_WANTED}. Colours in place of tags?')
 
 
+def _colours(pixels: np.ndarray) -> np.ndarray:
+    """Colours 0xRRGGBB of BGR or BGRA pixels, int64 (H, W)."""
+    return pixels[..., :3] @ np.array([1, 1 << 8, 1 << 16])
+
+
+@lru_cache(2)
+def _tags_of_colours(release: str) -> np.ndarray:
+    """A release's tag for every colour 0xRRGGBB, uint8 (2^24,); `_NO_TAG` where the palette lacks it."""
+    table = np.full(1 << 24, _NO_TAG, np.uint8)
+    tags = tag_of_colour(release)
+    table[list(tags)] = list(tags.values())
+    return table
+
+
+def _convert(pixels: np.ndarray, release: str) -> np.ndarray:
+    """Tags uint8 (H, W) of colours; a `FileFaultError` for one that has none."""
+    colours = _colours(pixels)
+    tags = _tags_of_colours(release)[colours]
+    unknown = np.argwhere(tags == _NO_TAG)
+    if len(unknown):
+        row, column = unknown[0].tolist()
+        colour = f'colour #{colours[row, column]:06x} at (row {row}, col {column})'
+        message = f'{colour} is not in the CityScapes palette: saved as JPEG, or smoothed? {_RAW_TAGS}'
+        raise FileFaultError('colours', message)
+    return tags
+
+
 def read_bytes(path: str | Path, size: int = -1) -> bytes:
     """A file's bytes, or its first ``size``; a `FileFaultError` if it cannot be read."""
     try:
-        # Opening a FIFO would wait for a writer.
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise FileFaultError('unreadable', 'is not a file; move it away')
-        with Path(path).open('rb') as file:
+        with open_regular(path, IMAGE_BYTES) as file:
             return file.read(size)
-    except FileNotFoundError:
-        raise FileFaultError('unreadable', f'no such file; {_RESTORE}') from None
     except OSError as error:
-        message = f'cannot be read ({error.strerror}); check its permissions'
+        message = f'cannot be read ({error.strerror}); move it away, check its permissions, or {_RESTORE}'
         raise FileFaultError('unreadable', message) from None
 
 
@@ -199,11 +232,13 @@ def read_image(path: str | Path) -> np.ndarray:
         return pixels_of_png(read_bytes(path))
 
 
-def read_raw_label(path: str | Path, notes: list[str] | None = None) -> np.ndarray:
+def read_raw_label(
+    path: str | Path, notes: list[str] | None = None, release: str | None = None
+) -> np.ndarray:
     """CARLA tags of a label as stored, uint8 (H, W), read-only where packed; not yet compared with a scheme.
 
-    The path is of a PNG as in `tags_of_png`, or a packed frame's address; ``notes`` takes a line on what is
-    unusual about the file.
+    The path is of a PNG, read for a ``release`` as by `tags_of_png`, or a packed frame's address; ``notes``
+    takes a line on what is unusual about the file.
 
     Raises:
         InputError: If the file holds no tags, or the packed frame is damaged.
@@ -211,7 +246,7 @@ def read_raw_label(path: str | Path, notes: list[str] | None = None) -> np.ndarr
     if is_address(path):
         return read_packed(str(path))
     with _named(path):
-        tags, fault = tags_of_png(read_bytes(path))
+        tags, fault = tags_of_png(read_bytes(path), release)
     if fault and notes is not None:
         notes.append(f'{path}: {fault}')
     return tags

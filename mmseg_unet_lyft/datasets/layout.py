@@ -1,7 +1,5 @@
 """Finds the data sets of a config, and pairs the files of a data root or compares them with a manifest."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter
@@ -11,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ..errors import InputError, shorten_list
-from .atomic_io import read_object, write_json
-from .carla import SPLITS, drives_of_split, parse_name
+from .carla import drives_of_split, parse_name
+from .files import read_object, write_json
 from .packed import IMAGE, LABEL, is_packed, open_packed
 
 KAGGLE_NAME = 'kumaresanmanickavelu/lyft-udacity-challenge'
@@ -25,9 +23,6 @@ _DEEPEST_LEVEL = 3
 # macOS and Windows leave these in folders, and macOS a ._NAME.png for each file in an archive.
 _JUNK = ('.DS_Store', 'Thumbs.db', 'desktop.ini')
 _JPEG_SUFFIXES = ('.jpg', '.jpeg')
-# Names of folders that put their frames into a part of a split.
-_PART_OF_FOLDER = dict(training='train', valid='val', validation='val', testing='test')
-_PART_OF_FOLDER |= {part: part for part in SPLITS}
 
 
 class MissingDrivesError(InputError):
@@ -108,13 +103,6 @@ def list_frames(root: Path) -> Listing:
             f'dataA/dataA/{IMAGE_FOLDER} and {LABEL_FOLDER} (or dataA/{IMAGE_FOLDER}), as in the archive'
         )
     _pair(names[IMAGE_FOLDER], names[LABEL_FOLDER], listing)
-    parts: dict[str, Counter] = {}
-    for frame in listing.frames:
-        folders = [name.lower() for name in PurePosixPath(frame.image).parts[:-1]]
-        part = next((_PART_OF_FOLDER[name] for name in folders if name in _PART_OF_FOLDER), None)
-        if part:
-            parts.setdefault(frame.drive, Counter())[part] += 1
-    listing.problems += divided_drives(parts)
     listing.frames.sort()
     listing.problems.sort(key=lambda problem: (problem.path, problem.kind))
     return listing
@@ -163,7 +151,7 @@ def png_names(root: Path, folder: str, listing: Listing) -> Iterator[str]:
             message = 'a label saved as JPEG: its class ids are smeared; restore the PNG from the archive'
             listing.note('jpeg', path, message, Path(entry.name).stem)
         else:
-            what = 'a folder' if entry.is_dir() else 'not a PNG file'
+            what = 'a folder' if Path(entry).is_dir() else 'not a PNG file'
             listing.note('extra_file', path, f'{what}, so not a frame of the data; move it away')
 
 
@@ -187,15 +175,6 @@ def _pair(images: dict[tuple[str, str], str], labels: dict[tuple[str, str], str]
                 listing.frames.append(FrameFiles(drive, number, *there))
                 continue
         listing.alone += there
-
-
-def divided_drives(parts: dict[str, Counter]) -> Iterator[Problem]:
-    """A problem for each drive with frames in several parts of a split, from their counts by part."""
-    for drive, counts in sorted(parts.items()):
-        if len(counts) > 1:
-            where = ', '.join(f'{part} ({counts[part]} frames)' for part in sorted(counts))
-            message = f'drive {drive} lies in {where}; neighbouring frames leak, keep a drive in one part'
-            yield Problem('split_drive', drive, message)
 
 
 def find_pairs(root: Path, split: str | Sequence[str]) -> list[dict]:
@@ -318,27 +297,15 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
 
 def compare_manifests(before: list[ManifestEntry], now: list[ManifestEntry]) -> Iterator[Problem]:
     """A problem for each file that changed between two manifests of one root."""
-    old = {entry.path: entry for entry in before}
-    new = {entry.path: entry for entry in now}
-    # Path of each content before; the first if it had several.
-    place_before = {entry.sha256: entry.path for entry in reversed(before)}
-    gone = {path for path in old if path not in new}
-    for path, entry in new.items():
-        if path in old and entry.sha256 == old[path].sha256:
-            continue
-        source = place_before.get(entry.sha256)
-        if path in old and source not in (None, path):
-            swapped = source in new and new[source].sha256 == old[path].sha256
-            what = 'the two were swapped' if swapped else 'it was copied over this file'
-            kind, message = 'swapped', f'now has the content that {source} had; {what}'
-        elif path in old:
-            message = f'another content than before ({entry.size} bytes, was {old[path].size})'
-            kind = 'replaced'
-        elif source is not None and source not in new:
-            gone.discard(source)
-            kind, message = 'renamed', f'was {source}'
-        else:
+    old, new = ({entry.path: entry for entry in entries} for entries in (before, now))
+    for path in sorted(old.keys() | new.keys()):
+        if path not in new:
+            kind, message = 'gone', f'was there ({old[path].size} bytes); restore it'
+        elif path not in old:
             kind, message = 'new', 'was not there'
+        elif new[path].sha256 != old[path].sha256:
+            message = f'another content than before ({new[path].size} bytes, was {old[path].size})'
+            kind = 'replaced'
+        else:
+            continue
         yield Problem(kind, path, message, Path(path).stem)
-    for path in sorted(gone):
-        yield Problem('gone', path, f'was there ({old[path].size} bytes); restore it', Path(path).stem)

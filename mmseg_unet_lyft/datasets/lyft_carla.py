@@ -1,7 +1,5 @@
 """`LyftCarlaDataset`: frames of chosen drives of a data root, with labels in a label scheme."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

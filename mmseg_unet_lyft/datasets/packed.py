@@ -1,7 +1,5 @@
 """Reads packed frames: memory-mapped NumPy files, with one index of sizes, names and checksums."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -14,6 +12,7 @@ from tokenize import TokenError
 import numpy as np
 
 from ..errors import InputError
+from .files import JSON_BYTES, read_regular
 
 INDEX_NAME = 'packed.json'
 FORMAT, VERSION = 'lyft-packed', 1
@@ -72,7 +71,7 @@ class PackedFrames:
         self.root = Path(root).resolve()
         path = self.root / INDEX_NAME
         try:
-            index = json.loads(path.read_text(encoding='utf-8'))
+            index = json.loads(read_regular(path, JSON_BYTES))
             found = f'{index["format"]} version {index["version"]}'
             if found != f'{FORMAT} version {VERSION}':
                 raise ValueError(f'{found}, expected {FORMAT} version {VERSION}')
@@ -83,7 +82,7 @@ class PackedFrames:
                 for name, (height, width, row, image_crc32, label_crc32) in index['frames'].items()
             }
             files = dict(index['files'])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f'{path}: damaged, or of another version ({error}); {remedy(self.root)}'
             ) from None
@@ -96,7 +95,8 @@ class PackedFrames:
         self._pid = os.getpid()
 
     def _check_file(self, path: Path, size: int | None) -> None:
-        if path.resolve().parent != self.root:
+        # `Path.resolve` fails at a link to itself.
+        if Path(os.path.realpath(path)).parent != self.root:
             raise InputError(f'{path}: leads out of {self.root}; packed files lie in it, not links')
         found = path.stat().st_size if path.is_file() else None
         if found is None or found != size:
@@ -114,13 +114,16 @@ class PackedFrames:
             InputError: If the pixels are not those that were packed.
         """
         frame = self.frames[name]
-        pixels = self._array(kind, frame.size)[frame.row]
+        path, array = self.root / array_name(kind, frame.size), self._array(kind, frame.size)
+        # A mapped file that was cut would kill the process where it is read (SIGBUS).
+        if path.exists() and path.stat().st_size < array.nbytes:
+            raise InputError(f'{path}: was cut to {path.stat().st_size} bytes; {remedy(self.root)}')
+        pixels = array[frame.row]
         if self._pid != os.getpid():
             # After a fork, the parent's verifications do not count.
             self._pid, self._verified = os.getpid(), set()
         if (kind, name) not in self._verified:
             if zlib.crc32(pixels) != frame.crc32[kind]:
-                path = self.root / array_name(kind, frame.size)
                 raise InputError(f'{path}: {kind} of frame {name} is damaged; {remedy(self.root)}')
             self._verified.add((kind, name))
         return pixels

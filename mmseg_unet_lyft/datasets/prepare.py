@@ -1,9 +1,8 @@
 """Prepares a data root: unpacks an archive safely, inspects, measures, splits and packs its frames."""
 
-from __future__ import annotations
-
 import hashlib
 import json
+import os
 import re
 import shutil
 import stat
@@ -21,9 +20,17 @@ import numpy as np
 from ..errors import InputError
 from ..processes import cores
 from . import image_io, packed
-from .atomic_io import UNFINISHED, free_bytes, sync, taken_bytes, whole_file, write_json, write_whole
-from .checks import Inspection, inspect
+from .checks import Inspection, converted_to, inspect
 from .dataset_stats import STATS_NAME, load_stats, write_stats
+from .files import (
+    free_bytes,
+    locked,
+    sync,
+    taken_bytes,
+    whole_file,
+    write_json,
+    write_whole,
+)
 from .layout import IMAGE_FOLDER, KAGGLE_URL, MARKER_NAME, REPORT_FOLDER
 
 # Inside a prepared root. Unpacked files stay: the reports and the manifest refer to them.
@@ -72,43 +79,46 @@ def prepare(
 
     Raises:
         InputError: If the source cannot be used, the data have problems and ``skip_bad`` is not given, the
-            disk is too small, or the root was packed from other files; no prepared data are written.
+            disk is too small, the root was packed from other files, or another run writes there; no prepared
+            data are written.
     """
     source, out = Path(source), Path(out)
     if out.exists() and not out.is_dir():
         raise InputError(f'{out}: is a file; name a folder to prepare')
-    raw = source
-    if source.is_dir():
-        if source.resolve() in (out.resolve(), *out.resolve().parents):
-            raise InputError(f'{out}: lies inside {source}; name a folder outside the raw data')
-    elif source.is_file():
-        raw = out / RAW_FOLDER
-        unzip(source, raw, lambda members, total: show(members, total, 'unpacking'))
-    else:
+    if source.is_dir() and source.resolve() in (out.resolve(), *out.resolve().parents):
+        raise InputError(f'{out}: lies inside {source}; name a folder outside the raw data')
+    if not (source.is_dir() or source.is_file()):
         raise InputError(
             f'{source}: no such archive or folder; download it from {KAGGLE_URL}, or use --download'
         )
-    inspection = inspect(
-        raw, simulator, accept, workers=workers, show=lambda frames, total: show(frames, total, 'reading')
-    )
-    _refuse_problems(raw, inspection, skip_bad)
-    frames = inspection.of_one_size
-    if not frames:
-        raise InputError(f'{raw}: no valid frame is left to prepare; see tools/inspect_data.py {raw}')
-    pairs = [one.files.pair(raw) for one in frames]
-    hashes = {one.files.name: [entry.sha256 for entry in one.entries] for one in frames}
-    packing = Packing(pairs, out, hashes)
-    packing.check()
-    problems = [one for one in inspection.problems if one.frame not in packing.hashes]
-    report(out / REPORT_FOLDER, inspection)
-    left_out = [dict(frame=one.frame, kind=one.kind, path=one.path, message=one.message) for one in problems]
-    write_json(out / LEFT_OUT_NAME, left_out)
-    write_stats(out / STATS_NAME, inspection.stats)
-    if (raw / MARKER_NAME).is_file():
-        # Scores on these frames must still say that they are synthetic.
-        write_whole(out / MARKER_NAME, (raw / MARKER_NAME).read_bytes())
-    packing.write(lambda frames, total: show(frames, total, 'packing'))
-    return Prepared(inspection, pairs, sorted({one.frame for one in problems if one.frame}))
+    with locked(out):
+        raw = source
+        if source.is_file():
+            raw = out / RAW_FOLDER
+            unzip(source, raw, lambda members, total: show(members, total, 'unpacking'))
+        inspection = inspect(
+            raw, simulator, accept, workers=workers, show=lambda frames, total: show(frames, total, 'reading')
+        )
+        _refuse_problems(raw, inspection, skip_bad)
+        frames = inspection.of_one_size
+        if not frames:
+            raise InputError(f'{raw}: no valid frame is left to prepare; see tools/inspect_data.py {raw}')
+        pairs = [one.files.pair(raw) for one in frames]
+        hashes = {one.files.name: [entry.sha256 for entry in one.entries] for one in frames}
+        packing = Packing(pairs, out, hashes, converted_to(simulator, accept))
+        packing.check()
+        problems = [one for one in inspection.problems if one.frame not in packing.hashes]
+        report(out / REPORT_FOLDER, inspection)
+        left_out = [
+            dict(frame=one.frame, kind=one.kind, path=one.path, message=one.message) for one in problems
+        ]
+        write_json(out / LEFT_OUT_NAME, left_out)
+        write_stats(out / STATS_NAME, inspection.stats)
+        if (raw / MARKER_NAME).is_file():
+            # Scores on these frames must still say that they are synthetic.
+            write_whole(out / MARKER_NAME, (raw / MARKER_NAME).read_bytes())
+        packing.write(lambda frames, total: show(frames, total, 'packing'))
+        return Prepared(inspection, pairs, sorted({one.frame for one in problems if one.frame}))
 
 
 def _refuse_problems(raw: Path, inspection: Inspection, skip_bad: bool) -> None:
@@ -120,11 +130,8 @@ def _refuse_problems(raw: Path, inspection: Inspection, skip_bad: bool) -> None:
             'is with --accept. Nothing was prepared'
         )
     for problem in inspection.problems:
-        if problem.kind in ('split_drive', 'one_tag'):
-            raise InputError(
-                f'{raw}: {problem.message}. --skip-bad cannot leave a frame out for it; '
-                f'--accept {problem.kind} takes it'
-            )
+        if problem.kind == 'one_tag':
+            raise InputError(f'{raw}: {problem.message}; --accept one_tag prepares them anyway')
 
 
 def unzip(archive: Path, out: Path, show: Show = _unshown) -> None:
@@ -153,7 +160,7 @@ def unzip(archive: Path, out: Path, show: Show = _unshown) -> None:
             for member in show(missing, len(missing)):
                 # Syncing each file takes longer than all else; `_is_there` finds what a crash lost.
                 whole = whole_file(out / member.filename, durable=False)
-                with opened.open(member) as content, whole as part, part.open('wb') as target:
+                with opened.open(member) as content, whole as target:
                     shutil.copyfileobj(content, target, 1 << 20)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
         raise InputError(f'{archive}: not an intact zip archive ({error}); download it again') from None
@@ -186,7 +193,7 @@ def _refusal(member: zipfile.ZipInfo) -> str | None:
         return 'lies outside the folder'
     if '\\' in name:
         return 'has a backslash in its name'
-    if not member.is_dir() and (parts[-1] in ('', '.') or name.endswith(UNFINISHED)):
+    if not member.is_dir() and parts[-1] in ('', '.'):
         return 'is not a usable file name'
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -195,7 +202,7 @@ def _refusal(member: zipfile.ZipInfo) -> str | None:
 
 
 def _check_folder(archive: Path, out: Path, members: list[zipfile.ZipInfo]) -> None:
-    names = {member.filename + suffix for member in members for suffix in ('', UNFINISHED)}
+    names = {member.filename for member in members}
     for path in out.rglob('*'):
         if path.is_symlink() or not (path.is_dir() or path.relative_to(out).as_posix() in names):
             raise InputError(f'{path}: is not from {archive}; move it away, or name another folder')
@@ -235,14 +242,18 @@ class Packing:
     Labels are stored as raw CARLA tags, so every label scheme can read them. The index is written last: a
     folder is packed completely or not at all, and after a killed run the next one starts again. Frames are
     as from `layout.find_pairs`, and keep their order. ``hashes`` are SHA-256 of image and label by frame;
-    without them, changes that keep a file's size are missed.
+    without them, changes that keep a file's size are missed. ``release`` is as in `tags_of_png`.
     """
 
     def __init__(
-        self, pairs: Sequence[dict], out: Path, hashes: Mapping[str, Sequence[str]] | None = None
+        self,
+        pairs: Sequence[dict],
+        out: Path,
+        hashes: Mapping[str, Sequence[str]] | None = None,
+        release: str | None = None,
     ) -> None:
         self.pairs = {Path(pair['img_path']).stem: pair for pair in pairs}
-        self.out, self.hashes = out, hashes or {}
+        self.out, self.hashes, self.release = out, hashes or {}, release
         self.sizes = {name: image_io.read_header(pair['img_path']).size for name, pair in self.pairs.items()}
         self.shapes = {
             packed.array_name(kind, size): (count, *size, *channels)
@@ -257,8 +268,9 @@ class Packing:
         return packed.BYTES_PER_PIXEL * pixels + rest
 
     def sources(self) -> str:
-        """SHA-256 of names, order, sizes, file sizes and hashes; it identifies the set of PNGs."""
-        described = []
+        """SHA-256 of names, order, sizes, file sizes, hashes and release; it identifies what is packed."""
+        # Converted colours are one release's tags.
+        described = [] if self.release is None else [self.release]
         for name, pair in self.pairs.items():
             bytes_of = [Path(pair[key]).stat().st_size for key in ('img_path', 'seg_map_path')]
             described.append([name, *self.sizes[name], *bytes_of, *self.hashes.get(name, ())])
@@ -279,8 +291,8 @@ class Packing:
             )
 
     def _leftovers(self) -> list[Path]:
-        """Arrays of a run that was killed before it wrote the index."""
-        return [path for kind in packed.CHANNELS for path in self.out.glob(f'{kind}_*x*.npy*')]
+        """Arrays of these names: of a run that was killed before it wrote the index, or of a removed one."""
+        return [self.out / file for file in self.shapes if os.path.lexists(self.out / file)]
 
     def write(self, show: Show) -> None:
         """Write arrays and index, unless the folder is packed."""
@@ -289,11 +301,10 @@ class Packing:
         # A frame's entry in the index: size, row, checksums.
         frames, rows = {}, Counter()
         with ExitStack() as stack:
-            parts = {file: stack.enter_context(whole_file(self.out / file)) for file in self.shapes}
+            # Made before the rest goes: an error here says that the folder cannot be written.
+            files = {file: stack.enter_context(whole_file(self.out / file)) for file in self.shapes}
             for path in self._leftovers():
                 path.unlink()
-            # Closed before `whole_file` gives them their names.
-            files = {file: stack.enter_context(part.open('wb')) for file, part in parts.items()}
             for file, shape in self.shapes.items():
                 header = dict(descr='|u1', fortran_order=False, shape=shape)
                 np.lib.format.write_array_header_1_0(files[file], header)
@@ -315,7 +326,8 @@ class Packing:
 
         def decode(name: str) -> tuple[str, dict[str, np.ndarray]]:
             image_path, label_path = (self.pairs[name][key] for key in ('img_path', 'seg_map_path'))
-            image, label = image_io.read_image(image_path), image_io.read_raw_label(label_path)
+            image = image_io.read_image(image_path)
+            label = image_io.read_raw_label(label_path, release=self.release)
             image_io.require_same_size(label_path, label.shape, image_path, image.shape)
             return name, {packed.IMAGE: image, packed.LABEL: label}
 

@@ -1,6 +1,4 @@
-"""Transforms of frames: loading labels, crop-first augmentation, colour changes, packing."""
-
-from __future__ import annotations
+"""Transforms of frames: loading labels, crop-first augmentation, changes of colour and weather, packing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +27,7 @@ _GLANCE_STEP = 16
 # As in mmseg's RandomCrop: a crop dominated by one class is chosen again, at most ten times.
 _CROP_TRIES = 10
 # Parts of a sample's random numbers.
-_GEOMETRY, _COLOUR = 0, 1
+_GEOMETRY, _COLOUR, _WEATHER = 0, 1, 2
 # No change: brightness added, contrast before, saturation, hue added (of 180), contrast after.
 NEUTRAL_COLOUR = (0.0, 1.0, 1.0, 0.0, 1.0)
 # Source: mmseg's PhotoMetricDistortion.
@@ -320,6 +318,94 @@ class LyftPhotoMetricDistortion(BaseTransform):
             results['colour'] = colour
         else:
             results['img'] = change_colour(results['img'], colour)
+        return results
+
+    __repr__ = LyftRandomResizedCrop.__repr__
+
+
+# Each takes and gives BGR uint8 (H, W, 3). The ranges are chosen by eye: the scene stays recognisable.
+
+
+def _light(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Darker or brighter, by gamma and a factor, in a tint."""
+    levels = np.arange(256)[:, None] / 255
+    table = (
+        levels ** np.exp(random.uniform(-0.8, 0.8)) * random.uniform(0.4, 1.1) * random.uniform(0.8, 1.2, 3)
+    )
+    return cv2.LUT(image, _as_bytes(255 * table)[None])
+
+
+def _fog(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A bright veil of clouds."""
+    clouds = cv2.resize(random.random((8, 8), np.float32), image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    density = random.uniform(0.2, 0.7) * (0.6 + 0.4 * clouds)[..., None]
+    return _as_bytes(image + density * (random.uniform(150, 240) - image))
+
+
+def _rain(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Bright streaks of one direction and length."""
+    length = int(random.integers(3, 18))
+    streak = np.zeros((length, length), np.float32)
+    cv2.line(streak, (int(random.integers(length)), 0), (length // 2, length - 1), 1.0)
+    drops = cv2.filter2D((random.random(image.shape[:2]) > 0.995).astype(np.float32), -1, streak)
+    return _as_bytes(image + np.minimum(drops, 1)[..., None] * random.uniform(0.3, 0.8) * (230.0 - image))
+
+
+def _blur(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Out of focus, or of a coarser camera."""
+    if random.random() < 0.5:
+        return cv2.GaussianBlur(image, (0, 0), random.uniform(0.5, 2.5))
+    factor = random.uniform(0.3, 0.8)
+    small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+
+
+def _noise(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Normal noise of each channel."""
+    return _as_bytes(image + random.uniform(3, 35) * random.standard_normal(image.shape, np.float32))
+
+
+def _compress(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Saved as a JPEG of low quality."""
+    quality = [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(10, 60))]
+    return cv2.imdecode(cv2.imencode('.jpg', image, quality)[1], cv2.IMREAD_COLOR)
+
+
+def _as_bytes(values: np.ndarray) -> np.ndarray:
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+@TRANSFORMS.register_module()
+class LyftWeather(BaseTransform):
+    """Strong changes of light, weather and camera: light, fog, rain, blur, noise, JPEG, in this order.
+
+    Keeps a network useful on days that its frames do not show (docs/results.md).
+
+    Required Keys:
+        - img (np.uint8, (H, W, 3), BGR)
+        - random_key (without it, one is drawn from torch's global state)
+
+    Modified Keys:
+        - img
+
+    Args:
+        prob: Probability of each change, in [0, 1].
+    """
+
+    changes = (_light, _fog, _rain, _blur, _noise, _compress)
+
+    def __init__(self, prob: float = 0.12) -> None:
+        if not 0 <= prob <= 1:
+            raise InputError(f'LyftWeather: prob={prob!r}; give a probability from 0 to 1')
+        self.prob = prob
+
+    def transform(self, results: dict) -> dict:
+        """The results with another image."""
+        coins = uniforms(_random_key(results), len(self.changes) + 1, _WEATHER)
+        random = np.random.Generator(np.random.Philox(int(coins[-1] * 2**53)))
+        for change, coin in zip(self.changes, coins, strict=False):
+            if coin < self.prob:
+                results['img'] = change(results['img'], random)
         return results
 
     __repr__ = LyftRandomResizedCrop.__repr__

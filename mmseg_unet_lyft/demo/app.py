@@ -1,25 +1,24 @@
 """The demo page: it labels an image or a video with one or two models, and shows the results."""
 
-from __future__ import annotations
-
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from ..errors import InputError
-from ..inference.frames import IMAGE_SUFFIXES, MAX_PIXELS, open_frames, read_frame
+from ..inference.frames import IMAGE_SUFFIXES, open_frames, read_frame
 from ..inference.segmenter import Segmenter
 from ..inference.video import DEFAULT_FPS, OverlayVideo, Plan, label_video
 from ..report.pictures import entropy_levels, overlay, palette_css, save_palette_png, save_rgb
 from ..synthetic.scenes import draw_frame
-from .server import free_port, private_gradio, require_gradio, serve
+from .server import EXAMPLES as EXAMPLES_FOLDER
+from .server import free_port, make_room, private_gradio, require_gradio, serve
 
 IMAGE, VIDEO = 'image', 'video'
 _SUFFIXES = [*sorted(IMAGE_SUFFIXES), '.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi']
@@ -34,6 +33,8 @@ _BEGINNINGS = (
 )
 _LONGEST_BEGINNING = 16
 MOST_FRAMES = 600  # Most frames of a video that are labelled: a minute at the drives' 10 frames a second.
+MOST_SECONDS = 300.0  # Most time for a video; what is labelled by then is shown.
+MAX_PIXELS = 16_000_000  # Of an image or a frame: a label map of so many takes some GB of memory.
 MOST_SHOWN_PIXELS = 2_000_000  # Larger pictures are shown smaller: each move of a slider sends them again.
 EXAMPLES = (('F1', 3), ('F62', 40), ('02_00', 12), ('F3', 25))  # Towns, weathers and things of all kinds.
 OPACITY = 0.5
@@ -42,6 +43,7 @@ _NO_UNCERTAINTY = (
     'This file gives label maps without probabilities, so it has no uncertainty map. Export it with '
     '--probabilities, or open the checkpoint it was exported from.'
 )
+_turn = threading.Lock()  # Of the visitor for whom a network computes, so that memory is that of one.
 _TEMPLATES = Path(__file__).with_name('templates')
 
 
@@ -123,7 +125,8 @@ def label_image(models: Sequence[Model], path: Path, folder: Path, max_pixels: i
         InputError: If the image cannot be read, is too small, or has more than ``max_pixels``.
     """
     frame = read_frame(path, max_pixels)
-    answers = [_answer(model, frame, path.stem, folder / str(place)) for place, model in enumerate(models)]
+    with _turn:
+        answers = [_answer(model, frame, path.stem, folder / str(at)) for at, model in enumerate(models)]
     return Labelled(path.name, frame.shape[:2], cv2.cvtColor(fit(frame), cv2.COLOR_BGR2RGB), answers)
 
 
@@ -152,6 +155,7 @@ def label_clip(
     opacity: float,
     max_pixels: int = MAX_PIXELS,
     most_frames: int = MOST_FRAMES,
+    most_seconds: float = MOST_SECONDS,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Clip:
     """Write the overlay of a video's first frames into ``folder``.
@@ -163,6 +167,7 @@ def label_clip(
         opacity: Weight of the colours, 0 to 1.
         max_pixels: Largest frame that is decoded.
         most_frames: Later frames are left out.
+        most_seconds: Frames that are read after so many seconds are left out too.
         progress: Called after each frame with the frames done, and how many there will be (None: not known).
 
     Raises:
@@ -176,21 +181,30 @@ def label_clip(
         fps = frames.fps or DEFAULT_FPS
         sink = OverlayVideo(clip.path, frames.size, fps, model.segmenter.palette, opacity, frames.times)
 
+        def bounded() -> Iterator[np.ndarray]:
+            for number, frame in enumerate(frames):
+                if number == most_frames or time.perf_counter() > start + most_seconds:
+                    clip.notes.append(f'the first {number} frames; the command video labels complete videos')
+                    return
+                yield frame
+
+        def label(frame: np.ndarray, *, colours: str) -> np.ndarray:
+            with _turn:
+                return model.segmenter(frame, colours=colours)
+
         def written() -> None:
             clip.frames += 1
             progress(clip.frames, total)
 
         try:
             # One frame is labelled while its neighbours are read and written.
-            label_video(model.segmenter, islice(frames, most_frames), [sink], Plan(1, None), written=written)
+            label_video(label, bounded(), [sink], Plan(1, None), written=written)
         except InputError as error:
             if not clip.frames:
                 raise
             clip.notes.append(without_folders(error, path, Path(model.path)))
         finally:
             sink.close()
-    if clip.frames == most_frames and (frames.total or most_frames + 1) > most_frames:
-        clip.notes.append(f'the first {most_frames} frames; the command video labels complete videos')
     clip.seconds = time.perf_counter() - start
     return clip
 
@@ -252,7 +266,11 @@ def fit(pixels: np.ndarray, is_label: bool = False, most: int = MOST_SHOWN_PIXEL
 
 @contextmanager
 def demo(
-    models: Sequence[Model], host: str = '127.0.0.1', port: int | None = None, max_pixels: int = MAX_PIXELS
+    models: Sequence[Model],
+    host: str = '127.0.0.1',
+    port: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    trust_proxy: bool = False,
 ) -> Iterator[str]:
     """Serve the demo as long as the context is open, and yield its address; its folder is temporary.
 
@@ -261,6 +279,7 @@ def demo(
         host: Address to listen on.
         port: The first free one from 7860 on by default.
         max_pixels: Largest image or frame that is read.
+        trust_proxy: As in `server.Gate`.
 
     Raises:
         InputError: If Gradio is missing, or the address cannot be listened on.
@@ -275,7 +294,7 @@ def demo(
 
             examples = []
             for drive, number in EXAMPLES:
-                examples.append(folder / 'examples' / f'{drive}-{number}.png')
+                examples.append(folder / EXAMPLES_FOLDER / f'{drive}-{number}.png')
                 save_rgb(examples[-1], draw_frame(drive, number)[0])
             frame = read_frame(examples[0])
             for model in models:
@@ -287,7 +306,7 @@ def demo(
                 font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'], spacing_size='sm'
             )
             css = (_TEMPLATES / 'page.css').read_text(encoding='utf-8')
-            with serve(page.blocks, folder, host, port, css=css, theme=theme) as url:
+            with serve(page.blocks, folder, host, port, trust_proxy, css=css, theme=theme) as url:
                 yield url
 
 
@@ -377,6 +396,7 @@ class Page:
         results += [self._said, self._shares, self._files, self._tabs]
         pictures = [*painted, self._uncertainty, self._video]
         options = dict(outputs=results, api_visibility='private', show_progress_on=pictures)
+        options['concurrency_id'] = 'label'
         self._upload.upload(self._label, [self._upload, *controls], **options)
         self._example.click(self._label, [self._example, *controls], **options)
         options = dict(api_visibility='private', show_progress='hidden', trigger_mode='always_last')
@@ -387,6 +407,7 @@ class Page:
         """Label an uploaded file's path or an example's index; returns the changes to the page."""
         gr, progress, limit = self._gr, self._gr.Progress(), self._max_pixels
         path = self._examples[chosen] if isinstance(chosen, int) else Path(chosen)
+        make_room(self._folder, 0)
         folder = Path(tempfile.mkdtemp(dir=self._folder))
 
         def meter(done: int, total: int | None) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ..compat import install_command
 from ..errors import InputError
@@ -21,6 +24,19 @@ LOOPBACK = ('127.0.0.1', 'localhost')
 _FIRST_PORT, _PORTS, _LAST_PORT = 7860, 100, 65535
 _LONGEST_REQUEST = 1_000_000  # Bytes of a request other than an upload: the page sends names and numbers.
 _DEEPEST = 50
+MOST_UPLOADED, MOST_KEPT = 200_000_000, 1_000_000_000  # Bytes of one upload, and of all files of visitors.
+_UPLOADS_AT_ONCE, _UPLOAD_SECONDS = 4, 600.0
+AT_ONCE = 2  # Requests of a kind: an image need not wait for a video.
+EXAMPLES = 'examples'  # Their folder.
+_FORWARDED = (b'x-forwarded-', b'forwarded', b'x-gradio-server')  # Headers that change the page's addresses.
+_SHOWN = {'.png': 'image/png', '.mp4': 'video/mp4'}  # What the demo makes.
+_FILE_POLICY = "default-src 'none'; sandbox"
+# Gradio's page holds its settings as an inline script, and evaluates its templates.
+_PAGE_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; frame-ancestors 'self'"
+)
 # Gradio's routes that the page does not use: one runs ffmpeg on what is sent, one fetches addresses.
 _CLOSED = ('/gradio_api/process_recording', '/gradio_api/proxy=')
 
@@ -39,7 +55,9 @@ def private_gradio(folder: Path) -> Iterator[None]:
         GRADIO_ANALYTICS_ENABLED='False',
         HF_HUB_DISABLE_TELEMETRY='1',
         GRADIO_TEMP_DIR=str(folder),
-        GRADIO_EXAMPLES_CACHE=str(folder / 'examples'),
+        GRADIO_EXAMPLES_CACHE=str(folder / EXAMPLES),
+        # Whose X-Forwarded-Proto the server itself believes.
+        FORWARDED_ALLOW_IPS='',
         # Gradio checks whether its own server answers, and would ask a proxy.
         NO_PROXY=','.join(filter(None, (no_proxy, *LOOPBACK))),
     )
@@ -77,7 +95,9 @@ def free_port(host: str, port: int | None) -> int:
 
 
 @contextmanager
-def serve(page: gradio.Blocks, folder: Path, host: str, port: int, **style: Any) -> Iterator[str]:
+def serve(
+    page: gradio.Blocks, folder: Path, host: str, port: int, trust_proxy: bool = False, **style: Any
+) -> Iterator[str]:
     """Serve a page as long as the context is open, and yield its address.
 
     Args:
@@ -85,16 +105,17 @@ def serve(page: gradio.Blocks, folder: Path, host: str, port: int, **style: Any)
         folder: The only one whose files are served, Gradio's own pages aside.
         host: Address to listen on.
         port: As from `free_port`.
+        trust_proxy: As in `Gate`.
         **style: ``css`` and ``theme`` of the page.
     """
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    guards = [Middleware(OwnFilesOnly)]
+    guards = [Middleware(Gate, folder=folder, trust_proxy=trust_proxy)]
     if host in LOOPBACK:
         # A page of another site whose name leads here must not talk to this one.
         guards.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
-    page.queue(api_open=False, default_concurrency_limit=1, max_size=32)
+    page.queue(api_open=False, default_concurrency_limit=AT_ONCE, max_size=32)
     try:
         _, url, _ = page.launch(
             server_name=host,
@@ -103,8 +124,7 @@ def serve(page: gradio.Blocks, folder: Path, host: str, port: int, **style: Any)
             inline=False,
             quiet=True,
             prevent_thread_lock=True,
-            allowed_paths=[str(folder)],
-            max_file_size='200mb',
+            max_file_size=MOST_UPLOADED,
             state_session_capacity=16,
             enable_monitoring=False,
             mcp_server=False,
@@ -122,31 +142,47 @@ def serve(page: gradio.Blocks, folder: Path, host: str, port: int, **style: Any)
         page.close(verbose=False)
 
 
-class OwnFilesOnly:
-    """ASGI middleware that refuses requests in which a file is an address, which Gradio would fetch.
+class Gate:
+    """ASGI middleware between visitors and Gradio: who may ask, what may be sent, and what is given back.
 
-    Gradio does so for ``file=https://...``, and where an event's data has an address in a file's place.
+    - Requests of pages of other origins are refused; ``X-Forwarded-*`` count only if ``trust_proxy``.
+    - Requests in which a file is an address, which Gradio would fetch, are refused.
+    - Uploads are bounded in size, number and time, replace the oldest files, and are never given back.
+    - Of the other files, PNG and MP4 are shown; all else is only saved by browsers.
+
+    Args:
+        app: Gradio's application.
+        folder: That of all files.
+        trust_proxy: Whether a proxy sets the headers in which it names itself.
     """
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
+    def __init__(self, app: Any, folder: Path, trust_proxy: bool = False) -> None:
+        self._app, self._folder, self._trust_proxy = app, folder, trust_proxy
+        self._uploaded: set[Path] = set()
+        self._slots, self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE), 0
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
         """Pass a request on, or refuse it."""
-        from starlette.responses import PlainTextResponse
-
-        path, method = scope.get('path', ''), scope.get('method')
-        refused = PlainTextResponse('takes no addresses', 403)
-        if scope['type'] != 'http' or (method == 'POST' and path.endswith('/upload')):
+        if scope['type'] != 'http':
             await self._app(scope, receive, send)
-        elif '://' in path or path.startswith(_CLOSED):
-            await refused(scope, receive, send)
-        elif method != 'POST':
+            return
+        path = scope['path']
+        file = re.search('/file[=/](.+)', path)
+        reason = self._reason(scope, file and file[1])
+        if not self._trust_proxy:
+            kept = [(name, value) for name, value in scope['headers'] if not name.startswith(_FORWARDED)]
+            scope = dict(scope, headers=kept)
+        send = _safely(send, file and file[1])
+        if reason:
+            await _refuse(scope, receive, send, reason, 403)
+        elif scope['method'] != 'POST':
             await self._app(scope, receive, send)
+        elif path.endswith('/upload'):
+            await self._upload(scope, receive, send)
         elif (body := await _body(receive)) is None:
-            await PlainTextResponse('request too long', 413)(scope, receive, send)
+            await _refuse(scope, receive, send, 'request too long', 413)
         elif names_address(body):
-            await refused(scope, receive, send)
+            await _refuse(scope, receive, send, 'takes no addresses', 403)
         else:
             given = iter([dict(type='http.request', body=body, more_body=False)])
 
@@ -154,6 +190,95 @@ class OwnFilesOnly:
                 return next(given, None) or await receive()
 
             await self._app(scope, again, send)
+
+    def _reason(self, scope: dict, file: str | None) -> str | None:
+        """Why a request is forbidden, by its headers and its path; None if it is not."""
+        from starlette.datastructures import Headers
+
+        path, headers = scope['path'], Headers(scope=scope)
+        host, origin = headers.get('host'), headers.get('origin')
+        if self._trust_proxy:
+            host = headers.get('x-forwarded-host', host)
+        if origin is not None and urlsplit(origin).netloc != host:
+            return 'a page of another origin asks'
+        if '://' in path or path.startswith(_CLOSED):
+            return 'takes no addresses'
+        is_upload = file is not None and Path(file).resolve() in self._uploaded
+        return 'uploads are not given back' if is_upload else None
+
+    async def _upload(self, scope: dict, receive: Any, send: Any) -> None:
+        """Pass an upload on within its limits, and note which files it made."""
+        from starlette.requests import ClientDisconnect
+
+        left, answer = MOST_UPLOADED, bytearray()
+
+        async def bounded() -> dict:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get('body', b''))
+            return message if left >= 0 else dict(type='http.disconnect')
+
+        async def noted(message: dict) -> None:
+            answer.extend(message.get('body', b''))
+            # Complete, or not JSON yet; noted before the visitor knows the paths.
+            with suppress(ValueError, TypeError):
+                self._uploaded |= {Path(one).resolve() for one in json.loads(answer)}
+            await send(message)
+
+        async def passed() -> None:
+            async with self._slots:
+                self._uploads += 1
+                try:
+                    await asyncio.to_thread(make_room, self._folder, self._uploads * MOST_UPLOADED)
+                    await self._app(scope, bounded, noted)
+                finally:
+                    self._uploads -= 1
+
+        try:
+            await asyncio.wait_for(passed(), _UPLOAD_SECONDS)
+        except (ClientDisconnect, asyncio.TimeoutError):
+            await _refuse(scope, receive, send, f'over {MOST_UPLOADED // 1_000_000} MB, or too slow', 413)
+
+
+async def _refuse(scope: dict, receive: Any, send: Any, reason: str, status: int) -> None:
+    from starlette.responses import PlainTextResponse
+
+    await PlainTextResponse(reason, status)(scope, receive, send)
+
+
+def _safely(send: Any, file: str | None = None) -> Any:
+    """``send`` with headers by which a browser runs nothing that is not the page's own."""
+    from starlette.datastructures import MutableHeaders
+
+    async def sent(message: dict) -> None:
+        if message['type'] == 'http.response.start':
+            headers = MutableHeaders(scope=message)
+            headers['X-Content-Type-Options'] = 'nosniff'
+            headers['Content-Security-Policy'] = _PAGE_POLICY if file is None else _FILE_POLICY
+            if file is not None and message['status'] < 400:
+                kind = _SHOWN.get(Path(file).suffix.lower())
+                headers['Content-Type'] = kind or 'application/octet-stream'
+                headers['Content-Disposition'] = 'inline' if kind else 'attachment'
+        await send(message)
+
+    return sent
+
+
+def make_room(folder: Path, wanted: int) -> None:
+    """Delete the oldest files of visitors until ``wanted`` bytes fit into what is kept in all."""
+    found = []
+    for path in folder.rglob('*'):
+        # Another request may delete it meanwhile.
+        with suppress(OSError):
+            if path.is_file() and folder / EXAMPLES not in path.parents:
+                found.append((path.stat().st_mtime, path.stat().st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total + wanted <= MOST_KEPT:
+            return
+        with suppress(OSError):
+            path.unlink()
+        total -= size
 
 
 async def _body(receive: Any) -> bytes | None:

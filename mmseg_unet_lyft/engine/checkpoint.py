@@ -7,6 +7,7 @@ import re
 import struct
 import zlib
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,7 +20,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from ..datasets.atomic_io import checksum_file, is_intact, sync, write_whole
+from ..datasets.files import check_regular, checksum_file, is_intact, read_regular, sync, write_whole
 from ..errors import InputError
 from ..processes import code_allowed, force_plain_loading, plain_types_only
 
@@ -27,6 +28,10 @@ WRAPPER = 'optim_wrapper'  # In the message hub: the type of the optimizer's wra
 TRAINED_WITH = 'Name the config it was trained with: its work dir holds it, the --cfg-options included'
 _SHOWN = 10  # Names of weights in an error.
 _BLOCK = 1 << 20
+_ARCHIVE = b'PK\3\4'
+# Of all that a checkpoint holds; those of a long run have 20,000 items, 8 levels deep.
+_MOST_ITEMS, _DEEPEST = 1_000_000, 64
+_PLAIN = (int, float, bool, str, type(None))
 
 SAFETENSORS = '.safetensors'
 SAFETENSORS_FORMAT = 1
@@ -89,7 +94,9 @@ def _newest_first(work_dir: Path) -> list[Path]:
     """
     saved, note = list(saved_checkpoints(work_dir).values()), work_dir / 'last_checkpoint'
     # The path is absolute, and a work dir may have been moved.
-    text = note.read_text(encoding='utf-8', errors='replace').strip() if note.is_file() else ''
+    text = ''
+    with suppress(OSError):
+        text = read_regular(note).decode(errors='replace').strip()
     noted = work_dir / Path(text).name
     return saved[: saved.index(noted) + 1 if noted in saved else None][::-1]
 
@@ -130,8 +137,10 @@ def read_checkpoint(
     than plain data is unpickled completely, which can run any code in it; a warning says so.
 
     Raises:
-        InputError: If the file is damaged, not a checkpoint, or not plain data and not trusted.
+        InputError: If the file is damaged, not a checkpoint, or not plain data and not trusted, or if its
+            contents would grow beyond the file.
     """
+    check_regular(path, 'name a checkpoint')
     intact = is_intact(Path(path))
     if intact is False:
         raise InputError(
@@ -155,14 +164,17 @@ def check_archive(path: str, compare: bool = True) -> None:
     """
     size, expanded = Path(path).stat().st_size, 0
     try:
-        if is_zipfile(path):
-            with ZipFile(path) as archive:
-                expanded = sum(member.file_size for member in archive.infolist())
-                for member in archive.infolist() if compare and expanded <= size else ():
+        with Path(path).open('rb') as file:
+            # What begins like this is an archive to torch, even if zipfile does not find its end.
+            is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE or is_zipfile(file)
+            with ZipFile(file) if is_archive else nullcontext() as archive:
+                members = archive.infolist() if archive else []
+                expanded = sum(member.file_size for member in members)
+                for member in members if compare and expanded <= size else ():
                     if member.CRC:  # Some have none: torch.serialization.set_crc32_options.
-                        with archive.open(member) as file:
+                        with archive.open(member) as content:
                             # zipfile compares at the end.
-                            while file.read(_BLOCK):
+                            while content.read(_BLOCK):
                                 pass
     except _DAMAGED as error:
         raise InputError(f'{path}: cannot be read, it is damaged ({error}); take another copy') from error
@@ -176,7 +188,7 @@ def _load(path: str, map_location: str | torch.device, trust: bool) -> Any:
     """The content of a pickle as torch writes it; errors as in `read_checkpoint`."""
     try:
         with plain_types_only():
-            return torch.load(path, map_location=map_location, weights_only=True)
+            content = torch.load(path, map_location=map_location, weights_only=True)
     except (*_DAMAGED, *_OTHER_BYTES) as error:
         # For some pickles, such as those of another protocol, all that is known is that this load fails.
         is_pickle = isinstance(error, UnpicklingError)
@@ -191,12 +203,47 @@ def _load(path: str, map_location: str | torch.device, trust: bool) -> Any:
             # torch's own advice, which comes before the reason, is to load it unsafely.
             reason = _REASON.search(str(error)) if is_pickle else None
             raise _unreadable(path, error, reason[1] if reason else str(error)) from error
+    else:
+        _check_contents(content, path)
+        return content
     _warn_of_trust(str(path), foreign[1] if foreign else 'more than plain data')
     try:
         with code_allowed():
             return torch.load(path, map_location=map_location, weights_only=False)
     except (*_DAMAGED, *_OTHER_BYTES, ImportError) as error:
         raise _unreadable(path, error, str(error)) from error
+
+
+def _check_contents(content: Any, path: str) -> None:
+    """Raise an InputError for contents that would grow in memory, or hold more numbers than the file.
+
+    A container may be in others many times, or in itself: whoever copies or shows it gets all of them.
+    """
+    room, items, seen = Path(path).stat().st_size, 1, set()
+    waiting: list[tuple[Any, Any, int]] = [('content', content, 0)]
+    while waiting:
+        name, value, depth = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            # It may be sparse, without data, or a view of a few numbers whose copy could fill all memory.
+            is_plain = value.layout == torch.strided and not value.is_meta
+            storage = value.untyped_storage() if is_plain else torch.UntypedStorage(0)
+            room -= 0 if storage.data_ptr() in seen else storage.nbytes()
+            seen.add(storage.data_ptr())
+            if room < 0 or value.numel() * value.element_size() > storage.nbytes():
+                claim = f'claims {value.numel()} numbers, more than are in the file'
+                raise InputError(f'{path}: its {name} {claim}; save a dense copy')
+            continue
+        if isinstance(value, (list, tuple, set)):
+            inside = [(name, one) for one in value]
+        else:
+            inside = (value if isinstance(value, dict) else getattr(value, '__dict__', {})).items()
+        items += len(inside)
+        if items > _MOST_ITEMS or depth > _DEEPEST:
+            limit = f'{_MOST_ITEMS} items or {_DEEPEST} levels'
+            raise InputError(
+                f'{path}: refused, its {name} makes it more than {limit}; save the weights alone'
+            )
+        waiting += [(key, one, depth + 1) for key, one in inside if type(one) not in _PLAIN]
 
 
 def _unreadable(path: str, error: Exception, reason: str) -> InputError:
@@ -264,6 +311,7 @@ def _digest(fields: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> str:
 
 def _read_metadata(path: str, text: str, weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """A checkpoint's ``meta`` from a file's metadata, after its checksum is verified."""
+    text = text[:_MOST_ITEMS]  # What is cut is not JSON any more.
     try:
         tagged, fields = json.loads(text), json.loads(text, object_hook=_untag_tuple)
         checksum, version = tagged.pop(_CHECKSUM, None), fields['format']
@@ -338,8 +386,8 @@ def newest_intact(work_dir: Path, passed_over: list[str], trust: bool = False) -
             return path, _read_run(path, trust)
         except (InputError, OSError) as error:
             passed_over.append(f'{error}; going on from the one before')
-    damaged = ''.join(f'\n  {line}' for line in passed_over)
-    raise InputError(f'{work_dir}: holds no intact checkpoint; start without --resume{damaged}')
+    damaged = (f'  {line}' for line in passed_over)
+    raise InputError(f'{work_dir}: holds no intact checkpoint; start without --resume', *damaged)
 
 
 def _read_run(path: str, trust: bool) -> dict[str, Any]:
@@ -351,6 +399,8 @@ def _read_run(path: str, trust: bool) -> dict[str, Any]:
             f'{path}: holds weights alone, no {" and ".join(missing) or "step"} to go on from; name an '
             'iter_N.pth, or start a new run from the weights with --load-from'
         )
+    if content.get('state_dict'):
+        weights_of(content, path)
     return content
 
 
@@ -362,7 +412,7 @@ def read_weights(path: str, trust: bool = False) -> dict[str, torch.Tensor]:
 def weights_of(content: dict[str, Any], path: str) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint's content by name, without a distributed wrapper's prefix.
 
-    An InputError if it holds none, or one that has fewer numbers than its shape claims.
+    An InputError if it holds none, or one that has a nan, an infinity or complex numbers.
     """
     found = content.get('state_dict', content)
     weights = found.items() if isinstance(found, dict) else ()
@@ -370,13 +420,11 @@ def weights_of(content: dict[str, Any], path: str) -> dict[str, torch.Tensor]:
     if not weights:
         raise InputError(f'{path}: holds no weights of a model; name a checkpoint of a training run')
     for name, weight in weights.items():
-        # A tensor may be sparse, without data, or a view of a few numbers whose copy could fill all memory.
-        is_plain = weight.layout == torch.strided and not weight.is_meta
-        held = weight.untyped_storage().nbytes() // weight.element_size() if is_plain else 0
-        if weight.numel() > held:
-            raise InputError(
-                f'{path}: its {name} claims {weight.numel()} numbers and holds {held}; save a dense copy'
-            )
+        numbers = weight.float() if weight.is_floating_point() else torch.zeros(1)
+        # A sum is quicker than looking at each number, and finite numbers may have an infinite one.
+        if weight.is_complex() or not (numbers.sum().isfinite() or numbers.isfinite().all()):
+            remedy = 'take an earlier checkpoint'
+            raise InputError(f'{path}: its {name} has numbers that are not finite and real; {remedy}')
     # A distributed wrapper prefixes every name.
     return {name.removeprefix('module.'): weight for name, weight in weights.items()}
 
@@ -390,7 +438,7 @@ def check_weights(
     """
     lines = _misfits(unwrapped(model).state_dict(), weights, limit=_SHOWN)
     if lines:
-        raise InputError('\n'.join([f'{path}: its weights are not of this config. {remedy}', *lines]))
+        raise InputError(f'{path}: its weights are not of this config. {remedy}', *lines)
 
 
 def fitting_weights(

@@ -14,7 +14,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
-from ..datasets.atomic_io import UNFINISHED, checksum_file, free_bytes, taken_bytes, write_json
+from ..datasets.files import checksum_file, free_bytes, taken_bytes, write_json, write_whole
 from ..errors import InputError, decoration
 from .checkpoint import WRAPPER, card_file, saved_checkpoints, write_with_checksum
 
@@ -96,9 +96,6 @@ class LyftCheckpointHook(CheckpointHook):
         for key, path in self._best().items():
             self._set_best(key, path and str(folder / Path(path).name))
         if is_main_process():
-            # Partial files that a killed run left.
-            for path in folder.glob(f'*{UNFINISHED}'):
-                path.unlink()
             if not runner.iter:
                 _set_aside(folder, runner)
             # Imported late: registering the hook need not load what a run card needs.
@@ -140,7 +137,7 @@ class LyftCheckpointHook(CheckpointHook):
             super()._save_checkpoint_with_step(runner, step, meta)
         except UnicodeEncodeError:
             # mmengine writes the path of what it saved as UTF-8, which a folder's name need not be.
-            Path(runner.work_dir, 'last_checkpoint').write_bytes(os.fsencode(self.last_ckpt))
+            write_whole(Path(runner.work_dir, 'last_checkpoint'), os.fsencode(self.last_ckpt))
         finally:
             self.max_keep_ckpts = keep
         self._knows_validation = True
@@ -148,7 +145,8 @@ class LyftCheckpointHook(CheckpointHook):
         if keep > 0 and is_main_process():
             saved = saved_checkpoints(Path(self.out_dir), self.filename_tmpl)
             for old in [path for at, path in saved.items() if at <= step][:-keep]:
-                self.file_backend.remove(str(old))
+                if checksum_file(old).is_file():  # Else another program saved it.
+                    self.file_backend.remove(str(old))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
         # mmengine would remove the old best first, if it knew of it.

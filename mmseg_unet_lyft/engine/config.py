@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..datasets.atomic_io import sha256_of_file
 from ..datasets.carla import Scheme, drives_of_split, get_scheme, median_frequency_weights
 from ..datasets.dataset_stats import STATS_NAME, class_weights, load_stats
+from ..datasets.files import read_regular, sha256_of_file
 from ..datasets.layout import our_datasets
 from ..errors import InputError, did_you_mean
 
@@ -38,7 +38,9 @@ _COMMAND_KEYS = (
 # Keys of a loader that mmengine takes out before torch's DataLoader sees the rest.
 _LOADER_KEYS = 'dataset sampler batch_sampler collate_fn worker_init_fn num_batch_per_epoch'
 # Set for each run by commands and mmengine; not choices, so comparisons leave them out.
-_OF_THE_RUN = 'command data_stats experiment_name launcher load_from resume resumed work_dir'.split()
+_OF_THE_RUN = (
+    'command data_stats experiment_name launcher load_from resume resumed started_from work_dir'.split()
+)
 # ImageNet's R, G, B values, with which the configs normalise where nothing is measured.
 PUBLISHED_MEAN, PUBLISHED_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
@@ -75,6 +77,7 @@ SHORT_NAMES: dict[str, tuple[str, ...]] = dict(
     # Stock crops are padded to `size` by the preprocessor.
     crop_size=(f'{_CROP}|RandomCrop].crop_size', 'model.data_preprocessor.size'),
     colour_on_device=(f'{_TRAINED}[LyftPhotoMetricDistortion|LyftColour].on_device',),
+    weather=(f'{_TRAINED}[LyftWeather].prob',),
     batch_size=('train_dataloader.batch_size',),
     val_batch_size=('val_dataloader.batch_size', 'test_dataloader.batch_size'),
     num_workers=_loaders('num_workers', 'persistent_workers'),
@@ -104,6 +107,7 @@ SHORT_NAMES: dict[str, tuple[str, ...]] = dict(
     accumulate=('optim_wrapper.accumulative_counts',),
     compiled=('custom_hooks[LyftCompileHook].wanted',),
     on_nonfinite=('custom_hooks[LyftGuardHook].on_nonfinite',),
+    stall_seconds=('custom_hooks[LyftGuardHook].stall_seconds',),
     ema_momentum=('custom_hooks[LyftEMAHook|EMAHook].momentum',),
     early_stop_patience=('custom_hooks[LyftEarlyStoppingHook|EarlyStoppingHook].patience',),
     vis_backends=('visualizer.vis_backends',),
@@ -295,18 +299,18 @@ def _parse_value(text: str, option: str) -> Any:
         words = rf"(?P<kept>{kept}'[^']*'|\"[^\"]*\")|[^\[\](),\s][^\[\](),]*"
         text = re.sub(words, lambda word: word['kept'] or repr(_parse_value(word[0].strip(), option)), text)
     try:
-        return _literal(ast.parse(text, mode='eval').body)
+        return read_literal(ast.parse(text, mode='eval').body)
     except (ValueError, SyntaxError):
         said = f'--cfg-options {option!r}: close brackets and quotes; a dict is written dict(type=BN)'
         raise InputError(said) from None
 
 
-def _literal(node: ast.expr) -> Any:
+def read_literal(node: ast.expr) -> Any:
     """The value of a literal, in which ``dict(...)`` may stand for a dict; a ValueError for anything else."""
     if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict' and not node.args:
-        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+        return {keyword.arg: read_literal(keyword.value) for keyword in node.keywords}
     if isinstance(node, (ast.List, ast.Tuple)):
-        return (list if isinstance(node, ast.List) else tuple)(map(_literal, node.elts))
+        return (list if isinstance(node, ast.List) else tuple)(map(read_literal, node.elts))
     return ast.literal_eval(node)
 
 
@@ -410,11 +414,14 @@ def _target(node: ast.stmt) -> str:
 
 def _files(path: Path) -> list[tuple[Path, ast.Module]]:
     """A config file and its bases, bases first, each with its syntax tree."""
+    if path.suffix not in ('.py', '.json'):
+        # mmengine reads YAML with tags that make any Python object.
+        raise InputError(f'{path}: is not a .py or .json config; write it as one of them')
     try:
-        source = path.read_text(encoding='utf-8')
+        source = read_regular(path).decode()
         tree = ast.parse(source, path.name)
     # ValueError: bytes that are not UTF-8, or zeros among them.
-    except (SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f'{path}: not Python source ({error})') from None
     return [*(file for base in _bases(path, tree) for file in _files(base)), (path, tree)]
 
@@ -555,8 +562,8 @@ def apply_stats(config: Config, options: Iterable[str] = (), from_weights: bool 
 
     They replace only published values of keys that no option (of ``--cfg-options``) names, in place, and are
     recorded in ``config.data_stats``, so that the work dir and every checkpoint hold them. Weights that
-    training starts from (``from_weights``) bring their own mean and deviation. Returns one line on what was
-    used and kept; no line without stats.
+    training starts from (``from_weights``) bring their own mean and deviation. Returns lines on what was used
+    and kept, and on classes that no frame shows; no line without stats.
     """
     datasets = our_datasets(config.get('train_dataloader'))
     roots = {str(dataset['data_root']) for dataset in datasets}
@@ -569,7 +576,8 @@ def apply_stats(config: Config, options: Iterable[str] = (), from_weights: bool 
     given = {option.partition('=')[0].rpartition('.')[2] for option in options}
     used: dict[str, list] = {}
     kept: list[str] = []
-    measured = np.round(class_weights(stats.percent(scheme, drives))['median_frequency'], 4).tolist()
+    percent = stats.percent(scheme, drives, for_weights=True)
+    measured = np.round(class_weights(percent)['median_frequency'], 4).tolist()
     losses = [_at(config, path[:-1]) for path in _paths(config, 'class_weight')]
     for loss in [loss for loss in losses if loss['class_weight'] is not None]:
         if 'class_weight' in given:
@@ -597,7 +605,11 @@ def apply_stats(config: Config, options: Iterable[str] = (), from_weights: bool 
     path = Path(*roots) / STATS_NAME
     config.data_stats = dict(path=str(path), sha256=sha256_of_file(path), used=used, kept=kept)
     said = f'{path}: measured {", ".join(used) or "nothing"} used'
-    return [said + (f'; kept: {"; ".join(kept)}' if kept else '')]
+    lines = [said + (f'; kept: {"; ".join(kept)}' if kept else '')]
+    absent = stats.absent(scheme, drives)
+    if absent:
+        lines.append(f'no pixel of {", ".join(absent)} in the training drives: it cannot be learnt there')
+    return lines
 
 
 def _is_published(weights: Sequence[float], scheme: Scheme) -> bool:

@@ -1,9 +1,11 @@
 """A process's device: choosing it, describing the machine, `torch.compile` and mixed precision."""
 
+import ctypes
 import functools
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +34,8 @@ _PACKAGES = ('torch', 'numpy', 'opencv-python', 'pillow', 'av', 'onnxruntime', '
 _PAYS_FROM_ITERS = 5000
 # Below this, casting costs more than bfloat16 arithmetic saves.
 _BF16_PAYS_FROM = 1.1
+# Numbers of parameters in glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def describe_machine() -> dict:
@@ -54,6 +58,7 @@ def describe_machine() -> dict:
 
 def choose_device(name: str | None) -> None:
     """Make this process use ``cpu``, ``cuda`` or ``cuda:N``; None leaves the choice to mmengine."""
+    _keep_freed_memory()
     if name is None:
         return
     kind, index = parse_device(name)
@@ -67,6 +72,14 @@ def choose_device(name: str | None) -> None:
         raise InputError(f'--device {name}: this machine has {count} usable CUDA devices; use --device cpu')
     if ':' in name:
         torch.cuda.set_device(index)
+
+
+def _keep_freed_memory() -> None:
+    """Have Linux' malloc keep what is freed: else each map of each step is memory to be zeroed again."""
+    malloc = ctypes.CDLL(None) if sys.platform == 'linux' else None
+    if hasattr(malloc, 'mallopt'):  # Not in musl.
+        malloc.mallopt(_M_MMAP_MAX, 0)
+        malloc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def device_name(name: str | None) -> str:

@@ -1,10 +1,13 @@
 """Distributed runs: starting the ranks, signals and exit codes, joining the group, the total batch."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,13 +19,22 @@ from mmengine.dist import get_dist_info, is_distributed
 
 from ..errors import InputError
 from ..processes import cores, place_of
+from .guard import STALL_SECONDS
 
 _PARENT = Path(__file__).resolve().parents[2]
 # Set by `run_ranks` for its ranks: the process that they end with.
 _LAUNCHER_PID = 'MMSEG_UNET_LYFT_LAUNCHER_PID'
 # Signals forwarded to the ranks; torchrun would not handle the last, and exit with code 1 for the others.
 _FORWARDED = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1')
+# Set by `run_ranks` on one node: the file in which its ranks find each other.
+_MEETING = 'MMSEG_UNET_LYFT_MEETING'
 _PORT = '29500'  # torch's own default
+# The watchdog reports first who stalls; then the collectives that wait for it fail.
+_LATER_SECONDS = 5.0
+_SIGNAL_CAUSES = dict(
+    SIGKILL=' (the machine may be out of memory)',
+    SIGBUS=' (a file that was read, such as packed data, was cut meanwhile, or the disk or /dev/shm is full)',
+)
 # Process groups of the ranks, to which their loader workers belong.
 _groups: set[int] = set()
 
@@ -41,8 +53,9 @@ def run_ranks(processes: int, tool: str, arguments: list[str]) -> int:
     """Run a command of this package as several ranks on this machine, with torchrun, and wait for them.
 
     Several nodes: start this on each of them with NNODES, NODE_RANK, MASTER_ADDR and PORT in the environment.
-    Otherwise a free port is taken. Signals are forwarded to the ranks, which decide how to end. Returns 0,
-    or the exit code of the rank that best explains the failure; 128 + n if signal n ended it.
+    On one, the ranks meet in a file that only this user can read, and nothing but loopback is listened on.
+    Signals are forwarded to the ranks, which decide how to end. Returns 0, or the exit code of the rank that
+    best explains the failure; 128 + n if signal n ended it.
     """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing import api
@@ -55,7 +68,8 @@ def run_ranks(processes: int, tool: str, arguments: list[str]) -> int:
     os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(_PARENT), os.environ.get('PYTHONPATH')]))
     command = [sys.executable, '-u', '-m', 'mmseg_unet_lyft', tool, *arguments, '--launcher', 'pytorch']
     settings = ['--nproc-per-node', str(processes), '--monitor-interval', '0.1', '--no-python']
-    options = run.parse_args([*_rendezvous(), *settings, *command])
+    folder = tempfile.mkdtemp(prefix='lyft_ranks_')
+    options = run.parse_args([*_rendezvous(folder), *settings, *command])
     for name in _FORWARDED:
         # Windows has not all of them.
         if hasattr(signal, name):
@@ -68,6 +82,7 @@ def run_ranks(processes: int, tool: str, arguments: list[str]) -> int:
         _groups.update(failure.pid for failure in error.failures.values())
         return _exit_code({rank: failure.exitcode for rank, failure in error.failures.items()})
     finally:
+        shutil.rmtree(folder, ignore_errors=True)
         # End what the ranks left, such as loader workers: each rank leads a process group.
         for pid in _groups:
             with suppress(ProcessLookupError, PermissionError):
@@ -98,35 +113,54 @@ def _exit_code(codes: dict[int, int]) -> int:
     # First a signal other than torchrun's SIGTERM, then a code other than 1 (any Python error) and 75 (a rank
     # that stopped as asked).
     rank = max(codes, key=lambda one: (0 > codes[one] != -signal.SIGTERM, 1 < codes[one] != 75, codes[one]))
+    if 75 in codes.values() and codes[rank] == -signal.SIGKILL:
+        # One that did not answer, which the launcher ended.
+        return 75
     code = codes[rank]
     if code >= 0:
         return code
     name = signal.Signals(-code).name
-    memory = ' (the machine may be out of memory)' if name == 'SIGKILL' else ''
-    sys.stderr.write(f'error: rank {rank} was ended by {name}{memory}\n')
+    cause = _SIGNAL_CAUSES.get(name, '')
+    sys.stderr.write(f'error: rank {rank} was ended by {name}{cause}\n')
     return 128 - code
 
 
-def _rendezvous() -> list[str]:
-    """torchrun's options for where the ranks meet."""
+def _rendezvous(folder: str) -> list[str]:
+    """torchrun's options for where the ranks meet; on one node in files of the folder, so without a port."""
     nodes = os.environ.get('NNODES', '1')
     if nodes == '1':
-        return ['--standalone']
+        # gloo and NCCL would listen on the address that this machine's name has.
+        loopback = 'lo0' if sys.platform == 'darwin' else 'lo'
+        os.environ.update(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
+        # The launcher would open a port for the ranks, on all interfaces.
+        os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
+        os.environ[_MEETING] = f'{folder}/ranks'
+        place = ['--rdzv-backend', 'c10d', '--rdzv-endpoint', f'{folder}/launcher']
+        # Each sign of life, which one launcher sends to itself, lengthens the file.
+        place += ['--rdzv-conf', 'store_type=file,keep_alive_interval=3600']
+        return [*place, '--local-addr', 'localhost']
     missing = [name for name in ('NODE_RANK', 'MASTER_ADDR') if name not in os.environ]
     if missing:
         raise InputError(
             f'NNODES={nodes} needs {" and ".join(missing)} too: NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 '
             'PORT=29500 on the first node, NODE_RANK=1 on the second'
         )
-    place = ['--master-addr', os.environ['MASTER_ADDR'], '--master-port', os.environ.get('PORT', _PORT)]
+    port = os.environ.get('PORT', _PORT)
+    if os.environ['NODE_RANK'] == '0':
+        sys.stderr.write(
+            f'listening on port {port} of all interfaces for the other nodes ({os.environ["MASTER_ADDR"]}): '
+            'whoever reaches it can run programs here, so the network must be private\n'
+        )
+    place = ['--master-addr', os.environ['MASTER_ADDR'], '--master-port', port]
     return ['--nnodes', nodes, '--node-rank', os.environ['NODE_RANK'], *place]
 
 
 def join_group(config: Config) -> None:
-    """Make this process join its group as ``config.launcher`` says; on GPUs mmengine itself does it.
+    """Make this process join its group as ``config.launcher`` says; on GPUs of several nodes mmengine does.
 
-    On the CPU: a gloo group, and a wrapper without device ids, since mmengine's needs a GPU. Raises an
-    InputError if nothing started this process as a rank, or it has no GPU of its own.
+    Ranks of `run_ranks` on one node meet in its file. On the CPU: a gloo group, and a wrapper without device
+    ids, since mmengine's needs a GPU. Raises an InputError if nothing started this process as a rank, or it
+    has no GPU of its own.
     """
     launcher = config.get('launcher', 'none')
     if launcher == 'none':
@@ -138,18 +172,36 @@ def join_group(config: Config) -> None:
         place = place_of(launcher)
         processes = int(place['WORLD_SIZE'])
         check_gpus(int(place.pop('LOCAL_WORLD_SIZE')), on_cpu)
+        seconds = _stall_seconds(config) + _LATER_SECONDS
+        options: dict[str, Any] = dict(timeout=timedelta(seconds=seconds))
+        meeting = os.environ.get(_MEETING)
+        if meeting:
+            options['init_method'] = f'file://{meeting}?rank={place["RANK"]}&world_size={processes}'
         if on_cpu:
             # The first rank's address, under torch's names.
             place['MASTER_ADDR'] = os.environ.get('MASTER_ADDR') or _first_host(launcher)
             place['MASTER_PORT'] = os.environ.get('MASTER_PORT') or os.environ.get('PORT') or _PORT
             os.environ.update(place)
-            torch.distributed.init_process_group('gloo')
+            torch.distributed.init_process_group('gloo', **options)
+        elif meeting and get_device() == 'cuda':
+            torch.cuda.set_device(int(place['LOCAL_RANK']))
+            torch.distributed.init_process_group('nccl', **options)
+        else:
+            settings = dict(config.get('env_cfg') or {})
+            given = dict(settings.get('dist_cfg') or {})
+            config.env_cfg = dict(settings, dist_cfg=dict(timeout=seconds) | given)
     if on_cpu:
         wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
         config.model_wrapper_cfg = wrapper | dict(config.get('model_wrapper_cfg') or {})
         config.sync_bn, config.model = None, _without_sync_bn(config.model)
     elif processes > 1:
         config.setdefault('sync_bn', 'torch')
+
+
+def _stall_seconds(config: Config) -> float:
+    """After how long without progress a run ends, as its `LyftGuardHook` says; at most a day."""
+    hooks = [hook for hook in config.get('custom_hooks') or [] if hook.get('type') == 'LyftGuardHook']
+    return next((hook.get('stall_seconds', STALL_SECONDS) for hook in hooks), STALL_SECONDS) or 86_400.0
 
 
 def _without_sync_bn(part: Any) -> Any:

@@ -1,10 +1,16 @@
-"""Protect a training run: check labels, losses and gradients, and save it before an error ends it."""
+"""Protect a training run: check labels, losses and gradients, save it before an error or a stall ends it."""
 
 import gc
+import os
 import re
+import select
 import signal
+import socket
 import threading
 import time
+from collections.abc import Collection
+from contextlib import suppress
+from multiprocessing import active_children
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +30,15 @@ POLICIES = ('stop', 'skip', 'rollback')
 FOLDER = 'nonfinite'  # In the work dir: batches whose loss or gradient was not finite.
 # Raised by reading a dead worker's batch before the signal of its death arrives.
 LOST = (ConnectionError, EOFError, FileNotFoundError)
+# What gloo says where another rank is gone or does not answer; the weights are as before the step then.
+_GONE = 'gloo|pair closure|Timed out waiting'
+STALL_SECONDS = 600.0  # Time without progress after which a run ends, by default.
+# `timeout`, Slurm and systemd signal a process, and then the group that it is in.
+ONE_REQUEST_SECONDS = 1.0
+# Time without progress after a signal: in a wait for a batch, which a save may break off, and elsewhere.
+_HEARD_SECONDS = (5.0, 25.0)
+_TELL_SECONDS, _SAVE_SECONDS, _TICK_SECONDS = 10.0, 60.0, 1.0
+_STATES = dict(T='is stopped', D='waits for a disk', Z='is dead')
 # Below this loss scale, which starts at 2^16, no smaller one will make float16 gradients finite.
 _LEAST_SCALE = 2.0**-16
 
@@ -128,6 +143,118 @@ class WorkerDeaths:
             self._raise = None
 
 
+class Watchdog:
+    """Thread that ends a run without progress: it names who stalls, lets the main thread save, ends all.
+
+    It hears signals at once; the main thread, which may be stuck, only when it runs Python again.
+
+    Args:
+        runner: The run.
+        seconds: Time without a `beat` after which the run ends; None waits for ever, unless a signal came.
+        numbers: Signals that ask for a stop.
+        exit_code: Of a run that stalls.
+
+    Attributes:
+        has_fired: Whether the run stalls.
+        is_reading: Whether the main thread waits for a batch, so that the run can be saved.
+    """
+
+    def __init__(
+        self, runner: Runner, seconds: float | None, numbers: Collection[int], exit_code: int
+    ) -> None:
+        self._runner, self._seconds, self._numbers = runner, seconds or float('inf'), set(numbers)
+        self._exit_code, self._doing, self._beats = exit_code, '', 0
+        self.has_fired = self.is_reading = False
+        self._done = threading.Event()
+        self._inbox, self._outbox = socket.socketpair()
+        self._outbox.setblocking(False)
+        self._before = signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def beat(self, doing: str, is_reading: bool = False) -> None:
+        """Note progress and what is done next; '' if that cannot stall."""
+        self._doing, self.is_reading = doing, is_reading
+        self._beats += 1
+
+    def close(self) -> None:
+        """Stop watching; end the process if the run stalls."""
+        signal.set_wakeup_fd(self._before)
+        self._done.set()
+        if self.has_fired:
+            self._end(self._exit_code)
+
+    def _watch(self) -> None:
+        idle = longest = 0.0
+        beats, heard, limit = self._beats, None, self._seconds
+        with self._inbox, self._outbox:
+            while not self._done.is_set():
+                start = time.monotonic()
+                came = select.select([self._inbox], [], [], _TICK_SECONDS)[0]
+                if came and self._numbers & set(self._inbox.recv(4096)):
+                    is_later = heard is not None and start - heard > ONE_REQUEST_SECONDS
+                    # The main thread raises a KeyboardInterrupt, unless it is stuck.
+                    if is_later and not self._done.wait(_HEARD_SECONDS[0]):
+                        self._end(128 + signal.SIGINT)
+                    heard = heard or start
+                # Only time in which this process ran: it may have been stopped as a whole.
+                idle += min(time.monotonic() - start, _TICK_SECONDS)
+                if self._beats != beats or not self._doing:
+                    beats, longest, idle = self._beats, max(longest, idle), 0.0
+                if heard is not None:
+                    limit = min(self._seconds, _HEARD_SECONDS[not self.is_reading] + 3 * longest)
+                if idle >= limit:
+                    self._fire(idle)
+
+    def _fire(self, idle: float) -> None:
+        self.has_fired = True
+        # In a thread: nobody may read what is written.
+        teller = threading.Thread(target=self._tell, args=(idle,), daemon=True)
+        teller.start()
+        teller.join(_TELL_SECONDS)
+        if hasattr(signal, 'pthread_kill'):
+            # `StopOnSignalHook` raises an error where the main thread waits for a batch.
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+        if not self._done.wait(_SAVE_SECONDS if self.is_reading or get_world_size() > 1 else _TICK_SECONDS):
+            self._end(self._exit_code)
+
+    def _tell(self, idle: float) -> None:
+        """Report what stalls: this machine's processes of the run that are stopped."""
+        kinds = {os.getpid(): 'loader worker'}
+        if get_world_size() > 1:
+            kinds[os.getppid()] = 'another rank'
+        stalled = []
+        for file in Path('/proc').glob('[0-9]*/stat'):
+            with suppress(OSError):
+                state, parent = file.read_text(errors='replace').rpartition(')')[2].split()[:2]
+                if state in _STATES and int(parent) in kinds:
+                    stalled.append(f'{kinds[int(parent)]} (pid {file.parent.name}) {_STATES[state]}')
+        found = ', '.join(stalled) or 'no stopped process was found'
+        line = f'rank {get_rank()} stalls: {self._doing} made no progress for {idle:.0f} s; {found}\n'
+        os.write(2, line.encode())
+
+    def _end(self, code: int) -> None:
+        saver = saver_of(self._runner)
+        saved = saver and saver.saved_step and f'saved last after step {saver.saved_step}'
+        line = f'ended with code {code}; {saved or "nothing is saved"}, go on with --resume\n'
+        with suppress(OSError):
+            os.write(2, line.encode())
+        end_workers()
+        os._exit(code)
+
+
+def end_workers() -> None:
+    """Kill the loader workers: one that is stopped would not end by itself, and Python would wait for it."""
+    is_main = threading.current_thread() is threading.main_thread() and hasattr(signal, 'SIGCHLD')
+    # torch's own handler would raise here.
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main else None
+    for child in active_children():
+        child.kill()
+        if is_main:
+            child.join(_TICK_SECONDS)
+    if handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
+
+
 class NonFiniteError(Exception):
     """The present step has a loss or gradient that is not finite; the weights are as before it."""
 
@@ -180,6 +307,7 @@ class Guard:
             nonfinite = str(error)
         except (RuntimeError, MemoryError) as error:
             if not re.search(SHORTAGE, f'{type(error).__name__}: {error}'):
+                self._save_without(error)
                 raise
             shortage = str(error)
         # Handled out here: the caught error would keep all that the step has computed in memory.
@@ -195,6 +323,11 @@ class Guard:
             self.in_a_row = 0
             self._made.clear()
         return outputs
+
+    def _save_without(self, error: Exception) -> None:
+        """Save the run if a rank is gone."""
+        if get_world_size() > 1 and re.search(_GONE, str(error)):
+            self.save()
 
     def save(self) -> None:
         """Undo an unfinished step, and save the run as it was before it."""

@@ -24,9 +24,9 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from ..compat import register_classes
-from ..datasets.atomic_io import write_whole
 from ..datasets.carla import SCHEMES, get_scheme
-from ..errors import InputError
+from ..datasets.files import check_regular, write_whole
+from ..errors import InputError, printable
 from .model_spec import KEY, describe, inference_part
 
 TOLERANCE = 1e-4  # of the proof: in probability, and in logits relative to the largest
@@ -156,6 +156,7 @@ def _read_file(path: Path) -> tuple[dict[str, list[Layer]], dict[str, Any] | Non
     """Layers with weights, in order, by class ('' for a legacy file's convolutions); the config if any."""
     import h5py
 
+    check_regular(path, 'name a file of Keras')
     content, config = _unzip(path) if zipfile.is_zipfile(path) else (path.read_bytes(), None)
     with h5py.File(io.BytesIO(content), 'r') as root:
         found: dict[str, Any] = {}
@@ -435,4 +436,4 @@ def _summary(unet: KerasUNet, config: Config, model: nn.Module, difference: floa
     ]
     if unet.skip_first is None:
         lines.append(f'assumed, not said by weights: {norm}, ReLU; joined as upsampled, skip')
-    return '\n'.join(lines)
+    return '\n'.join(map(printable, lines))

@@ -1,10 +1,14 @@
 """A model described as plain data: a checkpoint works without its config, and no code is run for it."""
 
+import math
 from collections.abc import Mapping
+from inspect import isclass
 from typing import Any
 
 from mmengine.config import Config
+from mmseg.registry import MODELS
 
+from ..datasets.image_io import LARGEST_RESIZED_PIXELS
 from ..datasets.layout import our_datasets
 from ..errors import InputError
 
@@ -25,6 +29,12 @@ KNOWN_TYPES = frozenset(
 _LEFT_OUT = frozenset({'pretrained', 'init_cfg', 'train_cfg', 'auxiliary_head', 'loss_decode', 'sampler'})
 # Steps of a test pipeline that read or pack; what is between them changes the image.
 _READ_OR_PACK = ('LoadImageFromFile', 'LoadLyftLabel', 'LoadAnnotations', 'PackSegInputs')
+
+# What a description may ask for, by key: it is tried before anyone knows that its weights fit.
+_LONGEST = dict(scales=16)
+_MOST = dict(scales=4, scale_factor=4, passes=100, size_divisor=1024, num_convs=64, num_stages=64)
+# Of windows that slide over a frame, in pixels: each is a pass.
+_LEAST = dict(crop_size=16, stride=8)
 
 
 def inference_part(model: Mapping) -> dict:
@@ -73,15 +83,34 @@ def checked(description: Any, path: str) -> dict:
     return plain | dict(scheme=description.get('scheme'), data_sha256=description.get('data_sha256'))
 
 
+def _is_known(name: str) -> bool:
+    """Whether a description may name a type: a network, a layer, or what the user's own code registered."""
+    # A name with a package in front has mmengine import it.
+    if name in KNOWN_TYPES or '.' in name:
+        return name in KNOWN_TYPES
+    found = MODELS.get(name)
+    package, _, part = getattr(found, '__module__', '').partition('.')
+    # timm's reads the files that its arguments name.
+    return isclass(found) and (
+        (package == 'mmseg' and part.startswith('models.backbones.') and name != 'TIMMBackbone')
+        or package
+        not in ('mmseg', 'mmcv', 'mmengine', 'mmdet', 'mmpretrain', 'torch', __name__.partition('.')[0])
+    )
+
+
 def _plain(value: Any, place: str = 'the model') -> Any:
     """A copy in dicts, lists, tuples, text and numbers, with known types only; else an InputError."""
     if isinstance(value, Mapping):
-        if 'type' in value and not (isinstance(value['type'], str) and value['type'] in KNOWN_TYPES):
-            raise InputError(f'{place} has the type {value["type"]!r}, which is not among the known ones')
+        if 'type' in value and not (isinstance(value['type'], str) and _is_known(value['type'])):
+            raise InputError(
+                f'{place} has the type {value["type"]!r}, which is not among the known ones; '
+                'of a class of your own, import the module first'
+            )
         for key in value:
             # mmengine imports what `_scope_` names.
             if not isinstance(key, str) or key.startswith('_'):
                 raise InputError(f'{place} has the key {key!r}, which is not for a description')
+            _require_modest(place, key, value[key], slides=value.get('mode') == 'slide')
         return {key: _plain(item, f'{place}.{key}') for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         # mmcv's Resize wants its scale as a tuple.
@@ -89,6 +118,20 @@ def _plain(value: Any, place: str = 'the model') -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise InputError(f'{place} is a {type(value).__name__} and not a plain value')
+
+
+def _require_modest(place: str, key: str, value: Any, slides: bool) -> None:
+    """Raise an InputError if a value asks for more memory or work than any model needs."""
+    many = value if isinstance(value, (list, tuple)) else [value]
+    numbers = [one for one in many if type(one) in (int, float)]
+    longest, most = _LONGEST.get(key, 256), _MOST.get(key, 10_000)
+    least = _LEAST.get(key, 0) if slides else -most
+    area = math.prod(numbers if len(numbers) == 2 else numbers[:1] * 2) if key in ('scale', 'size') else 0
+    # The comparisons fail for nan, too.
+    is_modest = len(many) <= longest and all(least <= one <= most for one in numbers)
+    if not is_modest or area > LARGEST_RESIZED_PIXELS:
+        shown = f'{len(many)} values' if len(many) > longest else repr(value)
+        raise InputError(f'{place}.{key} is {shown}, which no model needs')
 
 
 def scheme_of(config: Config) -> str | None:

@@ -34,16 +34,16 @@ from ..datasets.checks import count_tags, only_class
 from ..datasets.image_io import read_header, read_raw_label, require_same_size
 from ..datasets.layout import MissingDrivesError, find_pairs, leaf_datasets, our_datasets
 from ..datasets.lyft_carla import LyftCarlaDataset
-from ..datasets.packed import is_address
+from ..datasets.packed import is_address, is_packed
 from ..datasets.transforms import LyftRandomResizedCrop
-from ..errors import InputError, find_input_error, message_of, remedy_of, shorten_list
+from ..errors import InputError, find_input_error, message_of, printable, remedy_of, shorten_list
 from ..models.preprocessor import split_pixels
 from ..models.segmentor import check_widths
 from ..processes import this_process
-from .checkpoint import TRAINED_WITH, card_file, check_weights, fitting_weights, read_weights
+from .checkpoint import TRAINED_WITH, check_weights, fitting_weights, read_weights
 from .config import find_class, registries
 from .guard import check_labels
-from .run_card import read_card, read_config_text
+from .run_card import known_frames, trained_on
 
 # Config keys that every run builds besides its loaders, then those of training and of a test.
 _OF_RUN = ('model', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor')
@@ -78,7 +78,7 @@ class _Report:
 
     def add(self, problem: str, key: str = '') -> None:
         """Record a problem, with the config key that it belongs to, if any."""
-        self.problems[f'{key}: {problem}' if key else problem] = bool(key)
+        self.problems[printable(f'{key}: {problem}' if key else problem)] = bool(key)
 
     @contextmanager
     def trying(self, key: str, doing: str = '') -> Iterator[None]:
@@ -112,11 +112,11 @@ class _Report:
         where = f'{self._config.filename}: ' if self._config.filename else ''
         if len(self.problems) == 1:
             ((problem, has_key),) = self.problems.items()
-            raise InputError(f'{where if has_key else ""}{problem}') from self._cause
+            raise InputError(*f'{where if has_key else ""}{problem}'.split('\n')) from self._cause
         if self.problems:
             listed = (f'  - {textwrap.indent(problem, "    ").lstrip()}' for problem in self.problems)
             head = f'{where}{len(self.problems)} problems, found before the first step:'
-            raise InputError('\n'.join([head, *listed])) from self._cause
+            raise InputError(*'\n'.join([head, *listed]).split('\n')) from self._cause
 
 
 def _typed(part: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -184,7 +184,7 @@ def check_run(
         built = {name: _check_loader(config, name, classes, report) for name in loaders}
         for other in ('val', 'test') if trains else ('test',):
             with report.trying(f'{other}_dataloader'):
-                _check_overlap(config, other, None if trains else load_from, report)
+                _check_overlap(config, other, load_from, trains, report)
         if load_from:
             with report.trying('load_from'):
                 weights = read_weights(load_from, trust)
@@ -367,33 +367,39 @@ def _check_crops(dataset: LyftCarlaDataset, size: tuple[int, int], report: _Repo
             report.notes.append(said)
 
 
-def _check_overlap(config: Config, other: str, checkpoint: str | None, report: _Report) -> None:
-    """Record drives or files that are both scored and trained on, by a checkpoint's run card, if any."""
-    trained, named = our_datasets(config.get('train_dataloader')), 'train_drives'
-    if checkpoint and card_file(Path(checkpoint)).is_file():
-        card = read_config_text(read_card(Path(checkpoint))['config'].get('text') or '')
-        trained, named = our_datasets(card.get('train_dataloader')), f'the training of {checkpoint}'
-    shared: dict[str, None] = {}
-    for train in trained:
-        for scored in our_datasets(config.get(f'{other}_dataloader')):
-            shared |= dict.fromkeys(_shared_frames(train, scored))
-    names = shorten_list(shared, _LISTED)
-    said = f'{named} and {other}_drives share {names}: the score would be of frames trained on'
-    if shared and config.get('allow_overlap'):
-        report.notes.append(f'{said} (allow_overlap=True)')
-    elif shared:
-        report.add(f'{said}; name other {other}_drives, or set allow_overlap=True if you want that')
+def _check_overlap(config: Config, other: str, checkpoint: str | None, trains: bool, report: _Report) -> None:
+    """Record drives or files that are both scored and trained on, now or before by a checkpoint's weights."""
+    earlier = trained_on(checkpoint)
+    trained = {f'the training of {checkpoint}': earlier}
+    if trains or not earlier:
+        trained = {'train_drives': our_datasets(config.get('train_dataloader')), **trained}
+    for named, datasets in trained.items():
+        shared: dict[str, None] = {}
+        for train in datasets:
+            for scored in our_datasets(config.get(f'{other}_dataloader')):
+                shared |= dict.fromkeys(_shared_frames(train, scored))
+        names = shorten_list(shared, _LISTED)
+        said = f'{named} and {other}_drives share {names}: the score would be of frames trained on'
+        if shared and config.get('allow_overlap'):
+            report.notes.append(f'{said} (allow_overlap=True)')
+        elif shared:
+            report.add(f'{said}; name other {other}_drives, or set allow_overlap=True if you want that')
+        if shared:
+            return
 
 
 def _shared_frames(train: Mapping, scored: Mapping) -> list[str]:
-    """The drives that two data sets share; the files, if they have two roots that are both here."""
+    """The drives that two data sets share; the frames, if they have two roots that are both here."""
     roots = [Path(dataset.get('data_root') or '') for dataset in (train, scored)]
     splits = [dataset.get('split', 'train') for dataset in (train, scored)]
-    files: list[dict[tuple[int, int], str]] = [{}, {}]
+    is_one_root = roots[0].resolve() == roots[1].resolve() or not roots[0].is_dir()
+    files: list[dict[tuple, str]] = [{}, {}]
     try:
-        if roots[0].resolve() == roots[1].resolve() or not roots[0].is_dir():
+        # Packed frames cannot be compared with files.
+        if is_one_root or is_packed(roots[0]) != is_packed(roots[1]):
             return sorted(set(drives_of_split(splits[0])) & set(drives_of_split(splits[1])))
         for root, split, found in zip(roots, splits, files, strict=True):
+            found |= {known: known[0] for known in known_frames(root, split)}
             for path in (Path(pair['img_path']) for pair in find_pairs(root, split)):
                 # Packed frames are not files; a broken link is reported where its frame is read.
                 if path.exists():

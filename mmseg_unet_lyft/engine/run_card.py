@@ -1,9 +1,8 @@
-"""The run card: what was run, on what data, with which random numbers, as JSON next to each checkpoint."""
-
-from __future__ import annotations
+"""The run card: what was run, on what data, as JSON next to each checkpoint; compared when a run goes on."""
 
 import ast
 import hashlib
+import json
 import shlex
 import subprocess
 import sys
@@ -14,17 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
+from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import __version__
-from ..datasets.atomic_io import read_object, sha256_of_file
+from ..datasets.carla import drives_of_split
 from ..datasets.dataset_stats import STATS_NAME
-from ..datasets.layout import MARKER_NAME, REPORT_FOLDER
-from ..errors import InputError, decoration, printable
+from ..datasets.files import read_object, sha256_of_file
+from ..datasets.layout import MARKER_NAME, REPORT_FOLDER, find_pairs, our_datasets
+from ..datasets.packed import PackedFrames, is_packed
+from ..errors import InputError, decoration, did_you_mean, printable
 from .checkpoint import card_file, unwrapped
-from .config import short_value
+from .config import read_literal, short_value
 from .device import describe_machine
 
 SCORES_FILE = 'test/scores.json'  # Where the test command writes by default, in the checkpoint's folder.
@@ -33,6 +36,8 @@ _REMEDY = 'take the run card that training writes with each checkpoint'
 _TOOLS = ('train', 'test')
 _PLACES = {'--launcher', '--local-rank', '--local_rank'}
 _GIT_SECONDS = 10
+# Config keys of a fingerprint: all but the schedule, which a resumed run takes from its config.
+_RECIPE = 'scheme crop_size image_scale_wh scale_range batch_size accumulate class_weight'.split()
 # The keys, with their types, that each kind of file must have.
 _CHECKPOINT = dict(checkpoint=str, step=int, command=list, config=dict, data=dict, machine=dict)
 SCORES = dict(metrics=dict, iou=dict)
@@ -110,22 +115,101 @@ def read_config_text(text: str) -> dict[str, Any]:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             # A computed value cannot be read from the text alone.
             with suppress(ValueError, TypeError):
-                assigned[node.targets[0].id] = _value(node.value)
+                assigned[node.targets[0].id] = read_literal(node.value)
     return assigned
 
 
-def _value(node: ast.expr) -> Any:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
-        return {keyword.arg: _value(keyword.value) for keyword in node.keywords if keyword.arg}
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_value(item) for item in node.elts]
-    return ast.literal_eval(node)
+def fingerprint(config: Config) -> dict[str, Any]:
+    """A run's data and recipe, without its schedule, for JSON, by the names that ``--allow-changes`` takes.
+
+    Where the data lie does not count: frames are known by name and bytes, or by checksum if they are packed.
+    """
+    preprocessor = config.model.get('data_preprocessor') or {}
+    found = {name: short_value(config, name) for name in _RECIPE}
+    found |= {name: preprocessor.get(name) for name in ('mean', 'std')}
+    found['optimizer'] = (config.get('optim_wrapper') or {}).get('optimizer', {}).get('type')
+    for part in ('train', 'val', 'test'):
+        ours = our_datasets(config.get(f'{part}_dataloader'))
+        splits = [one.get('split', 'train') for one in ours]
+        found[f'{part}_drives'] = sorted({drive for split in splits for drive in drives_of_split(split)})
+        if part != 'test':  # Whose frames need not be there.
+            states = [known_frames(one['data_root'], split) for one, split in zip(ours, splits, strict=True)]
+            found[f'{part}_frames'] = hashlib.sha256(json.dumps(states).encode()).hexdigest()[:12]
+    return json.loads(json.dumps(found, default=str))
+
+
+def known_frames(root: str | Path, split: str | Sequence[str]) -> list[tuple]:
+    """Name of each frame with its checksums if it is packed, else with the bytes of image and label."""
+    pairs = {Path(pair['img_path']).stem: pair for pair in find_pairs(root, split)}
+    if is_packed(root):
+        frames = PackedFrames(root).frames
+        return [(name, *frames[name].crc32.values()) for name in pairs]
+    paths = {name: (Path(pair['img_path']), Path(pair['seg_map_path'])) for name, pair in pairs.items()}
+    return [(name, *(one.exists() and one.stat().st_size for one in both)) for name, both in paths.items()]
+
+
+def require_same_run(config: Config, allowed: Sequence[str] = ()) -> list[str]:
+    """Compare a resumed run with its checkpoint's run card; returns lines on the changes that are allowed.
+
+    An InputError lists changes whose names are not in ``allowed``.
+    """
+    if not (config.get('resume') and config.get('load_from')):
+        return []
+    path, now, before = Path(config.load_from), fingerprint(config), None
+    for name in allowed:
+        if name not in now:
+            raise InputError(f'--allow-changes {name}: choose from {", ".join(now)}{did_you_mean(name, now)}')
+    with suppress(InputError):
+        before = read_card(path).get('fingerprint')
+    if not isinstance(before, dict):
+        return [f'{card_file(path)}: lists no data of the run so far, so nothing is compared']
+    changes = _differences(before, now)
+    others = [name for name in changes if name not in allowed]
+    if others:
+        raise InputError(
+            f'{path}: was trained on other data, or with another recipe. Resume with those of the run, start '
+            f'a new one with --load-from, or add: --allow-changes {" ".join(others)}',
+            *(f'  {changes[name]}' for name in others),
+        )
+    return [f'going on with other data or another recipe: {change}' for change in changes.values()]
+
+
+def require_same_on_ranks(config: Config) -> None:
+    """Raise an InputError unless all ranks have the same data and recipe; every rank has to call it."""
+    first, *others = all_gather_object(fingerprint(config))
+    for rank, other in enumerate(others, 1):
+        if changes := _differences(first, other):
+            listed = (f'  {change}' for change in changes.values())
+            raise InputError(f'rank {rank}: has other data, or another recipe, than rank 0', *listed)
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """``name: before -> now`` of what differs in two fingerprints, by name."""
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    # Other drives have other frames.
+    changed = [name for name in changed if name.replace('_frames', '_drives') not in {*changed} - {name}]
+    return {name: f'{name}: {words(before[name])} -> {words(now[name])}' for name in changed}
+
+
+def trained_on(checkpoint: str | Path | None) -> list[dict[str, Any]]:
+    """Root and split of all data that a checkpoint's weights were ever trained on; [] without a run card."""
+    if not checkpoint or not card_file(Path(checkpoint)).is_file():
+        return []
+    card = read_card(Path(checkpoint))
+    found = card.get('trained_on')
+    if not isinstance(found, list):
+        found = our_datasets(read_config_text(card['config'].get('text') or '').get('train_dataloader'))
+    return [dict(data_root=one.get('data_root'), split=one.get('split', 'train')) for one in found]
 
 
 def describe_run(runner: Runner, dataset: Any = None) -> dict[str, Any]:
     """A run card's content at the start of a run, for JSON; on the training data, or another ``dataset``."""
     config = runner.cfg
     text = printable(config.pretty_text, keep='\n')
+    seen = trained_on(config.get('load_from') or config.get('started_from'))
+    for one in our_datasets(config.get('train_dataloader')):
+        now = dict(data_root=str(Path(one['data_root']).resolve()), split=one.get('split', 'train'))
+        seen += [now] if now not in seen else []
     return dict(
         format=FORMAT,
         command=list(config.get('command') or sys.argv),
@@ -137,6 +221,8 @@ def describe_run(runner: Runner, dataset: Any = None) -> dict[str, Any]:
         processes=runner.world_size,
         resumed_from=(config.get('resumed') or {}).get('path'),
         data=_describe_data(runner.train_loop.dataloader.dataset if dataset is None else dataset),
+        fingerprint=fingerprint(config),
+        trained_on=seen,
         statistics=config.get('data_stats') or 'published values: the data root has no stats.json',
         git=_describe_git(),
         machine=describe_machine(),

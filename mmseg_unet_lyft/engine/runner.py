@@ -3,15 +3,15 @@
 import itertools
 import logging
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import all_reduce
+from mmengine.dist import all_reduce_params
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -20,11 +20,12 @@ from mmseg.registry import RUNNERS
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..compat import register_classes
+from ..errors import printable
 from .checkpoint import forget_config, load_safely, load_weights, read_weights, unwrapped
 from .checkpoint_hook import follow_config, saver_of
 from .distributed import join_group
 from .model_spec import KEY, describe
-from .run_card import describe_cost
+from .run_card import describe_cost, require_same_on_ranks, require_same_run
 
 _MMENGINE = Path(runner_module.__file__).resolve().parents[1]
 _TEST_LINES = 5  # Lines on the progress of a test.
@@ -84,12 +85,21 @@ class _QuietRunner(Runner):
                 handler.stream.reconfigure(errors='backslashreplace')
             else:
                 handler.addFilter(self.console)
+            handler.addFilter(_spell_out)
         return logger
 
     def _init_model_weights(self) -> None:
         """Initialise the weights, unless a resumed run brings them: ImageNet's need not be there then."""
         if not (self._resume and self._load_from):
             super()._init_model_weights()
+
+
+def _spell_out(record: logging.LogRecord) -> bool:
+    """Spell out a log record's control characters, and indent further lines: no name can begin one."""
+    # Each handler calls it, so lines that are indented stay as they are.
+    said = printable(record.getMessage(), keep='\n\t')
+    record.msg, record.args = re.sub(r'\n(?!  )', '\n  ', said), None
+    return True
 
 
 class RunHook(Hook):
@@ -105,15 +115,18 @@ class RunHook(Hook):
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a line goes to the console."""
         if self.has_started or _MMENGINE not in Path(record.pathname).resolve().parents:
-            # The scores of a validation are in the metrics' tables.
-            return not (self.has_tables and record.filename == 'logger_hook.py' and 'Iter(val)' in record.msg)
+            # The run's name says nothing new; a validation's scores are in the metrics' tables.
+            hidden = ('Exp name', *(['Iter(val)'] if self.has_tables else []))
+            return record.filename != 'logger_hook.py' or not str(record.msg).startswith(hidden)
         # mmengine warns of its own file client, and of steps of `LyftTrainLoop`, which it takes for batches.
         said = record.getMessage()
         is_wrong = 'deprecated' in said or 'not divisible' in said
         return record.levelno >= logging.WARNING and not is_wrong
 
     def before_train(self, runner: Runner) -> None:
-        """Log what the run trains on, what it trains and where it writes."""
+        """Compare the ranks; log what the run trains on, what it trains and where it writes."""
+        if runner.distributed:
+            require_same_on_ranks(runner.cfg)
         model, loop = unwrapped(runner.model), runner.train_loop
         data, number = loop.dataloader.dataset, sum(weight.numel() for weight in model.parameters())
         tested = f', validation on {len(runner.val_loop.dataloader.dataset)}' if runner.val_loop else ''
@@ -129,7 +142,7 @@ class RunHook(Hook):
             f'{type(model).__name__} with {number:,} parameters{describe_cost(runner)}, {steps}',
             f'writing to {runner.work_dir}, everything logged to {log}',
         ):
-            runner.logger.info(line)
+            runner.logger.info(printable(line))
 
     def before_val(self, runner: Runner) -> None:
         """Note whether all metrics show their scores themselves."""
@@ -189,25 +202,23 @@ class AverageBuffersHook(Hook):
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Average all running statistics in one message."""
         layers = [layer for layer in runner.model.modules() if isinstance(layer, _BatchNorm)]
-        buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
-        if not buffers:
-            return
-        means = torch.cat([buffer.flatten() for buffer in buffers])
-        all_reduce(means, op='mean')
-        for buffer, mean in zip(buffers, means.split([buffer.numel() for buffer in buffers]), strict=True):
-            buffer.copy_(mean.view_as(buffer))
+        buffers = (buffer for layer in layers for buffer in (layer.running_mean, layer.running_var))
+        all_reduce_params(list(buffers), op='mean')
 
 
-def build_runner(config: Config, trust: bool = False) -> Runner:
+def build_runner(config: Config, trust: bool = False, allowed_changes: Sequence[str] = ()) -> Runner:
     """Build mmengine's Runner, or the config's ``runner_type``, for a single process or one of several ranks.
 
     The config's ``launcher`` says what started this process; its model wrapper and batch norm are adapted to
-    the device. ``trust`` is as in `read_checkpoint`, for the file that ``load_from`` names.
+    the device. ``trust`` is as in `read_checkpoint`, for the file that ``load_from`` names;
+    ``allowed_changes`` are as in `require_same_run`.
 
     Raises:
-        InputError: If this process cannot join as its rank. What cannot be built raises as in mmengine.
+        InputError: If this process cannot join as its rank, or resumes a run with other data or another
+            recipe. What cannot be built raises as in mmengine.
     """
     register_classes()
+    changes = require_same_run(config, allowed_changes)
     load_safely(config.get('load_from') if trust else None)
     join_group(config)
     number = next(_runs)
@@ -218,6 +229,8 @@ def build_runner(config: Config, trust: bool = False) -> Runner:
         if config.get('visualizer'):
             config.visualizer['name'] = config.experiment_name
     runner = RUNNERS.build(config) if 'runner_type' in config else _QuietRunner.from_cfg(config)
+    for line in changes:
+        runner.logger.info(line)
     runner.register_hook(getattr(runner, 'console', RunHook()))
     if runner.distributed and get_device() == 'cpu':
         runner.register_hook(AverageBuffersHook())

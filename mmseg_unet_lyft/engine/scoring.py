@@ -1,7 +1,5 @@
 """Scores of a test run and of simple baselines, and the model's uncertainty, as a table and as JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +13,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS
 
-from ..datasets.atomic_io import write_json
 from ..datasets.carla import IGNORE_INDEX
+from ..datasets.files import write_json
 from ..datasets.layout import MARKER_NAME, leaf_datasets
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..evaluation.lyft_metrics import LyftCalibrationMetric, LyftIoUMetric
 from ..evaluation.metrics import class_scores, confusion_matrix, mean_iou
 from .model_spec import scheme_of
@@ -92,32 +90,13 @@ class ColourLookup:
         return self._table[self._bins(image)]
 
 
-def baseline_confusions(
-    train: Iterable[tuple[np.ndarray, np.ndarray]],
-    test: Iterable[tuple[np.ndarray, np.ndarray]],
-    num_classes: int,
-) -> dict[str, np.ndarray]:
-    """Fit both baselines and score them: an int64 (C, C) confusion matrix, rows the truth, by name.
-
-    Frames are pairs of image uint8 (H, W, 3), all in one colour order, and label ids uint8 (H, W).
-    """
-    baselines = [PixelFrequency(num_classes), ColourLookup(num_classes)]
-    for image, label in train:
-        for one in baselines:
-            one.add(image, label)
-    confusions = {one.name: np.zeros((num_classes, num_classes), dtype=np.int64) for one in baselines}
-    for image, label in test:
-        for one in baselines:
-            confusions[one.name] += confusion_matrix(label, one.predict(image), num_classes, IGNORE_INDEX)
-    return confusions
-
-
 def score_baselines(
     config: Config, num_classes: int, progress: Callable[[Iterable, int, str], Iterable]
 ) -> dict[str, np.ndarray]:
-    """As `baseline_confusions`, fit on the training frames of a test run's config, scored on its test frames.
+    """Confusion matrices int64 (C, C), rows the truth, of both baselines by name, for a test run's config.
 
-    The test pipeline's loading steps read both, from any data set, also a wrapped one.
+    They are fit on its training frames and scored on its test frames. The test pipeline's loading steps read
+    both, from any data set, also a wrapped one.
     """
     train, test = (config[loader].dataset for loader in ('train_dataloader', 'test_dataloader'))
     pipeline = next(leaf_datasets(test)).get('pipeline') or ()
@@ -129,8 +108,15 @@ def score_baselines(
             frame = built[index]
             yield frame['img'], np.where(frame['gt_seg_map'] < num_classes, frame['gt_seg_map'], IGNORE_INDEX)
 
-    parts = frames(train, 'fitting baselines'), frames(test, 'scoring baselines')
-    return baseline_confusions(*parts, num_classes)
+    baselines = [PixelFrequency(num_classes), ColourLookup(num_classes)]
+    for image, label in frames(train, 'fitting baselines'):
+        for one in baselines:
+            one.add(image, label)
+    confusions = {one.name: np.zeros((num_classes, num_classes), dtype=np.int64) for one in baselines}
+    for image, label in frames(test, 'scoring baselines'):
+        for one in baselines:
+            confusions[one.name] += confusion_matrix(label, one.predict(image), num_classes, IGNORE_INDEX)
+    return confusions
 
 
 def _with_pipeline(dataset: Any, steps: Sequence[Mapping]) -> Any:
@@ -256,7 +242,7 @@ class ScoresHook(Hook):
         scheme = f'; scheme {summary["scheme"]}' if summary['scheme'] else ''
         note = f'{summary["data"]}{scheme}; tested on {summary["tested_on"] or summary["data_root"]}'
         note += f'; baselines fitted on {summary["baselines_fitted_on"]}' if self.baselines else ''
-        return '\n'.join([*lines, note])
+        return '\n'.join([*lines, printable(note)])
 
 
 def _percent_by_class(metric: LyftIoUMetric, confusion: np.ndarray, score: str) -> dict[str, float | None]:

@@ -14,24 +14,32 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.device import get_device
-from mmengine.dist import all_reduce, barrier, get_rank, get_world_size
+from mmengine.dist import all_reduce, barrier, broadcast, get_rank, get_world_size
 from mmengine.hooks import EarlyStoppingHook, EMAHook, Hook
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmseg.registry import HOOKS, LOOPS
 from torch import nn
 
 from ..errors import InputError
 from .checkpoint_hook import VALIDATED, LyftCheckpointHook, saver_of
-from .guard import LOST, POLICIES, Guard, WorkerDeaths
+from .guard import (
+    LOST,
+    ONE_REQUEST_SECONDS,
+    POLICIES,
+    STALL_SECONDS,
+    Guard,
+    Watchdog,
+    WorkerDeaths,
+    end_workers,
+)
 
 _PREFIXES = ('train/', 'val/time', 'val/data_time')  # Scalars of each step, of training and of validation.
 _STOPPING = 'early_stopping'  # Key in the message hub, which checkpoints hold.
+_SPENT = 'seconds_trained'  # Likewise: time of training so far.
 # What Slurm, schedulers of spot machines, and Ctrl-C send; not all of them are on Windows.
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGUSR1')
-# `timeout`, Slurm and systemd signal a process, and then the group that it is in.
-_ONE_REQUEST_SECONDS = 1.0
-_LONGEST_STOP_SECONDS = 30  # Time that schedulers leave between SIGTERM and SIGKILL.
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again, here with --resume.
+_LONGEST_STOP_SECONDS = 30  # Time that schedulers leave between SIGTERM and SIGKILL.
 
 
 def seed_step(seed: int, rank: int, step: int) -> None:
@@ -72,6 +80,7 @@ class LyftTrainLoop(IterBasedTrainLoop):
     is_stopping = False  # Set to end training after this step; a validation due there is left for later.
     guard: Guard | None = None  # Makes the steps; `LyftGuardHook` sets one with its own options.
     stopper: StopOnSignalHook | None = None  # Asked within steps of several batches.
+    stall_seconds: float | None = STALL_SECONDS  # Set by `LyftGuardHook`.
     accumulate = 1  # Batches of a step.
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -98,9 +107,13 @@ class LyftTrainLoop(IterBasedTrainLoop):
             self._train()
         finally:
             self._deaths.give_back()
+            self.beat('')
         runner.call_hook('after_train_epoch')
         runner.call_hook('after_train')
         return runner.model
+
+    def beat(self, doing: str, is_reading: bool = False) -> None:
+        """As `Watchdog.beat`, which replaces it if one watches."""
 
     def _train(self) -> None:
         """Make the steps that are left, and the validations after them."""
@@ -143,14 +156,17 @@ class LyftTrainLoop(IterBasedTrainLoop):
 
     def _read(self, batches: Iterator[Any]) -> Any:
         """The next batch; the run is saved before an error is raised again."""
+        self.beat(f'the batch of step {self._iter + 1}', is_reading=True)
         try:
             self._deaths.check()
             batch = next(batches)
+            self.beat(f'step {self._iter + 1}')
             # The loader's workers have started now, and torch has set its signal handler.
             self._deaths.put_off()
             return batch
         except (RuntimeError, ValueError, OSError, EOFError) as error:
-            # A file that cannot be read, or a worker that died: nothing is wrong with the weights.
+            # A file that cannot be read, or a worker that died or stalls: nothing is wrong with the weights.
+            self.beat(f'the save after step {self._iter}')
             self.guard.save()
             if isinstance(error, LOST):
                 self._deaths.wait()
@@ -195,23 +211,30 @@ class LyftGuardHook(Hook):
     Args:
         on_nonfinite: What to do at a loss or gradient that is not finite: one of `guard.POLICIES`.
         patience: Number of such steps in a row after which a run that skips or rolls back ends.
+        stall_seconds: Time without progress after which the train command ends the run, all processes and
+            code 75; None waits for ever.
     """
 
     # After the checkpoint hook, which learns its folder in `before_train`.
     priority = 'LOWEST'
 
-    def __init__(self, on_nonfinite: str = 'stop', patience: int = 10) -> None:
+    def __init__(
+        self, on_nonfinite: str = 'stop', patience: int = 10, stall_seconds: float | None = STALL_SECONDS
+    ) -> None:
         # The old spelling.
         on_nonfinite = {'roll back': 'rollback'}.get(on_nonfinite, on_nonfinite)
         if on_nonfinite not in POLICIES:
             names = ', '.join(map(repr, POLICIES))
             raise InputError(f'on_nonfinite={on_nonfinite!r}: choose one of {names}')
-        self.on_nonfinite, self.patience = on_nonfinite, patience
+        if stall_seconds is not None and not stall_seconds > 0:
+            raise InputError(f'stall_seconds={stall_seconds!r}: give more than 0, or None for no limit')
+        self.on_nonfinite, self.patience, self.stall_seconds = on_nonfinite, patience, stall_seconds
 
     def before_train(self, runner: Runner) -> None:
         """Give the loop its guard; warn where another loop has none."""
         if isinstance(runner.train_loop, LyftTrainLoop):
             runner.train_loop.guard = Guard(runner, self.on_nonfinite, self.patience)
+            runner.train_loop.stall_seconds = self.stall_seconds
         else:
             kind = type(runner.train_loop).__name__
             runner.logger.warning('%s is not watched for losses that are not finite; LyftTrainLoop is', kind)
@@ -266,6 +289,60 @@ class LyftEMAHook(EMAHook):
         return super().__new__(Hook if momentum is None else cls)
 
 
+class TimeLimitHook(Hook):
+    """Ends a training after some hours, validations included, with its schedules finished.
+
+    Schedules by step advance by one at each step and, after warm-up, further where the time is ahead of the
+    steps. The hours of the runs with this hook that are resumed count.
+
+    Args:
+        hours: The time limit, more than 0.
+    """
+
+    # After mmengine's timer, and before what logs and saves.
+    priority = 'NORMAL'
+
+    def __init__(self, hours: float) -> None:
+        self.seconds = 3600 * hours
+        self._start = 0.0
+
+    def before_train(self, runner: Runner) -> None:
+        """Take up the time of the run that is resumed."""
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            raise InputError('--max-hours: EpochBasedTrainLoop cannot end within an epoch; use LyftTrainLoop')
+        spent = runner.message_hub.get_info(_SPENT, 0.0)
+        self._start = time.monotonic() - spent
+        self._advance(runner, spent, runner.iter)
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        """Note the time, which is rank 0's, and follow it."""
+        spent = time.monotonic() - self._start
+        if get_world_size() > 1:
+            shared = torch.tensor(spent, device=get_device())
+            broadcast(shared)
+            spent = shared.item()
+        runner.message_hub.update_info(_SPENT, spent)
+        left = max(0.0, self.seconds - spent)
+        runner.message_hub.update_info('eta', min(left, runner.message_hub.get_info('eta', left)))
+        # `ParamSchedulerHook` makes a step, too.
+        self._advance(runner, spent, runner.iter + 1, 1)
+
+    def _advance(self, runner: Runner, spent: float, steps: int, later: int = 0) -> None:
+        """Step the schedules to the share of time spent; ``later`` steps follow. End the run in time."""
+        schedules = [one for one in runner.param_schedulers or [] if not one.by_epoch]
+        max_iters, share = runner.max_iters, min(1.0, spent / self.seconds)
+        warmup = max((one.end for one in schedules if one.begin == 0 and one.end < max_iters), default=0)
+        place = round(max_iters * share) if steps > warmup else 0
+        for one in schedules:
+            for _ in range(one._global_step, place - later):
+                one.step()
+        if share == 1:
+            said = 'the %.4g hours are over after step %d; to go on, --resume with a larger --max-hours'
+            runner.logger.info(said, self.seconds / 3600, steps)
+            # The last step: the run is validated and saved.
+            runner.train_loop._max_iters, runner.train_loop.stop_training = steps, True
+
+
 class StoppedError(Exception):
     """A run was asked to stop while nothing was left to save."""
 
@@ -275,7 +352,7 @@ class StopOnSignalHook(Hook):
 
     During validation each rank ends by itself between two frames; the run was saved before, if the intervals
     of saving and validation are equal. A later signal ends the process at once. Signals to the complete
-    process group also reach loader workers, which leave them to this process.
+    process group also reach loader workers, which leave them to this process. A `Watchdog` ends what stalls.
     """
 
     # After the checkpoint hook, which may have saved this very step.
@@ -286,6 +363,7 @@ class StopOnSignalHook(Hook):
         self.has_saved = False  # Whether the run can go on from where it was stopped.
         self.saved_step: int | None = None  # After which step it was saved last.
         self._before: dict[int, Any] = {}
+        self._watchdog: Watchdog | None = None
         self._heard = 0.0  # When the first signal came.
         self._is_agreed = False
         self._is_validating = False
@@ -302,7 +380,11 @@ class StopOnSignalHook(Hook):
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> bool:
-        """Give the signals back; a stop in a validation ends here."""
+        """Give the signals back; a stop in a validation ends here, the process of a stalled run too."""
+        if self._watchdog is not None:
+            self._watchdog.close()
+        # Asked to end, as Python does at its exit, they stay for 30 seconds: see `_start_worker`.
+        end_workers()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
@@ -311,9 +393,13 @@ class StopOnSignalHook(Hook):
         return kind is StoppedError or (is_left and issubclass(kind, RuntimeError))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is None:
+        if self._watchdog is not None and self._watchdog.has_fired:
+            if self._watchdog.is_reading:
+                raise RuntimeError('no batch came')
+            self.signal = self.signal or 'a stall'
+        elif self.signal is None:
             self.signal, self._heard = signal.Signals(number).name, time.monotonic()
-        elif time.monotonic() - self._heard > _ONE_REQUEST_SECONDS:
+        elif time.monotonic() - self._heard > ONE_REQUEST_SECONDS:
             raise KeyboardInterrupt
 
     def before_train(self, runner: Runner) -> None:
@@ -321,10 +407,15 @@ class StopOnSignalHook(Hook):
         for loop in filter(None, (runner.train_loop, runner.val_loop)):
             loop.dataloader.worker_init_fn = partial(_start_worker, loop.dataloader.worker_init_fn)
         runner.train_loop.stopper = self
+        if self._before and isinstance(runner.train_loop, LyftTrainLoop):
+            loop = runner.train_loop
+            self._watchdog = Watchdog(runner, loop.stall_seconds, self._before, EXIT_STOPPED)
+            loop.beat = self._watchdog.beat
 
     def before_val(self, runner: Runner) -> None:
         """Note whether what the run learnt is saved."""
         self._is_validating = True
+        self._beat(f'the validation after step {runner.iter}')
         self._note_saved(saver_of(runner), runner.iter)
 
     def after_val(self, runner: Runner) -> None:
@@ -339,6 +430,7 @@ class StopOnSignalHook(Hook):
     def stop(self, runner: Runner, step: int) -> None:
         """Save the run as it is after a step, and end it; all ranks call this together."""
         self.signal = self.signal or 'a signal to another rank'
+        self._beat('')  # A save takes as long as the disk does.
         saver = saver_of(runner)
         if saver is not None and step and saver.saved_step != step:
             saver.save_after(runner, step)
@@ -350,8 +442,13 @@ class StopOnSignalHook(Hook):
             raise StoppedError(self.signal)
         runner.train_loop.is_stopping = True
 
+    def _beat(self, doing: str) -> None:
+        if self._watchdog is not None:
+            self._watchdog.beat(doing)
+
     def after_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """End the run between two frames of a validation: the run was saved before it."""
+        self._beat(f'the validation after step {runner.iter}')
         if self.signal is not None:
             raise StoppedError(self.signal)
 
@@ -383,6 +480,8 @@ class StopOnSignalHook(Hook):
 
 def _start_worker(init: Any, worker: int) -> None:
     """Start a loader worker: leave signals to the parent, then run its own ``init``, if any."""
+    # Forked, it would report its signals to the parent's watchdog.
+    signal.set_wakeup_fd(-1)
     for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, 'alarm'):

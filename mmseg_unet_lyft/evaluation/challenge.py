@@ -13,9 +13,9 @@ from typing import Any, TextIO
 import cv2
 import numpy as np
 
-from ..datasets.atomic_io import read_object, whole_file
 from ..datasets.carla import RAW_HEIGHT, SIMULATORS, hood_mask
 from ..datasets.dataset_stats import load_stats, scheme_of_root
+from ..datasets.files import read_object, whole_file
 from ..datasets.image_io import GREYSCALE, LARGEST_PIXELS, damage, decode, header_of, read_label
 from ..datasets.layout import find_labels
 from ..errors import InputError
@@ -214,11 +214,10 @@ class SubmissionWriter:
             if isinstance(target, (str, Path)):
                 path = Path(target)
                 self._name, self._end = str(path), 0
-                part = stack.enter_context(whole_file(path))
+                # Unbuffered: a frame is on its way to the disk, or has failed, when `add` returns.
+                self._file = stack.enter_context(whole_file(path, buffering=0))
                 if path.is_dir():
                     raise IsADirectoryError(0, 'it is a folder')
-                # Unbuffered: a frame is on its way to the disk, or has failed, when `add` returns.
-                self._file = stack.enter_context(part.open('wb', buffering=0))
             self._write('{')
             self._stack = stack.pop_all()
 

@@ -1,7 +1,5 @@
 """The leak report: how well copying the nearest training frame's label predicts the labels of a split."""
 
-from __future__ import annotations
-
 from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Metrics for mmseg's registry: `LyftIoUMetric`, `LyftCalibrationMetric` and `LyftScoreMetric`."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +14,8 @@ from PIL import Image
 from prettytable import PrettyTable
 from torch import Tensor
 
-from ..datasets.atomic_io import whole_file
 from ..datasets.carla import hood_mask, hood_of_spans
+from ..datasets.files import whole_file
 from ..errors import InputError, decoration
 from .challenge import (
     MASKS,
@@ -171,8 +169,8 @@ class LyftIoUMetric(_CountingMetric):
         folder, self.output_dir = self.output_dir, None
         with decoration('predictions', MMLogger.get_current_instance().warning):
             (pred,) = _maps(sample, 'pred_sem_seg')
-            with whole_file(folder / f'{Path(sample["img_path"]).stem}.png', durable=False) as part:
-                Image.fromarray(pred.astype(np.uint8)).save(part, format='PNG')
+            with whole_file(folder / f'{Path(sample["img_path"]).stem}.png', durable=False) as file:
+                Image.fromarray(pred.astype(np.uint8)).save(file, format='PNG')
             self.output_dir = folder
 
     def _scores(self, counts: np.ndarray, loss_sums: np.ndarray) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """Scores from counts: confusion matrix, IoU, F-beta, calibration, AUROC of the entropy. NumPy only."""
 
-from __future__ import annotations
-
 import numpy as np
 
 CONFIDENCE_BINS = 15

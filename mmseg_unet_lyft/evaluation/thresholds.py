@@ -1,7 +1,5 @@
 """Applies thresholds and dilations to the challenge's masks, and tunes them. Does not import torch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +8,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..datasets.atomic_io import read_object, write_json
 from ..datasets.carla import IGNORE_INDEX, drives_of_split
 from ..datasets.dataset_stats import scheme_of_root
+from ..datasets.files import read_object, write_json
 from ..datasets.image_io import read_image, read_label
 from ..datasets.layout import find_pairs
 from ..errors import InputError

@@ -4,6 +4,7 @@ The suffixes are defined here because commands need them before anything else is
 """
 
 WEIGHTS = '.safetensors'
+WEIGHTS_NAME = 'model.safetensors'  # In a folder of the Hub's form.
 PICKLED = ('.pth', '.pt')
 CHECKPOINTS = (*PICKLED, WEIGHTS)
 PROGRAM = '.pt2'  # Run by PyTorch; reading one can run code that it brings.

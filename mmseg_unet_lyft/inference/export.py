@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,19 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.fx.experimental._config as symbolic
-from mmengine.config import Config
-from mmengine.logging import HistoryBuffer
 from mmseg.models.segmentors import BaseSegmentor
 from mmseg.models.utils import resize
+from prettytable import PrettyTable
 from torch import Tensor, nn
 
 from .. import __version__
-from ..datasets.atomic_io import checksum_file, sync, write_whole
 from ..datasets.carla import get_scheme, hood_spans, tags_to_ids
+from ..datasets.files import checksum_file, sync
 from ..datasets.image_io import read_image, read_label
 from ..datasets.layout import find_pairs
-from ..engine import checkpoint, model_spec
-from ..engine.config import load_config
 from ..errors import InputError
 from ..evaluation.challenge import challenge_ids
 from ..evaluation.metrics import confusion_matrix, mean_iou
@@ -37,11 +35,11 @@ from ..models.predict_modes import to_labels, to_probabilities
 from ..models.preprocessor import normalise
 from ..models.segmentor import beyond_plain
 from ..synthetic.scenes import draw_frame
-from . import EXPORT_SUFFIXES, runtimes
-from .latency import spread, synthetic_frames, timed, with_spread
+from . import EXPORT_SUFFIXES, PROGRAM, WEIGHTS_NAME, runtimes
+from .latency import Show, measure_start, synthetic_frames
 from .runtimes import FRAMES, LABEL_MAP, MASKS, METADATA_KEY, PROBABILITIES, first_line
 from .segmenter import Segmenter
-from .torch_model import TorchNetwork, build
+from .torch_model import TorchNetwork
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -457,7 +455,6 @@ def _save(model: ModelProto, path: str | Path, metadata: dict, precision: str) -
 # OpenCV rounds levels differently on other processors.
 BAR, RESIZED_BAR = 0.9999, 0.999
 _CLOSE = 0.01  # Probabilities that differ by less are the same.
-_ROUNDS = 5
 
 
 @dataclass
@@ -467,7 +464,6 @@ class Parity:
     same_pixels: int = 0  # In label maps and masks.
     pixels: int = 0
     confusions: list[np.ndarray] = field(default_factory=list)  # Network's, file's: int64 (C, C), rows truth.
-    speed_ratios: list[float] = field(default_factory=list)  # Seconds in PyTorch over those of the file.
 
     @property
     def agreement(self) -> float:
@@ -487,9 +483,6 @@ class Parity:
         if self.miou is not None:
             before, now = self.miou
             yield f'{what}: mIoU {before:.2f} in PyTorch, {now:.2f} in the file ({now - before:+.2f})'
-        if self.speed_ratios:
-            ratio = with_spread(spread(self.speed_ratios), 2)
-            yield f'{what}: {ratio} times as fast as PyTorch on the CPU'
 
 
 def compare(reference: Segmenter, exported: Segmenter, frames: Iterable[Frame]) -> Parity:
@@ -521,11 +514,6 @@ def compare(reference: Segmenter, exported: Segmenter, frames: Iterable[Frame]) 
             pair = [confusion_matrix(label, labels[0], classes) for labels in both]
             parity.confusions = [sum(two) for two in zip(parity.confusions or [0, 0], pair, strict=True)]
     count(np.ascontiguousarray(np.stack([first, first[:, ::-1]])[:, :77, :101]))
-    # In turn; the first turn is not counted.
-    for turn in range(_ROUNDS + 1):
-        ours, its = (timed(lambda one=one: one(first, colours='BGR')).wall for one in (reference, exported))
-        if turn:
-            parity.speed_ratios.append(ours / its)
     return parity
 
 
@@ -623,14 +611,17 @@ def _write(segmenter: Segmenter, wanted: Export, path: Path) -> None:
     if wanted.kind == 'torch':
         export_program(segmenter.network, path, **options)
         return
-    onnx = export_onnx(segmenter.network, path.with_name('exported.onnx'), **options)
-    if wanted.precision == 'int8':
+    # Several formats in one folder share what they are made from.
+    single, onnx = path.with_name('float32.onnx'), path.with_name(f'{wanted.precision}.onnx')
+    if not single.exists():
+        export_onnx(segmenter.network, single, **options)
+    if wanted.precision == 'int8' and not onnx.exists():
         root, number = wanted.data_root, _CALIBRATION_FRAMES
         real = () if root is None else real_frames(root, wanted.calibrated_on, number)
         frames = synthetic_frames(number, (600, 800)) if root is None else (image for image, _ in real)
-        quantise_onnx(onnx, onnx, frames)
+        quantise_onnx(single, onnx, frames)
     elif wanted.precision == 'float16':
-        half_onnx(onnx, onnx)
+        half_onnx(single, onnx)
     if wanted.kind == 'openvino':
         convert_to_openvino(onnx, path)
     else:
@@ -656,65 +647,97 @@ def _require_parity(parity: Parity, wanted: Export, what: str, bar: float = BAR)
         )
 
 
-# --- weights alone ---
+# --- every format side by side ---
+
+_FORMATS = [
+    (f'{runtime} {precision}', kind, precision)
+    for runtime, kind in (('ONNX Runtime', 'onnx'), ('OpenVINO', 'openvino'))
+    for precision in ('float32', 'float16', 'int8')
+]
+_FORMATS.append(('torch.export float32', 'torch', 'float32'))
 
 
-def write_safetensors(
-    checkpoint_path: str | Path,
-    out_path: str | Path,
-    config: Config | str | None = None,
-    trust: bool = False,
-) -> Path:
-    """Write a checkpoint's weights as a ``.safetensors`` file, complete or not at all; returns its path.
+def compare_formats(
+    segmenter: Segmenter,
+    data_root: Path | None,
+    drives: str | Sequence[str],
+    calibrated_on: str | Sequence[str],
+    number: int,
+    starts: int,
+    show: Show,
+) -> dict[str, dict[str, Any]]:
+    """Size, accuracy and speed of a model in every format that can run here; the formats take turns.
 
-    It holds the same weights, bit by bit, and what `Segmenter` needs to know; the optimizer and the log are
-    left out. A config is needed unless the checkpoint describes its model.
+    Args:
+        segmenter: The model, in PyTorch on the CPU.
+        data_root: Of the frames to label; None for synthetic ones.
+        drives: As in `Export`.
+        calibrated_on: As in `Export`.
+        number: How many real frames are labelled.
+        starts: Cold starts of each in fresh processes.
+        show: Shows progress.
 
-    Raises:
-        InputError: If the checkpoint cannot be read, does not describe its model, or does not fit the config,
-            or the file cannot be written.
+    Returns:
+        By format, for JSON: ``mb``; ``miou`` in percent, None without truth; ``same_pixels`` as in PyTorch,
+        in percent; ``p50`` and ``p95`` of a frame in milliseconds; ``cold_start``, seconds from the start of
+        a process to its first label map, None for ``.pt2``; or ``reason``, why it cannot run.
     """
-    path, out = str(checkpoint_path), Path(out_path)
-    if out.suffix != checkpoint.SAFETENSORS:
-        raise InputError(f'{out}: weights as safetensors have the suffix {checkpoint.SAFETENSORS}')
-    content = checkpoint.read_checkpoint(path, trust=trust)
-    weights, meta = checkpoint.weights_of(content, path), _mapping(content.get('meta'))
-    if config is None:
-        model: Any = dict(format=model_spec.FORMAT) | model_spec.checked(meta.get(model_spec.KEY), path)
-    else:
-        config = config if isinstance(config, Config) else load_config(config)
-        # An auxiliary head, which is not built, may be in the weights.
-        asked = {name: weight for name, weight in weights.items() if not name.startswith('auxiliary_head.')}
-        with torch.random.fork_rng(devices=[]):
-            checkpoint.check_weights(build(model_spec.inference_part(config.model))[0], asked, path)
-        model = model_spec.describe(config)
-    found = {**meta, **_validation(content)}
-    if 'dataset_meta' in found:
-        # The rest is about the data set's files.
-        named = _mapping(found['dataset_meta']).items()
-        keys = ('classes', 'palette', 'scheme', 'hood')
-        found['dataset_meta'] = {key: value for key, value in named if key in keys}
-    fields = dict(format=checkpoint.SAFETENSORS_FORMAT, version=__version__, model=model)
-    fields |= {key: found[key] for key in checkpoint.KEPT if key in found}
-    write_whole(out, checkpoint.pack_weights(weights, fields, path))
-    return out
+    scheme, found = segmenter.network.scheme, {'PyTorch float32': {}}
+    frames = frames_of_all_sizes(scheme)
+    if data_root is not None:
+        frames = real_frames(data_root, drives, number, scheme)
+    frames = list(frames)
+    with tempfile.TemporaryDirectory(prefix='lyft_formats_') as folder:
+        weights = segmenter.save_pretrained(folder) / WEIGHTS_NAME
+        models, paths = {'PyTorch float32': segmenter}, {'PyTorch float32': weights}
+        for name, kind, precision in show(_FORMATS, len(_FORMATS), 'writing'):
+            path = Path(folder, f'{precision}{EXPORT_SUFFIXES[kind]}')
+            wanted = Export(kind, path, precision, data_root=data_root, calibrated_on=calibrated_on)
+            found[name] = {}
+            try:
+                _write(segmenter, wanted, path)
+                models[name], paths[name] = Segmenter(path, trust=True), path
+            except InputError as error:
+                found[name]['reason'] = str(error)
+        for model in models.values():
+            model(frames[0][0])
+        seconds: dict[str, list[float]] = {name: [] for name in models}
+        same, confusions = dict.fromkeys(models, 0), dict.fromkeys(models, 0)
+        for frame, label in show(frames, len(frames), 'labelling'):
+            expected = None
+            for name, model in models.items():
+                start = time.perf_counter()
+                labels = model(frame)
+                seconds[name].append(1e3 * (time.perf_counter() - start))
+                expected = labels if expected is None else expected
+                same[name] += int((labels == expected).sum())
+                if label is not None:
+                    confusions[name] += confusion_matrix(label, labels, len(segmenter.classes))
+        pixels = sum(frame.shape[0] * frame.shape[1] for frame, _ in frames)
+        for name, path in paths.items():
+            # `measure_start` does not trust files, which ``.pt2`` needs.
+            is_started = starts and path.suffix != PROGRAM
+            start = measure_start(str(path), frames[0][0], starts, show) if is_started else None
+            found[name] = dict(
+                mb=sum(part.stat().st_size for part in runtimes.parts_of(path)) / 1e6,
+                miou=100 * mean_iou(confusions[name]) if np.any(confusions[name]) else None,
+                same_pixels=100 * same[name] / pixels,
+                p50=float(np.percentile(seconds[name], 50)),
+                p95=float(np.percentile(seconds[name], 95)),
+                cold_start=start and start['first_label_map']['median'],
+            )
+    return found
 
 
-def _validation(content: Mapping) -> dict[str, dict[str, float]]:
-    """The scores of these very weights, under ``validation``; nothing where the checkpoint has none."""
-    hub = _mapping(content.get('message_hub'))
-    # A checkpoint that was written while training holds the previous validation's scores, of other weights.
-    if _mapping(hub.get('runtime_info')).get('loop_stage') != 'val':
-        return {}
-    scores = {
-        str(name).removeprefix('val/'): float(history.current())
-        for name, history in _mapping(hub.get('log_scalars')).items()
-        if str(name).startswith('val/') and isinstance(history, HistoryBuffer)
-    }
-    scores = {name: value for name, value in scores.items() if name not in ('time', 'data_time')}
-    return dict(validation=scores) if scores else {}
-
-
-def _mapping(value: Any) -> Mapping:
-    """The value if it is a mapping, else an empty one: foreign files hold anything."""
-    return value if isinstance(value, Mapping) else {}
+def format_table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """`compare_formats` as text, with the reasons of what cannot run below."""
+    heads = ['MB', 'mIoU', 'p50, ms', 'p95, ms', 'frames/s', 'first, s', 'same pixels, %']
+    shown = PrettyTable(['format', *heads], align='r')
+    shown.align['format'] = 'l'
+    for name, one in found.items():
+        if 'reason' not in one:
+            values = [one['mb'], one['miou'], one['p50'], one['p95'], 1e3 / one['p50'], one['cold_start']]
+            cells = ['-' if value is None else f'{value:.2f}' for value in values]
+            shown.add_row([name, *cells, f'{one["same_pixels"]:.4f}'])
+    reasons = [f'{name}: {one["reason"]}' for name, one in found.items() if 'reason' in one]
+    return '\n'.join([shown.get_string(), *reasons])

@@ -10,17 +10,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 
-from ..datasets.atomic_io import read_object, write_json, write_whole
+from ..datasets.files import read_object, write_json, write_whole
 from ..errors import InputError, printable
 from ..report.pictures import entropy_levels, overlay, save_palette_png, save_rgb
 from .frames import IMAGE_SUFFIXES, MAX_PIXELS, read_frame
 from .runtimes import parts_of
-from .segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from .segmenter import Segmenter
 
 RECORD_NAME, PROBLEMS_NAME = 'predictions.json', 'not_labelled.txt'
 # Kinds of results, and the names of their folders.
@@ -114,12 +116,14 @@ def start_folder(
     config: str | None = None,
     options: Sequence[str] = (),
     overwrite: bool = False,
+    places: Iterable[Path] = (),
 ) -> None:
     """Record in the folder which model made its results, so that two models' results are not mixed.
 
     That is: ``files`` (``model``, ``thresholds``), the text of the complete config and the options that
-    change it. With ``overwrite`` the results of another model are removed. An InputError says that the folder
-    holds results of other or unknown files, or cannot be written to.
+    change it; and where in the folder of a kind its results go, ``places``. With ``overwrite`` the results of
+    another model are removed, if the record lists them. An InputError says that the folder holds results of
+    other or unknown files, or cannot be written to.
     """
     note = dict(
         files={part: _state_of(Path(path)) for part, path in files.items() if path is not None},
@@ -137,6 +141,8 @@ def start_folder(
         raise InputError(
             f'{results[0]}: is there, and no {RECORD_NAME} says what it was made with; name another --out'
         )
+    listed = (before or {}).pop('results', None)
+    listed = set(map(str, listed)) if isinstance(listed, list) else set()
     if before not in (None, note):
         if not overwrite:
             names = (part['name'] for part in before['files'].values() if isinstance(part, dict))
@@ -144,9 +150,16 @@ def start_folder(
                 f'{outputs.folder}: holds predictions made with {", ".join(names) or "something else"} or '
                 'other options; name another --out, or give --overwrite to make them again'
             )
+        root = outputs.folder.resolve()
+        for result in results:
+            is_within = result.parent.resolve().is_relative_to(root)
+            if not is_within or result.relative_to(outputs.folder).as_posix() not in listed:
+                raise InputError(f'{result}: is not listed in {path}; move it away, or name another --out')
         for result in results:
             result.unlink()
-    write_json(path, note)
+        listed = set()
+    listed |= {f'{kind}/{place.as_posix()}' for kind in outputs.kinds for place in places}
+    write_json(path, note | dict(results=sorted(listed)))
 
 
 def _state_of(path: Path) -> dict:
@@ -187,7 +200,8 @@ def predict_images(
             writers = _label(segmenter, read_frame(path, max_pixels), outputs)
         except InputError as error:
             # A name may hold a line's end, or bytes that are not UTF-8.
-            done.problems.append(printable(str(error) if str(path) in str(error) else f'{path}: {error}'))
+            name = printable(str(path))
+            done.problems.append(str(error) if name in str(error) else f'{name}: {error}')
             continue
         for kind, result in results.items():
             writers[kind](result)

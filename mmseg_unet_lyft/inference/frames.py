@@ -1,8 +1,5 @@
 """`open_frames`: a video file, a folder of frames or a camera as one stream of frames."""
 
-from __future__ import annotations
-
-import stat
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -16,6 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..datasets import image_io
+from ..datasets.files import check_regular, open_regular
 from ..datasets.layout import natural_order
 from ..errors import InputError
 from .runtimes import require
@@ -44,14 +42,12 @@ def read_frame(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         InputError: If it is missing, of more than ``max_pixels``, damaged, or not an image.
     """
-    reason, frame = 'not a file', None
+    reason = frame = None
     try:
-        # Opening a FIFO would wait for a writer.
-        if stat.S_ISREG(path.stat().st_mode):
-            with path.open('rb') as file:
-                reason = _damage(str(path), file, max_pixels)
-                file.seek(0)
-                frame = image_io.decode(file.read()) if reason is None else None
+        with open_regular(path, max(image_io.IMAGE_BYTES, image_io.BYTES_A_PIXEL * max_pixels)) as file:
+            reason = _damage(str(path), file, max_pixels)
+            file.seek(0)
+            frame = image_io.decode(file.read()) if reason is None else None
     except OSError as error:
         reason = error.strerror
     if frame is None:
@@ -171,6 +167,7 @@ class VideoFrames(FrameSource):
         require(path, 'av')
         import av
 
+        check_regular(path, most_bytes=None)
         self._av, self.name = av, str(path)
         self._frames, self._end_seconds, self.times = 0, 0.0, deque()
         try:

@@ -1,7 +1,5 @@
 """The latency card: how long a frame takes, stage by stage and from a cold start, next to mmseg's own API."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import os
@@ -25,7 +23,7 @@ from ..compat import register_classes
 from ..engine.config import load_config, parse_options
 from ..engine.device import choose_device, device_name
 from ..engine.model_spec import KEY, describe
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..evaluation.challenge import WANTED_FPS, challenge_ids, challenge_masks, encode_mask
 from ..report.pictures import overlay
 from ..synthetic.scenes import draw_frame
@@ -267,7 +265,7 @@ def measure_start(model: str, frame: np.ndarray, rounds: int, show: Show) -> dic
         first = (
             'import time, cv2\n'
             'from mmseg_unet_lyft.inference.segmenter import Segmenter\n'
-            f'segmenter = Segmenter({model!r})\n'
+            f"segmenter = Segmenter({model!r}, device='cpu')\n"
             f'frame = cv2.imread({str(place)!r})\n'
             "segmenter(frame, colours='BGR')\n"
             "print('first', flush=True)\n"
@@ -321,4 +319,4 @@ def table(figures: dict) -> str:
         for name, found in compared['times_as_fast'].items():
             lines.append(f'{with_spread(found, 2)} times as fast as {name}')
         lines.append(f'same label on {100 * compared["agreeing_pixels"]:.4f} % of pixels')
-    return '\n'.join(lines)
+    return '\n'.join(map(printable, lines))

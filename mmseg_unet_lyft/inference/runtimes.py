@@ -1,7 +1,5 @@
 """Exported files and what runs them; no runtime is imported before a file of its kind is opened."""
 
-from __future__ import annotations
-
 import json
 import logging
 import threading
@@ -16,8 +14,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ..datasets.atomic_io import checksum_file, is_intact, sha256_of_file
 from ..datasets.carla import hood_of_spans
+from ..datasets.files import TEXT_BYTES, check_regular, checksum_file, is_intact, sha256_of_file
+from ..datasets.image_io import LARGEST_RESIZED_PIXELS
 from ..errors import InputError
 from ..processes import parse_device
 from . import PROGRAM
@@ -26,6 +25,7 @@ METADATA_KEY = 'mmseg_unet_lyft'
 FORMAT = 2  # Files of format 1 lack the recipe's resize.
 FRAMES, LABEL_MAP, MASKS, PROBABILITIES = 'frames', 'label_map', 'masks', 'probabilities'
 _LARGEST_SIDE = 10_000  # Limit for the frames a hood was measured in.
+_ROUNDING = 1e-2  # Of probabilities, in half precision.
 _REMEDY = 'export the model with tools/export.py'
 
 
@@ -114,11 +114,13 @@ class ExportedNetwork:
                 f'{path}: was not exported by this project, it holds no {METADATA_KEY}; {_REMEDY}'
             )
         try:
-            fields = json.loads(metadata)
+            # What is cut is not JSON any more.
+            fields = json.loads(metadata[:TEXT_BYTES])
             is_known = fields['format'] == FORMAT and fields['colours'] in ('BGR', 'RGB')
             is_known &= LABEL_MAP in fields['outputs']
             self.resizes: list[Resizing] = [((int(x), int(y)), keeps) for (x, y), keeps in fields['resizes']]
             self.smallest_side, self.outputs = int(fields['smallest_side']), list(fields['outputs'])
+            is_known &= all(x > 0 and 0 < x * y <= LARGEST_RESIZED_PIXELS for (x, y), _ in self.resizes)
         except (ValueError, KeyError, TypeError, RecursionError):
             is_known = False
         if not is_known:
@@ -137,10 +139,13 @@ class ExportedNetwork:
         """Class ids, uint8 (N, H, W), of frames uint8 (N, H, W, 3)."""
         return self.run(frames, colours, LABEL_MAP)[0]
 
-    def probabilities(self, frames: np.ndarray, colours: str) -> np.ndarray:
-        """Class probabilities, float32 (N, C, H, W); an InputError unless the file was exported with them."""
+    def labels_and_probabilities(self, frames: np.ndarray, colours: str) -> tuple[np.ndarray, np.ndarray]:
+        """Class ids, uint8 (N, H, W), and probabilities, float32 (N, C, H, W), of one pass.
+
+        An InputError unless the file was exported with them.
+        """
         self.check_passes(1)
-        return self.run(frames, colours, PROBABILITIES)[0]
+        return tuple(self.run(frames, colours, LABEL_MAP, PROBABILITIES))
 
     def check_passes(self, passes: int) -> None:
         """Raise an InputError for several passes, since files have no dropout, or without probabilities."""
@@ -157,7 +162,7 @@ class ExportedNetwork:
         self, frames: np.ndarray, colours: str, passes: int, seed: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Class ids, uint8 (N, H, W), and entropy, nats, float32 (N, H, W), of a single pass."""
-        labels, shares = self.run(frames, colours, LABEL_MAP, PROBABILITIES)
+        labels, shares = self.labels_and_probabilities(frames, colours)
         logarithms = np.log(np.maximum(shares, np.finfo(np.float32).tiny))
         return labels, -(shares * logarithms).sum(1).clip(max=0)
 
@@ -170,10 +175,28 @@ class ExportedNetwork:
         check_size(self, frames.shape[1:3])
         ordered = np.ascontiguousarray(frames if colours == self.colours else frames[..., ::-1])
         try:
-            return self._infer(ordered, outputs)
+            results = self._infer(ordered, outputs)
         except self._errors as error:
             size = f'{frames.shape[1]}x{frames.shape[2]}'
             raise InputError(f'{self.path}: does not take frames of {size} ({first_line(error)})') from error
+        for name, result in zip(outputs, results, strict=True):
+            self._check_output(name, result, frames.shape[:3])
+        return results
+
+    def _check_output(self, name: str, result: np.ndarray, shape: tuple[int, ...]) -> None:
+        """Raise an InputError unless an output is what its name says, for frames of a shape (N, H, W)."""
+        number, *size = shape
+        of_one, largest = {
+            LABEL_MAP: ((), len(self.classes) - 1),
+            MASKS: ((2,), 1),
+            PROBABILITIES: ((len(self.classes),), 1 + _ROUNDING),
+        }[name]
+        # The comparison fails for nan, too.
+        if result.shape != (number, *of_one, *size) or not (result.min() >= 0 and result.max() <= largest):
+            found = f'{result.shape}, up to {result.max(initial=0)}, for frames {shape}'
+            raise InputError(
+                f'{self.path}: its {name} is {found} and {len(self.classes)} classes; {_REMEDY} again'
+            )
 
 
 class OnnxNetwork(ExportedNetwork):
@@ -375,8 +398,7 @@ def open_exported(
     """
     suffix, parts = Path(path).suffix, parts_of(Path(path))
     for part in reversed(parts):
-        if not part.is_file():
-            raise InputError(f'{part}: no such file')
+        check_regular(part)
     if suffix == PROGRAM and not trust:
         raise InputError(
             f'{path}: is a program, and reading it can run any code that it holds. If you know where it '

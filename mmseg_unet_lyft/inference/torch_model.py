@@ -1,9 +1,8 @@
-"""A checkpoint's model in PyTorch as `Segmenter` uses it, and exported files in test runs."""
-
-from __future__ import annotations
+"""A checkpoint's model in PyTorch as `Segmenter` uses it, saved alone or in a folder; exports in tests."""
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -12,6 +11,7 @@ import torch
 from mmcv.cnn.utils import fuse_conv_bn
 from mmcv.transforms import Resize
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
@@ -22,13 +22,26 @@ from mmseg.utils import stack_batch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .. import __version__
 from ..compat import register_classes
 from ..datasets.carla import get_scheme
+from ..datasets.files import write_json, write_whole
 from ..datasets.layout import leaf_datasets
-from ..engine.checkpoint import check_weights, load_weights, read_checkpoint, weights_of
+from ..engine.checkpoint import (
+    KEPT,
+    SAFETENSORS,
+    SAFETENSORS_FORMAT,
+    card_file,
+    check_weights,
+    load_weights,
+    pack_weights,
+    read_checkpoint,
+    weights_of,
+)
 from ..engine.config import load_config
 from ..engine.device import compile_for_inference
-from ..engine.model_spec import KEY, checked, image_steps, inference_part, scheme_of
+from ..engine.model_spec import FORMAT as DESCRIPTION_FORMAT
+from ..engine.model_spec import KEY, checked, describe, image_steps, inference_part, scheme_of
 from ..errors import InputError
 from ..models.predict_modes import (
     at_size,
@@ -42,6 +55,8 @@ from ..models.predict_modes import (
 from ..models.preprocessor import normalise
 from ..models.segmentor import beyond_plain
 from ..processes import this_process
+from ..report.model_card import card_of
+from . import WEIGHTS_NAME
 from .runtimes import Classes, Resizing, check_size, checked_classes, first_line, open_exported
 
 _REMEDY = 'name the config it was trained with before it'
@@ -188,10 +203,6 @@ class TorchNetwork:
         """Class ids, uint8 (N, H, W), and probabilities, float32 (N, C, H, W), of one pass."""
         logits = self._logits_of(frames, colours)
         return self.ids(logits).cpu().numpy(), to_probabilities(logits).cpu().numpy()
-
-    def probabilities(self, frames: np.ndarray, colours: str) -> np.ndarray:
-        """Class probabilities, float32 (N, C, H, W), of frames uint8 (N, H, W, 3)."""
-        return self.labels_and_probabilities(frames, colours)[1]
 
     def check_passes(self, passes: int) -> None:
         """Raise an InputError for several passes of a network without dropout."""
@@ -360,3 +371,83 @@ def score_exported(
     averaging = ('EMAHook', 'LyftEMAHook')
     config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if hook['type'] not in averaging]
     return [f'{path}: has the {what} that it was exported with, not that of the config' for what in said]
+
+
+def write_safetensors(
+    checkpoint_path: str | Path,
+    out_path: str | Path,
+    config: Config | str | None = None,
+    trust: bool = False,
+) -> Path:
+    """Write a checkpoint's weights as a ``.safetensors`` file, complete or not at all; returns its path.
+
+    It holds the same weights, bit by bit, and what `Segmenter` needs to know; the optimizer and the log are
+    left out. A config is needed unless the checkpoint describes its model.
+
+    Raises:
+        InputError: If the checkpoint cannot be read, does not describe its model, or does not fit the config,
+            or the file cannot be written.
+    """
+    path, out = str(checkpoint_path), Path(out_path)
+    if out.suffix != SAFETENSORS:
+        raise InputError(f'{out}: weights as safetensors have the suffix {SAFETENSORS}')
+    content = read_checkpoint(path, trust=trust)
+    weights, meta = weights_of(content, path), _mapping(content.get('meta'))
+    if config is None:
+        model: Any = dict(format=DESCRIPTION_FORMAT) | checked(meta.get(KEY), path)
+    else:
+        config = config if isinstance(config, Config) else load_config(config)
+        # An auxiliary head, which is not built, may be in the weights.
+        asked = {name: weight for name, weight in weights.items() if not name.startswith('auxiliary_head.')}
+        with torch.random.fork_rng(devices=[]):
+            check_weights(build(inference_part(config.model))[0], asked, path)
+        model = describe(config)
+    found = {**meta, **_validation(content)}
+    if 'dataset_meta' in found:
+        # The rest is about the data set's files.
+        named = _mapping(found['dataset_meta']).items()
+        keys = ('classes', 'palette', 'scheme', 'hood')
+        found['dataset_meta'] = {key: value for key, value in named if key in keys}
+    fields = dict(format=SAFETENSORS_FORMAT, version=__version__, model=model)
+    fields |= {key: found[key] for key in KEPT if key in found}
+    write_whole(out, pack_weights(weights, fields, path))
+    return out
+
+
+def write_pretrained(path: str, folder: str | Path, *options: Any) -> Path:
+    """Write a folder in the Hub's form: ``model.safetensors``, ``config.json``, ``README.md``; returns it.
+
+    Weights, ``options`` and errors are as in `write_safetensors`; ``config.json`` is the weights' metadata,
+    ``README.md`` the model card, unless one is there.
+    """
+    folder, before = Path(folder), Path(path).with_name('README.md')
+    weights = write_safetensors(path, folder / WEIGHTS_NAME, *options)
+    write_json(folder / 'config.json', read_checkpoint(str(weights))['meta'])
+    text = f'# {Path(path).stem}\n\nA model of mmseg_unet_lyft without run card.\n'
+    if card_file(Path(path)).is_file():
+        text = card_of(Path(path), weights=weights)
+    elif Path(path).name == WEIGHTS_NAME and before.is_file():
+        text = before.read_text(encoding='utf-8')  # Saved before.
+    if not (folder / 'README.md').exists():
+        write_whole(folder / 'README.md', text.encode('utf-8', 'backslashreplace'))
+    return folder
+
+
+def _validation(content: Mapping) -> dict[str, dict[str, float]]:
+    """The scores of these very weights, under ``validation``; nothing where the checkpoint has none."""
+    hub = _mapping(content.get('message_hub'))
+    # A checkpoint that was written while training holds the previous validation's scores, of other weights.
+    if _mapping(hub.get('runtime_info')).get('loop_stage') != 'val':
+        return {}
+    scores = {
+        str(name).removeprefix('val/'): float(history.current())
+        for name, history in _mapping(hub.get('log_scalars')).items()
+        if str(name).startswith('val/') and isinstance(history, HistoryBuffer)
+    }
+    scores = {name: value for name, value in scores.items() if name not in ('time', 'data_time')}
+    return dict(validation=scores) if scores else {}
+
+
+def _mapping(value: Any) -> Mapping:
+    """The value if it is a mapping, else an empty one: foreign files hold anything."""
+    return value if isinstance(value, Mapping) else {}

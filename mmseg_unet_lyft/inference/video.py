@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import cv2
 import numpy as np
 
+from ..datasets.files import create
 from ..errors import InputError
 from ..evaluation.challenge import SubmissionWriter, challenge_ids
 from ..processes import cores
@@ -204,7 +206,8 @@ class OverlayVideo(Sink):
         self._period = round(1 / self._rate / self._clock)
         self._start_seconds, self._ticks = None, -self._period
         try:
-            self._file = _FlushedFile(FileIO(path, 'w'))
+            path.unlink(missing_ok=True)  # Never through a link of that name.
+            self._file = _FlushedFile(FileIO(create(path), 'w'))
             self._container = av.open(self._file, 'w', format='mp4', options=_FRAGMENTED)
             self._stream = self._container.add_stream(codec, rate=self._rate, options=_CODECS[codec])
             context = self._stream.codec_context
@@ -352,7 +355,11 @@ class Outputs:
                 elif kind == 'json':
                     sinks.append(ChallengeJson(path))
                 else:
-                    for left in path.glob('*.png'):
+                    earlier = list(path.glob('*'))
+                    others = [one for one in earlier if not re.fullmatch(r'\d{6,}\.png', one.name)]
+                    if path.is_symlink() or others:
+                        raise InputError(f'{path}: holds more than labels of frames; name another --out')
+                    for left in earlier:
                         left.unlink()
                     sinks.append(LabelFolder(path, palette))
                 stack.callback(sinks[-1].close)

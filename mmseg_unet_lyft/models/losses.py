@@ -1,7 +1,5 @@
 """A cross-entropy with one mean over all processes, and how losses of mmseg are called."""
 
-from __future__ import annotations
-
 import inspect
 
 import torch

@@ -4,8 +4,6 @@ Shape legend: N batch, C classes, H x W the input's size. A single logit (a sigm
 classes.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Sequence

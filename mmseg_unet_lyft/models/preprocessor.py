@@ -1,7 +1,5 @@
 """Batch work on the device: unpack bytes, change colours, normalise."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """`LyftSegmentor`: mmseg's EncoderDecoder with input-size logits, uint8 label maps and validation loss."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ Shape legend: N batch, C channels, H x W the input's size, c ``base_channels``. 
 has ``c * 2**i`` channels and ``H // 2**i`` rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from mmcv.cnn import ConvModule

@@ -1,7 +1,5 @@
 """The expansive path: `LyftUNetHead`, a decode head over any pyramid of maps, finest first."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

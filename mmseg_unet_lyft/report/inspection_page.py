@@ -4,8 +4,6 @@ The page is built from strings, not with Jinja as a run's page is: inspecting ne
 only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from html import escape
@@ -15,11 +13,11 @@ import cv2
 import numpy as np
 
 from ..datasets import image_io
-from ..datasets.atomic_io import write_json, write_whole
 from ..datasets.carla import SIMULATORS, SPLITS, Scheme, get_scheme
 from ..datasets.checks import KINDS, Inspection, Judged
 from ..datasets.dataset_stats import class_weights, to_json
-from ..errors import printable, shorten_list
+from ..datasets.files import write_json, write_whole
+from ..errors import InputError, printable, shorten_list
 from ..evaluation import leak as leak_report
 from ..evaluation.leak import Leak
 from .pictures import colour_label, jpeg_uri
@@ -55,6 +53,10 @@ def summary(inspection: Inspection, leaks: Sequence[Leak]) -> str:
         lines.append(f'{len(inspection.accepted):6}  accepted')
     for what, names in odd(inspection).items():
         lines.append(f'{len(names):6}  {what}: {printable(shorten_list(names))}')
+    if inspection.stats.drives:
+        scheme = get_scheme(SIMULATORS[inspection.simulator].scheme_name)
+        absent = inspection.stats.absent(scheme)
+        lines += [f'{len(absent):6}  classes without a pixel: {", ".join(absent)}'] if absent else []
     for one in leaks:
         lines.append(
             f'copying the nearest training label, {one.split}, {one.part} ({len(one.frames)} frames): '
@@ -209,39 +211,33 @@ def _grid(
 
 def _figure(inspection: Inspection, judged: Judged, scheme: Scheme, caption: str) -> str:
     """Image and coloured label of a frame, small, inside the page."""
-    palette = colour_label(np.array(scheme.tag_to_id, np.uint8), scheme.palette)
     pictures = []
-    for path, colours in ((judged.files.image, None), (judged.files.label, palette)):
-        picture = _small_picture(inspection.root / path, colours)
+    for path, shown in ((judged.files.image, None), (judged.files.label, scheme)):
+        picture = _small_picture(inspection.root / path, shown)
         pictures.append(f'<img alt="" width="{_PICTURE_WH[0]}" src="{jpeg_uri(picture)}">')
     return f'<figure class="pair">{"".join(pictures)}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def _small_picture(path: Path, palette: np.ndarray | None) -> np.ndarray:
-    """An image, or with a palette (RGB by tag) a label in its colours, RGB; grey if it cannot be decoded."""
-    content = b''
-    with suppress(OSError):
-        content = path.read_bytes()
-    header, pixels = image_io.header_of(content), None
-    is_jpeg = content.startswith(image_io.JPEG_SIGNATURE)
-    if is_jpeg or (header and 0 < header.size[0] * header.size[1] <= image_io.LARGEST_PIXELS):
-        are_tags = palette is not None and header is not None and header.bit_depth != 16
-        pixels = image_io.decode(content, cv2.IMREAD_UNCHANGED if are_tags else cv2.IMREAD_COLOR)
-    if pixels is None:
-        return np.full((*_PICTURE_WH[::-1], 3), 128, np.uint8)
-    if palette is None:
-        return cv2.resize(pixels, _PICTURE_WH, interpolation=cv2.INTER_AREA)[..., ::-1]
-    coloured = colour_label(image_io.red_channel(pixels), palette)
-    # Nearest: a mean of two class colours would be a third class.
-    return cv2.resize(coloured, _PICTURE_WH, interpolation=cv2.INTER_NEAREST)
+def _small_picture(path: Path, scheme: Scheme | None) -> np.ndarray:
+    """An image, or with a scheme a label in its colours, RGB; grey if it cannot be read."""
+    with suppress(InputError):
+        if scheme is None:
+            return cv2.resize(image_io.read_image(path), _PICTURE_WH, interpolation=cv2.INTER_AREA)[..., ::-1]
+        raw_label = image_io.read_raw_label(path, release=scheme.simulator)
+        palette = colour_label(np.array(scheme.tag_to_id, np.uint8), scheme.palette)
+        coloured = colour_label(raw_label, palette)
+        # Nearest: a mean of two class colours would be a third class.
+        return cv2.resize(coloured, _PICTURE_WH, interpolation=cv2.INTER_NEAREST)
+    return np.full((*_PICTURE_WH[::-1], 3), 128, np.uint8)
 
 
 def _measures(inspection: Inspection, scheme: Scheme) -> str:
     """Class shares and weights, mean and deviation, hood."""
     stats = inspection.stats
     part = 'train' if 'train' in to_json(stats)['derived'] else 'all'
-    percent = stats.percent(scheme, None if part == 'all' else part)
-    weights = class_weights(percent).values()
+    drives = None if part == 'all' else part
+    percent = stats.percent(scheme, drives)
+    weights = class_weights(stats.percent(scheme, drives, for_weights=True)).values()
     rows = [
         (name, f'{percent[index]:.4f}', *(f'{one[index]:.2f}' for one in weights))
         for index, name in enumerate(scheme.classes)

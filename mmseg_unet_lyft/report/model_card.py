@@ -1,14 +1,21 @@
 """A model card in Markdown, as Hugging Face reads it, from a checkpoint's run card and its scores."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..datasets.files import sha256_of_file
 from ..engine.config import short_value
-from ..engine.run_card import command_again, drives, read_config_text, words
+from ..engine.run_card import (
+    SCORES_FILE,
+    command_again,
+    drives,
+    read_card,
+    read_config_text,
+    read_scores,
+    words,
+)
 from ..errors import printable
 from .run_page import render
 
@@ -25,6 +32,18 @@ _RUN_ROWS = dict(
     class_weight='class weights',
 )
 _VALIDATED = ('mIoU', 'aAcc', 'mIoU_without_hood', 'challenge/F_avg', 'val_loss')
+
+
+def card_of(path: Path, scores_file: Path | None = None, weights: Path | None = None) -> str:
+    """A checkpoint's `build_card`, with its scores, by default those next to it, if any.
+
+    ``weights`` is the file that the card is for, if it is not the checkpoint. An InputError if the run card
+    or the scores cannot be read.
+    """
+    usual, weights = path.parent / SCORES_FILE, weights or path
+    file = scores_file or (usual if usual.is_file() else None)
+    card = read_card(path) | dict(checkpoint=weights.name)
+    return build_card(card, read_scores(file, path) if file else None, sha256_of_file(weights))
 
 
 def build_card(card: Mapping[str, Any], scores: Mapping[str, Any] | None, sha256: str) -> str:
@@ -55,7 +74,7 @@ def build_card(card: Mapping[str, Any], scores: Mapping[str, Any] | None, sha256
         command=printable(command_again(card)).replace('```', ''),
         scores=scores,
         scored_on=scored_on,
-        baselines=(scores or {}).get('baselines') or (scores or {}).get('floors') or {},
+        baselines=(scores or {}).get('baselines') or {},
         # None where it is undefined, such as for a mask without a pixel.
         validation={
             key: 'n/a' if validation[key] is None else f'{validation[key]:.4g}'
@@ -74,8 +93,7 @@ def _place(split: Any, root: str | None) -> str:
 
 
 def _scored_on(scores: Mapping[str, Any]) -> str:
-    # Older files call synthetic scenes drawn.
-    is_synthetic = scores.get('data') in ('synthetic scenes', 'drawn scenes')
+    is_synthetic = scores.get('data') == 'synthetic scenes'
     place = _place(scores['tested_on'], scores.get('data_root'))
     return f'{place}, synthetic scenes' if is_synthetic else place
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING
 
 import cv2
@@ -18,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from ..compat import register_classes
-from ..datasets.atomic_io import whole_file
 from ..datasets.carla import IGNORE_INDEX
-from ..datasets.image_io import decode
+from ..datasets.files import read_regular, whole_file
+from ..datasets.image_io import IMAGE_BYTES, decode
 from ..datasets.packed import is_address, read_packed
 from ..errors import InputError
 from ..evaluation.metrics import class_scores, confusion_matrix
@@ -36,7 +35,6 @@ _INK, _EDGE = (20, 20, 20), (90, 90, 90)
 GROUPS = dict(worst=12, median=12, best=6)
 PICTURES = ('image', 'truth', 'prediction', 'errors')
 _WIDTH = 280
-_IN_MEMORY_BYTES = 16 * 2**20  # Of label maps; more are kept in a file.
 _OPACITY = 0.7  # Weight of a label's colours over the image.
 _JPEG_QUALITY = 82
 _DARKEST = 80  # Grey level of black in an error map; its contrast is halved, so red and white stand out.
@@ -46,7 +44,7 @@ _LISTED_CLASSES = 3
 
 def read_picture(path: str) -> np.ndarray:
     """A frame, RGB uint8 (H, W, 3): packed, or a file that OpenCV decodes; else an InputError or OSError."""
-    image = read_packed(path) if is_address(path) else decode(Path(path).read_bytes())
+    image = read_packed(path) if is_address(path) else decode(read_regular(path, IMAGE_BYTES))
     if image is None:
         raise InputError(f'{path}: OpenCV cannot decode it')
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -136,8 +134,8 @@ def save_palette_png(path: Path, label: np.ndarray, palette: Sequence[Sequence[i
 
 
 def _save(path: Path, picture: Image.Image) -> None:
-    with whole_file(path, durable=False) as part:
-        picture.save(part, format='PNG')
+    with whole_file(path, durable=False) as file:
+        picture.save(file, format='PNG')
 
 
 # --- frames of a validation or a test --------------------------------------------------------------------
@@ -157,15 +155,14 @@ class Score:
 class FrameSheet:
     """Scores and shrunk label maps of all frames of a validation, until it is known which are shown.
 
-    Memory is bounded, except for one score a frame: label maps go to a temporary file.
+    Label maps are kept as PNGs of a few kilobytes a frame.
     """
 
     def __init__(self, num_classes: int, rank: int = 0) -> None:
         self.num_classes = num_classes
         self.rank = rank
         self.scores: list[Score] = []
-        self._places: list[tuple[int, int]] = []
-        self._file = SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115  (closed with the sheet)
+        self._maps: list[np.ndarray] = []
 
     def add(self, path: str, label: np.ndarray, pred: np.ndarray) -> None:
         """Add a frame by its image's path, true and predicted class ids, uint8 (H, W).
@@ -179,9 +176,7 @@ class FrameSheet:
             return
         iou = class_scores(confusion)['iou'].astype(np.float32)
         small = [_resize(one, _shown_size(one), cv2.INTER_NEAREST) for one in (label, pred)]
-        content = cv2.imencode('.png', np.vstack(small), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-        self._places.append((self._file.seek(0, 2), len(content)))
-        self._file.write(content)
+        self._maps.append(cv2.imencode('.png', np.vstack(small), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1])
         self.scores.append(Score(float(np.nanmean(iou)), str(path), self.rank, len(self.scores), iou))
 
     def picture(self, score: Score, group: str, meta: dict) -> dict:
@@ -198,18 +193,11 @@ class FrameSheet:
             image = read_picture(score.path)
         except (InputError, OSError) as error:
             return frame | dict(problem=str(error))
-        offset, length = self._places[score.number]
-        self._file.seek(offset)
-        stacked = cv2.imdecode(np.frombuffer(self._file.read(length), np.uint8), cv2.IMREAD_GRAYSCALE)
-        label, pred = np.vsplit(stacked, 2)
+        label, pred = np.vsplit(cv2.imdecode(self._maps[score.number], cv2.IMREAD_GRAYSCALE), 2)
         image = _resize(image, label.shape, cv2.INTER_AREA)
         coloured = (overlay(image, one, meta['palette'], _OPACITY) for one in (label, pred))
         pictures = (image, *coloured, error_map(image, label, pred))
         return frame | dict(pictures=dict(zip(PICTURES, map(jpeg_uri, pictures), strict=True)))
-
-    def close(self) -> None:
-        """Delete the label maps."""
-        self._file.close()
 
 
 def choose(scores: Sequence[Score]) -> dict[str, list[Score]]:

@@ -1,8 +1,8 @@
-"""Plots as PNGs: curves of a run over its steps, a confusion matrix, a reliability diagram."""
+"""Plots as PNGs: a run's curves, a confusion matrix, a reliability diagram, the formats of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from ..datasets.atomic_io import write_whole
+from ..datasets.files import write_whole
 from ..errors import printable
 from ..evaluation.metrics import expected_calibration_error
 
@@ -183,3 +183,21 @@ def save_reliability(path: Path, counts: np.ndarray, what: str) -> None:
     below.set(xlabel='confidence: probability of the predicted class', ylabel='pixels, %')
     figure.savefig(picture, dpi=100, format='png')
     write_whole(path, picture.getvalue())
+
+
+def save_formats(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write a PNG of a model's formats, as from `inference.export.compare_formats`: mIoU over milliseconds.
+
+    Without truth, the share of pixels labelled as in PyTorch stands for the mIoU.
+    """
+    ran = {name: one for name, one in found.items() if 'reason' not in one}
+    key = 'same_pixels' if any(one['miou'] is None for one in ran.values()) else 'miou'
+
+    def draw(axes: Axes) -> None:
+        for name, one in ran.items():
+            axes.errorbar(one['p50'], one[key], xerr=[[0], [one['p95'] - one['p50']]], fmt='o', capsize=3)
+            axes.annotate(plain(name), (one['p50'], one[key]), xytext=(4, 4), textcoords='offset points')
+        axes.set(xlabel='milliseconds a frame: p50 to p95', xlim=(0, None))
+        axes.set_ylabel('mIoU, %' if key == 'miou' else 'pixels labelled as in PyTorch, %')
+
+    write_whole(path, _draw(draw, (8, 5)))

@@ -1,7 +1,5 @@
 """Hooks that show a run: its log, its page, a test's predictions. What fails in them is one warning."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,7 +19,7 @@ from mmseg.engine.hooks import SegVisualizationHook
 from mmseg.registry import HOOKS
 from mmseg.structures import SegDataSample
 
-from ..datasets.atomic_io import read_object, write_json
+from ..datasets.files import read_object, write_json
 from ..engine.checkpoint_hook import saver_of
 from ..errors import InputError, decoration
 from ..evaluation.challenge import score_dict
@@ -233,8 +231,6 @@ class LyftReportHook(Hook):
     def _open_sheet(self, dataset: Any) -> None:
         from .pictures import FrameSheet
 
-        if self._sheet is not None:
-            self._sheet.close()
         # A data set of another library may have no meta information.
         classes = getattr(dataset, 'metainfo', {}).get('classes')
         self._sheet = FrameSheet(len(classes), get_dist_info()[0]) if classes else None
@@ -270,8 +266,6 @@ class LyftReportHook(Hook):
             for place, (group, score) in enumerate(chosen if sheet else ()):
                 if score.rank == rank:
                     mine[place] = sheet.picture(score, group, meta)
-        if sheet:
-            sheet.close()
         pictures = {place: frame for part in gather_object(mine) or () for place, frame in part.items()}
         return [pictures[place] for place in sorted(pictures)]
 

@@ -1,14 +1,12 @@
 """HTML pages on runs, read from their work dirs: one run with its results, or several runs compared."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import difflib
 import json
 import math
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
@@ -19,7 +17,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import __version__
-from ..datasets.atomic_io import read_object, write_json, write_whole
+from ..datasets.files import read_object, write_json, write_whole
 from ..engine.checkpoint import RUN_CARD_SUFFIX
 from ..engine.run_card import LATENCY, SCORES, check_shape, command_again, drives, words
 from ..errors import InputError, short_names
@@ -50,7 +48,9 @@ class RunData:
     def result(self) -> dict[str, Any] | None:
         """The last measurement, with ``kind``, ``metrics``, ``classes``, ``confusion``; or None."""
         # A card whose result is None is of a run that started after the test in scores.json.
-        return _in_percent(self.card['result'] if 'result' in self.card else _result_of(self.scores))
+        result = self.card['result'] if 'result' in self.card else _result_of(self.scores)
+        # Of 0.1.0 some scores were shares: as percent they would be 100 times too small.
+        return result if result and result.get('unit') == 'percent' else None
 
     @property
     def confusion(self) -> np.ndarray | None:
@@ -140,22 +140,6 @@ def _result_of(scores: dict[str, Any] | None) -> dict[str, Any] | None:
     )
 
 
-def _in_percent(result: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A result with all scores in percent: before files named their unit, some were in [0, 1]."""
-    if not result or result.get('unit') == 'percent':
-        return result
-
-    def scaled(scores: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-        return {name: 100 * one if name in keys and one is not None else one for name, one in scores.items()}
-
-    metrics = scaled(result['metrics'], ('calibration/ECE', 'calibration/entropy_AUROC'))
-    challenge, shares = result.get('challenge'), ('f', 'precision', 'recall')
-    if challenge:
-        masks = {name: scaled(mask, shares) for name, mask in challenge['masks'].items()}
-        challenge = scaled(challenge, ('average',)) | dict(masks=masks)
-    return result | dict(unit='percent', metrics=metrics, challenge=challenge)
-
-
 def class_rows(run: RunData) -> list[dict[str, Any]]:
     """One dict a class that was counted: ``class``, scores in percent (None: not defined), pixels."""
     if run.confusion is None:
@@ -224,7 +208,7 @@ def build_page(run: RunData) -> str:
     config, name = run.card.get('config') or {}, run.folder.resolve().name
     groups = {group: [one for one in run.frames if one['group'] == group] for group in GROUPS}
     tested = run.scores or {}
-    baselines = tested.get('baselines') or tested.get('floors') or {}  # What older files call them.
+    baselines = tested.get('baselines') or {}
     # Those of an earlier test are not shown with another result.
     is_tested = result is not None and tested.get('confusion') == result.get('confusion')
     stages = (run.card.get('latency') or {}).get('stages') or {}

@@ -1,7 +1,5 @@
 """Paints a synthetic frame: textures, the camera's canvas, ground and sky, cars and all other things."""
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 

@@ -4,8 +4,6 @@ A recipe gives the same bytes in every process and for any number of workers, wi
 NumPy and OpenCV.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,8 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..datasets.atomic_io import UNFINISHED, write_json, write_whole
 from ..datasets.carla import RAW_HEIGHT, RAW_WIDTH, SPLITS
+from ..datasets.files import finished, write_json, write_whole
 from ..datasets.layout import IMAGE_FOLDER, LABEL_FOLDER, MARKER_NAME
 from ..errors import InputError
 from ..processes import cores, map_in_order
@@ -161,8 +159,8 @@ def _make_room(out: Path, recipe: SceneRecipe, overwrite: bool) -> bool:
     ours = {out / MARKER_NAME}
     if marker is not None:
         ours |= {path for frame in recipe_of(marker).frames for path in frame_paths(out, *frame)}
-    unfinished = {path.with_name(path.name + UNFINISHED) for path in ours}
     files = {path for path in out.rglob('*') if not path.is_dir()} if out.exists() else set()
+    unfinished = {path for path in files if finished(path) in ours}
     foreign = sorted(files - ours - unfinished)
     if foreign:
         raise InputError(f'{out}: holds {foreign[0].relative_to(out)}, not of earlier scenes; move it away')

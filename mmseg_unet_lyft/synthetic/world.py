@@ -1,7 +1,5 @@
 """The town of a synthetic drive: its streets, weather, colours and things, as numbers only."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterator

@@ -21,7 +21,7 @@ TINY = (
 def train_tiny(data_root: Path, work_dir: Path, *arguments: str, options: tuple[str, ...] = ()) -> int:
     """Exit code of the train command on the demo config, made tiny."""
     places = ['--data-root', str(data_root), '--work-dir', str(work_dir)]
-    return train.main(['configs/unet_lyft_demo.py', *places, *arguments, '--cfg-options', *TINY, *options])
+    return train.main(['configs/unet_lyft_bn.py', *places, *arguments, '--cfg-options', *TINY, *options])
 
 
 @pytest.fixture(scope='session')

@@ -31,7 +31,7 @@ def with_dropout(drawn_root, tmp_path_factory):
 def run_test(checkpoint, drawn_root, work_dir, *arguments, options=()):
     """Exit code of the test command, with the folder of its results."""
     places = ['--data-root', str(drawn_root), '--work-dir', str(work_dir)]
-    command = ['configs/unet_lyft_demo.py', str(checkpoint), *places, *arguments]
+    command = ['configs/unet_lyft_bn.py', str(checkpoint), *places, *arguments]
     return test.main([*command, '--cfg-options', *TINY, *options])
 
 
@@ -55,7 +55,7 @@ def test_views_and_windows_reach_the_score_mmsegs_own_inference_and_the_segmente
     assert run_test(checkpoint, drawn_root, tmp_path / 'plain') == 0
     assert run_test(checkpoint, drawn_root, tmp_path / 'views', options=options) == 0
     assert scores(tmp_path / 'views')['confusion'] != scores(tmp_path / 'plain')['confusion']
-    config = load_config('configs/unet_lyft_demo.py', parse_options([*TINY, *options]))
+    config = load_config('configs/unet_lyft_bn.py', parse_options([*TINY, *options]))
     model = init_model(config, checkpoint, device='cpu')
     segmenter = Segmenter(config, checkpoint)
     right_pixels = 0
@@ -75,7 +75,7 @@ def test_uncertainty_is_measured_printed_drawn_and_written(with_dropout, drawn_r
     assert f'ECE {calibration["ECE"]:.4g} over' in capsys.readouterr().out
     assert cv2.imread(str(tmp_path / 'reliability.png')).shape == (600, 500, 3)
     # The same figures from the passes themselves, by plain means over all pixels.
-    config = load_config('configs/unet_lyft_demo.py', parse_options([*TINY, *options]))
+    config = load_config('configs/unet_lyft_bn.py', parse_options([*TINY, *options]))
     model = init_model(config, checkpoint, device='cpu')
     confidences, entropies, hits = [], [], []
     for image, label in frames(drawn_root):

@@ -28,7 +28,7 @@ def score_tiny(trained, drawn_root, work_dir, *arguments):
     """Exit code of the test command on the tiny model."""
     checkpoint = str(best_checkpoint(str(trained)))
     places = ['--data-root', str(drawn_root), '--work-dir', str(work_dir)]
-    return test.main(['configs/unet_lyft_demo.py', checkpoint, *places, *arguments, '--cfg-options', *TINY])
+    return test.main(['configs/unet_lyft_bn.py', checkpoint, *places, *arguments, '--cfg-options', *TINY])
 
 
 @pytest.mark.stack
@@ -108,7 +108,7 @@ def test_prediction_keeps_folders_and_agrees_with_mmsegs_own(trained, drawn_root
     arguments = [str(tmp_path / 'frames'), '--out', str(out), '--device', 'cpu']
     assert predict.main([checkpoint, *arguments]) == 0
     assert capsys.readouterr().out.endswith(f'wrote palette, overlay of 2 images to {out}\n')
-    config = load_config('configs/unet_lyft_demo.py', parse_options(list(TINY)))
+    config = load_config('configs/unet_lyft_bn.py', parse_options(list(TINY)))
     model = init_model(config, checkpoint, device='cpu')
     for source, result in ((frames / 'a.png', 'town/day/a.png'), (tmp_path / 'frames' / 'b.jpg', 'b.png')):
         expected = inference_model(model, str(source)).pred_sem_seg.data[0].numpy()
@@ -120,19 +120,20 @@ def test_prediction_keeps_folders_and_agrees_with_mmsegs_own(trained, drawn_root
         assert cv2.imread(str(out / 'overlay' / result)).shape[:2] == expected.shape
     # With its config, and what is done already.
     arguments += ['--cfg-options', *TINY]
-    assert predict.main(['configs/unet_lyft_demo.py', checkpoint, *arguments]) == 2
+    assert predict.main(['configs/unet_lyft_bn.py', checkpoint, *arguments]) == 2
     assert f'{out}: holds predictions made with {Path(checkpoint).name} or other' in capsys.readouterr().err
-    assert predict.main(['configs/unet_lyft_demo.py', checkpoint, *arguments, '--overwrite', '--ids']) == 0
+    assert predict.main(['configs/unet_lyft_bn.py', checkpoint, *arguments, '--overwrite', '--ids']) == 0
     np.testing.assert_array_equal(np.asarray(Image.open(out / 'ids/b.png')), expected)
     (tmp_path / 'frames/c.png').write_bytes(b'no image')
-    assert predict.main(['configs/unet_lyft_demo.py', checkpoint, *arguments, '--ids']) == 2
+    assert predict.main(['configs/unet_lyft_bn.py', checkpoint, *arguments, '--ids']) == 2
     assert f'{tmp_path}/frames/c.png: cannot be read as an image' in capsys.readouterr().err
     assert model.dataset_meta['classes'] == list(CARLA_CLASSES)
 
 
 def test_the_challenge_config_keeps_and_scores_what_the_challenge_scores_best(drawn_root, tmp_path, capsys):
     places = ['--data-root', str(drawn_root), '--work-dir', str(tmp_path / 'run')]
-    options = ['--cfg-options', *TINY, 'max_iters=3', 'val_interval=1']
+    tiny = [option for option in TINY if 'base_channels' not in option]
+    options = ['--cfg-options', *tiny, 'max_iters=3', 'val_interval=1']
     assert train.main(['configs/unet_lyft_challenge.py', *places, '--seed', '0', *options]) == 0
     validations = [entry for entry in read_scalars(tmp_path / 'run') if 'mIoU' in entry]
     scores = [entry['challenge/F_avg'] for entry in validations]
@@ -141,7 +142,7 @@ def test_the_challenge_config_keeps_and_scores_what_the_challenge_scores_best(dr
     assert best.name == f'best_challenge_F_avg_iter_{1 + scores.index(max(scores))}.pth'
     assert (tmp_path / 'run/report/curves.png').is_file()
     places = ['--data-root', str(drawn_root), '--work-dir', str(tmp_path / 'test')]
-    options = ['--cfg-options', *TINY, 'test_drives=val']
+    options = ['--cfg-options', *tiny, 'test_drives=val']
     assert test.main(['configs/unet_lyft_challenge.py', str(best), *places, *options]) == 0
     metrics = json.loads((tmp_path / 'test/scores.json').read_text())['metrics']
     assert metrics['challenge/F_avg'] == pytest.approx(max(scores), abs=1e-4)
@@ -205,7 +206,7 @@ def test_a_checkpoint_of_another_config_labels_nothing(trained, drawn_root, caps
 
 def test_what_cannot_be_built_is_one_message_that_names_the_config(drawn_root, tmp_path, capsys):
     leaf = tmp_path / 'leaf.py'
-    base = Path('configs/unet_lyft_demo.py').resolve()
+    base = Path('configs/unet_lyft_bn.py').resolve()
     leaf.write_text(f"_base_ = ['{base}']\nrandomness = dict(deterministik=True)\n")
     places = ['--data-root', str(drawn_root), '--work-dir', str(tmp_path / 'run')]
     assert train.main([str(leaf), *places, '--cfg-options', *TINY]) == 2
@@ -217,7 +218,7 @@ def test_what_cannot_be_built_is_one_message_that_names_the_config(drawn_root, t
 def test_a_training_that_ends_says_in_which_phase(drawn_root, tmp_path, capsys, monkeypatch):
     (tmp_path / 'file').touch()
     assert train_tiny(drawn_root, tmp_path / 'file') == 2
-    assert f'building the run of configs/unet_lyft_demo.py: {tmp_path}/file: ' in capsys.readouterr().err
+    assert f'error: {tmp_path}/file: ' in capsys.readouterr().err
     make = Guard.step
 
     def step(self, batch):
@@ -270,9 +271,9 @@ def test_the_environment_names_the_model(trained, drawn_root, tmp_path, capsys, 
 
 def test_scoring_leaves_the_config_that_training_saved(trained, drawn_root, tmp_path):
     run = Path(shutil.copytree(trained, tmp_path / 'run'))
-    saved = (run / 'unet_lyft_demo.py').read_text()
+    saved = (run / 'unet_lyft_bn.py').read_text()
     for places in ([], ['--work-dir', str(run)]):
-        arguments = [str(run / 'unet_lyft_demo.py'), str(run / 'iter_4.pth'), '--data-root', str(drawn_root)]
+        arguments = [str(run / 'unet_lyft_bn.py'), str(run / 'iter_4.pth'), '--data-root', str(drawn_root)]
         assert test.main([*arguments, *places]) == 0
-        assert (run / 'unet_lyft_demo.py').read_text() == saved
+        assert (run / 'unet_lyft_bn.py').read_text() == saved
         (run / 'test/scores.json').unlink()

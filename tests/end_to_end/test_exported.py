@@ -16,13 +16,13 @@ from mmseg_unet_lyft.inference.export import (
     convert_to_openvino,
     export_onnx,
     export_program,
-    write_safetensors,
 )
 from mmseg_unet_lyft.inference.segmenter import Segmenter
+from mmseg_unet_lyft.inference.torch_model import write_safetensors
 
 from .conftest import TINY, train_tiny
 
-CONFIG = 'configs/unet_lyft_demo.py'
+CONFIG = 'configs/unet_lyft_bn.py'
 STEMS = ('F2-0', 'F2-1', 'F66-0', 'F66-1')
 
 
@@ -95,10 +95,11 @@ def test_it_may_stand_in_the_checkpoints_place_and_be_openvinos(files, of_checkp
 
 
 def test_classes_of_another_data_set_are_refused_before_anything_is_done(files, drawn_root, tmp_path, capsys):
-    assert score('configs/unet_lyft_challenge.py', drawn_root, tmp_path / 'x', files['.onnx']) == 2
+    options = ['scheme=challenge3']
+    assert score(CONFIG, drawn_root, tmp_path / 'x', files['.onnx'], options=options) == 2
     error = capsys.readouterr().err
     assert f'error: {files[".onnx"]}: ' in error
-    assert 'configs/unet_lyft_challenge.py' in error
+    assert CONFIG in error
     assert not (tmp_path / 'x').exists()
 
 
@@ -106,7 +107,7 @@ def test_classes_of_another_data_set_are_refused_before_anything_is_done(files, 
     ('words', 'options', 'message'),
     [
         (['x.pth', '--model', 'x.onnx'], [], 'x.pth and --model x.onnx: '),
-        ([], [], 'configs/unet_lyft_demo.py: '),
+        ([], [], 'configs/unet_lyft_bn.py: '),
         (['--model', 'no.onnx'], [], 'no.onnx: '),
         (['x.onnx', '--uncertainty'], [], '--uncertainty 10: x.onnx '),
         (['x.onnx'], ['test_flip=True'], 'model.test_cfg.flip=True: x.onnx '),

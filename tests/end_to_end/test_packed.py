@@ -56,7 +56,7 @@ def test_scores_baselines_and_pictures_of_packed_frames_are_those_of_the_pngs(
         shown = ['--baselines', '--out', str(work_dir / 'ids'), '--show-dir', str(work_dir / 'panels')]
         checkpoint = str(best_checkpoint(str(trained)))
         options = ['--cfg-options', *TINY]
-        assert test.main(['configs/unet_lyft_demo.py', checkpoint, *places, *shown, *options]) == 0
+        assert test.main(['configs/unet_lyft_bn.py', checkpoint, *places, *shown, *options]) == 0
         summary = json.loads((work_dir / 'scores.json').read_text())
         pictures = {
             path.relative_to(work_dir): path.read_bytes()
@@ -73,7 +73,7 @@ def test_scores_baselines_and_pictures_of_packed_frames_are_those_of_the_pngs(
 
 def test_sheets_show_what_the_network_sees(packed_root, tmp_path, capsys):
     out = tmp_path / 'sheets'
-    arguments = ['configs/unet_lyft_demo.py', '--data-root', str(packed_root), '--out', str(out)]
+    arguments = ['configs/unet_lyft_bn.py', '--data-root', str(packed_root), '--out', str(out)]
     size = ['--sheets', '2', '--rows', '3', '--cfg-options', *TINY]
     assert browse_data.main([*arguments, *size]) == 0
     assert f'wrote 2 sheets to {out}' in capsys.readouterr().out
@@ -81,7 +81,7 @@ def test_sheets_show_what_the_network_sees(packed_root, tmp_path, capsys):
     assert len(sheets) == 2
     assert not np.array_equal(sheets[0], sheets[1])
     # The first picture is the first sample of the stream, with its normalisation taken back.
-    config = load_config('configs/unet_lyft_demo.py', {'data_root': str(packed_root), 'crop_size': (64, 96)})
+    config = load_config('configs/unet_lyft_bn.py', {'data_root': str(packed_root), 'crop_size': (64, 96)})
     config.train_dataloader.dataset.pipeline[0].scale = (128, 96)
     frames = DATASETS.build(config.train_dataloader.dataset)
     index = next(iter(LyftStreamSampler(frames, seed=0)))

@@ -13,7 +13,7 @@ from .conftest import TINY, train_tiny
 
 pytestmark = pytest.mark.stack
 
-CONFIG = 'configs/unet_lyft_demo.py'
+CONFIG = 'configs/unet_lyft_bn.py'
 OPTIONS = ('--cfg-options', *TINY)
 
 

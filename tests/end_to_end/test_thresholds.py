@@ -32,11 +32,11 @@ def unseen(items, total, what):
 def tune(trained, drawn_root, out, *options):
     checkpoint = str(best_checkpoint(str(trained)))
     places = ['--data-root', str(drawn_root), '--out', str(out), '--device', 'cpu']
-    return tune_thresholds.main(['unet_lyft_demo.py', checkpoint, *places, '--cfg-options', *TINY, *options])
+    return tune_thresholds.main(['unet_lyft_bn.py', checkpoint, *places, '--cfg-options', *TINY, *options])
 
 
 def tuner_of(trained, root):
-    config = load_config('unet_lyft_demo.py', parse_options([*TINY, f'data_root={root}']))
+    config = load_config('unet_lyft_bn.py', parse_options([*TINY, f'data_root={root}']))
     return Tuner(Segmenter(best_checkpoint(str(trained))), config, 'exact')
 
 

@@ -49,7 +49,7 @@ def test_mlflow_has_the_scores_in_a_file_of_the_work_dir(drawn_root, tmp_path):
     from mlflow import MlflowClient
 
     client = MlflowClient(f'sqlite:///{tmp_path / "run/mlflow.db"}')
-    experiment = client.get_experiment_by_name('unet_lyft_demo')
+    experiment = client.get_experiment_by_name('unet_lyft_bn')
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.status == 'FINISHED'
     assert found.data.metrics['mIoU'] == pytest.approx(miou)

@@ -69,7 +69,7 @@ def twenty_steps(out: Path, data_root: Path, launcher: str) -> dict:
 
 def config_of_five(out: Path, data_root: Path, launcher: str) -> Config:
     """A config that tests on five frames, an odd number for two processes."""
-    config = config_of('unet_lyft_demo.py', out, data_root, launcher, test_drives='val', val_batch_size=2)
+    config = config_of('unet_lyft_bn.py', out, data_root, launcher, test_drives='val', val_batch_size=2)
     config.test_dataloader.dataset.indices = 5
     return config
 

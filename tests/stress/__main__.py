@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mmseg_unet_lyft.cli.console import progress
-from mmseg_unet_lyft.datasets.atomic_io import write_json
+from mmseg_unet_lyft.datasets.files import write_json
 
 from . import disk, inputs, kills, soak
 from .common import preload
@@ -23,6 +23,7 @@ from .common import preload
 PARTS = dict(
     kills=(kills.stress_run, '--kills', int, 50, 4, 'kills of a training run, half of them in a save'),
     ranks=(kills.stress_ranks, '--ranks', int, 10, 1, 'kills of one of two ranks'),
+    writers=(kills.stress_writers, '--writers', int, 10, 2, 'pairs of runs in one work dir'),
     inputs=(inputs.stress, '--inputs', int, 1000, 40, 'mutated inputs'),
     disk=(disk.stress, '--limits', int, 5, 1, 'disks that fill up, for each command and way'),
     soak=(soak.stress, '--soak-minutes', float, 30.0, 0.3, 'minutes of training; growth is judged from 5 on'),

@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mmseg_unet_lyft.datasets.atomic_io import UNFINISHED, free_bytes
+from mmseg_unet_lyft.datasets.files import UNFINISHED, free_bytes
 from mmseg_unet_lyft.datasets.packed import is_packed
 from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, saved_checkpoints
 

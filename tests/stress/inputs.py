@@ -1,4 +1,4 @@
-"""Mutated inputs, fed to the commands one by one: each gives the correct result, or one clear error."""
+"""Mutated or swapped inputs, fed to the commands one by one: each gives the correct result, or one error."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from mmseg_unet_lyft.__main__ import main
 from mmseg_unet_lyft.cli.console import guarded
 from mmseg_unet_lyft.datasets.lyft_carla import LyftCarlaDataset
 from mmseg_unet_lyft.engine.checkpoint import read_weights
+from mmseg_unet_lyft.errors import printable
 
 from . import mutations as m
 from .common import PATIENCE_SECONDS, ROOT, Forked, Outcome, Progress
 
 RIGHT, REFUSED, OTHER, FAILED = 'right', 'refused', 'other', 'failed'
+_SWAP_EVERY = 8
 
-_CONFIG = 'unet_lyft_demo.py'
+_CONFIG = 'unet_lyft_bn.py'
 _IMAGES = 'frames/dataA/dataA/CameraRGB'
 _CHECKPOINT, _ANSWER = 'run/iter_3.pth', 'answers/answer.json'
 _DRIVES = ('F1', 'F2', 'F3', 'F62')
@@ -82,7 +84,7 @@ class Case(NamedTuple):
     consumer: Consumer
     file: str
     mutation: str
-    content: bytes
+    content: bytes | None  # None for a swap.
 
 
 def stress(folder: Path, count: int, seed: int, progress: Progress) -> list[Outcome]:
@@ -109,6 +111,9 @@ def make_case(sample: Path, kind: Kind, seed: int, number: int) -> Case:
     consumer = kind.consumers[rng.integers(len(kind.consumers))]
     files = sorted({path for pattern in consumer.files for path in tree.glob(pattern)})
     file = files[rng.integers(len(files))]
+    if number % _SWAP_EVERY == 3:
+        swap = list(m.SWAPS)[rng.integers(len(m.SWAPS))]
+        return Case(kind, number, consumer, str(file.relative_to(tree)), swap, None)
     mutations, before = kind.formats[file.suffix][0], file.read_bytes()
     while True:
         name = list(mutations)[rng.integers(len(mutations))]
@@ -126,10 +131,17 @@ class Oracle:
 
     def try_case(self, case: Case) -> tuple[str, str]:
         """Run a case: `RIGHT`, `REFUSED`, `OTHER` or `FAILED`, and why; its folder stays if it failed."""
-        before = (self.sample / case.kind.tree / case.file).read_bytes()
-        meaning = case.kind.meaning(case.content, before, Path(case.file).suffix)
-        place, code, text = self._run(case, 'mutated', case.content)
-        names = [str(place.file), *([case.file] if case.consumer.inspects else [])]
+        if case.content is None:
+            # A folder may stand where images do, and `stats.json` may be missing.
+            meaning = {m.LINK: True, m.NAME: b'', m.FOLDER: b'', m.DEAD: b''}.get(case.mutation)
+        else:
+            before = (self.sample / case.kind.tree / case.file).read_bytes()
+            meaning = case.kind.meaning(case.content, before, Path(case.file).suffix)
+        place, code, text = self._run(case, 'mutated', case.content, case.content is None)
+        names = [printable(str(place.file)), *([case.file] if case.consumer.inspects else [])]
+        if case.content is None:
+            # What is not there any more is missing to another file, or to the folder.
+            names += [Path(case.file).name, str(place.tree)]
         if isinstance(meaning, bytes):
             # What a valid part of a config breaks may be reported about the config.
             names.append(str(place.tree / _CONFIG))
@@ -156,7 +168,9 @@ class Oracle:
             shutil.rmtree(place.out.parent)
         return self._results[key]
 
-    def _run(self, case: Case, what: str, content: bytes | None) -> tuple[Place, int | None, str]:
+    def _run(
+        self, case: Case, what: str, content: bytes | None, swaps: bool = False
+    ) -> tuple[Place, int | None, str]:
         """Feed links to the sample, but for one file; the place, the exit code and the output."""
         folder = self._folder / f'case_{case.number}_{what}'
         place = Place(self.sample, folder / 'tree', folder / 'tree' / case.file, folder / 'out')
@@ -165,6 +179,10 @@ class Oracle:
         if content is not None:
             place.file.unlink()
             place.file.write_bytes(content)
+        elif swaps:
+            place.file.unlink()
+            m.SWAPS[case.mutation](place.file, self.sample / case.kind.tree / case.file)
+            place = place._replace(file=m.odd_name(place.file)) if case.mutation == m.NAME else place
         run = Forked(lambda: case.consumer.feed(place), folder / 'log.txt')
         return place, run.finish(self._limit), run.log.read_text(errors='replace')
 
@@ -177,7 +195,8 @@ def judge_end(code: int | None, text: str, names: list[str], inspects: bool = Fa
     tail = ' '.join(text.split())[-300:]
     if code is None:
         return FAILED, f'hangs: {tail}'
-    if code < 0 or 'Traceback' in text:
+    # Also one that was kept in a file: nobody foresaw that error.
+    if code < 0 or 'traceback' in text.lower():
         return FAILED, f'crashed, code {code}: {tail}'
     if code == 0:
         return RIGHT, ''

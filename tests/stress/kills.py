@@ -1,4 +1,4 @@
-"""SIGKILL of a run, in and out of saves, and of one of two ranks: resumed, it ends as undisturbed."""
+"""SIGKILL of a run, in and out of saves, and of one of two ranks; two runs in one work dir."""
 
 from __future__ import annotations
 
@@ -122,6 +122,37 @@ def _kill_in_save(saves: int, calls: int) -> None:
 
     WholeFiles.put = profiled(WholeFiles.put)
     WholeFiles.remove = profiled(WholeFiles.remove)
+
+
+def stress_writers(folder: Path, count: int, seed: int, progress: Progress) -> list[Outcome]:
+    """Start two runs in one work dir at once, so often: one is refused, and the other ends as undisturbed.
+
+    In every second case, the lock of a run that was killed lies there.
+    """
+    random = np.random.default_rng((seed, 3))
+    root, undisturbed = common.draw_frames(folder), folder / 'undisturbed'
+    common.train_undisturbed('dropout', root, undisturbed)
+    outcome = Outcome('writers', 'two runs in one work dir: one refused, the other as undisturbed')
+    for number in progress(range(count), count, 'starting pairs'):
+        work_dir = folder / f'run_{number}'
+        log = common.log_of(work_dir)
+        if number % 2:
+            killed = Forked(common.train_command('dropout', root, work_dir), log)
+            killed.wait(random.uniform(0, 3))
+            killed.kill()
+        command = common.train_command('dropout', root, work_dir)
+        pair = [Forked(command, log.with_name(f'{one}.txt')) for one in 'ab']
+        codes = sorted(run.finish() for run in pair)
+        refused = sum(f'{work_dir}: process ' in run.log.read_text() for run in pair)
+        wrong = (
+            []
+            if (codes, refused) == ([0, 2], 1)
+            else [f'{log.parent}: ended with {codes}, {refused} refused']
+        )
+        outcome.note(
+            wrong or common.differences(work_dir, undisturbed) + common.damaged_checkpoints(work_dir)
+        )
+    return [outcome]
 
 
 def stress_ranks(folder: Path, count: int, seed: int, progress: Progress) -> list[Outcome]:

@@ -1,6 +1,7 @@
 """Ways to damage a file or to write it differently, and independent readers that say what it then holds.
 
-A mutation takes a file's bytes and a random generator, and returns other bytes. A reader takes bytes, uses
+A mutation takes a file's bytes and a random generator, and returns other bytes. A swap puts something that is
+not the file in its place. A reader takes bytes, uses
 other code than the package does, and returns plain values to compare; for damaged files it raises `DAMAGE`.
 """
 
@@ -9,10 +10,13 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import shutil
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -173,6 +177,32 @@ ZIP = {
     'member missing': _change_member(lambda data: []),
     'member cut': _change_member(lambda data: [data[: len(data) // 2]]),
 }
+
+
+def _make_sparse(path: Path, file: Path) -> None:
+    """A terabyte of zeros that takes no room on the disk."""
+    with path.open('wb') as target:
+        target.truncate(1 << 40)
+
+
+LINK, NAME = 'a link to the file', 'a name that is not UTF-8'
+FOLDER, DEAD = 'a folder', 'a dead link'
+# Of a path where nothing is, and the untouched file.
+SWAPS: dict[str, Callable[[Path, Path], object]] = {
+    'a pipe': lambda path, file: os.mkfifo(path),
+    'a device': lambda path, file: path.symlink_to('/dev/zero'),
+    FOLDER: lambda path, file: path.mkdir(),
+    DEAD: lambda path, file: path.symlink_to('nowhere'),
+    'a link to itself': lambda path, file: path.symlink_to(path.name),
+    'a sparse file': _make_sparse,
+    LINK: lambda path, file: path.symlink_to(file),
+    NAME: lambda path, file: shutil.copy(file, odd_name(path)),
+}
+
+
+def odd_name(path: Path) -> Path:
+    """The path with bytes in its name that are not UTF-8, and a line's end."""
+    return path.with_name(os.fsdecode(b'\xe9\x1b[2J\n') + path.name)
 
 
 def read_image(content: bytes) -> list:

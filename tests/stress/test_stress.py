@@ -12,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from mmseg_unet_lyft.datasets.files import read_regular
 from mmseg_unet_lyft.engine.checkpoint import write_with_checksum
+from mmseg_unet_lyft.errors import printable
 from tests.conftest import ROOT, flip_bit
 
 from . import mutations as m
 from .common import damaged_checkpoints, differences
-from .inputs import KINDS, Consumer, Kind, Oracle, judge_end, judge_result, make_case
+from .inputs import KINDS, Case, Consumer, Kind, Oracle, judge_end, judge_result, make_case
 from .soak import judge
 
 on_linux = pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='watches processes through /proc')
@@ -40,6 +42,7 @@ CONTENTS = {
     [
         pytest.param('kills', ['--kills', '2'], 2, marks=pytest.mark.stack),
         ('ranks', ['--ranks', '1'], 2),
+        ('writers', ['--writers', '2'], 1),
         ('inputs', ['--inputs', '35'], 7),
         ('disk', ['--limits', '1'], 3),
         ('soak', ['--soak-minutes', '0.2'], 1),
@@ -120,6 +123,7 @@ ERROR = 'reading 50%\nerror: /data/F1-0.png: damaged; restore it\n'
         (None, '', 'failed', 'hangs'),
         (-11, 'libpng', 'failed', 'crashed, code -11: libpng'),
         (2, f'Traceback (most recent call last):\n{ERROR}', 'failed', 'crashed, code 2'),
+        (2, f'{ERROR}its traceback: /tmp/x.txt', 'failed', 'crashed, code 2'),
         (1, '', 'failed', 'code 1'),
         (2, ERROR + ERROR, 'failed', '2 errors'),
         (2, 'at /data/F1-0.png\nerror: damaged', 'failed', 'another file'),
@@ -157,3 +161,30 @@ def test_a_consumer_that_accepts_damage_hangs_or_crashes_fails(tmp_path, feed, v
     assert CONTENTS['labels'].startswith(case.content)
     assert Oracle(tmp_path / 'sample', tmp_path, 1.0).try_case(case)[0] == verdict
     assert (tmp_path / 'case_7_mutated').exists() == (verdict == 'failed')
+
+
+def copy_label(place):
+    try:
+        (place.out / 'label').write_bytes(read_regular(place.file))
+    except OSError as error:
+        sys.stderr.write(f'error: {printable(str(place.file))}: {error.strerror}\n')
+        return 2
+    return 0
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ('swap', 'feed', 'verdict'),
+    [
+        *((name, copy_label, 'right' if name in (m.LINK, m.NAME) else 'refused') for name in m.SWAPS),
+        ('a pipe', lambda place: len(place.file.read_bytes()), 'failed'),
+    ],
+)
+def test_a_file_that_is_swapped_is_refused_or_read_and_never_waited_for(tmp_path, swap, feed, verdict):
+    (tmp_path / 'sample/frames').mkdir(parents=True)
+    (tmp_path / 'sample/frames/F1-0.png').write_bytes(CONTENTS['labels'])
+    consumer = Consumer('it', feed, lambda place: (place.out / 'label').read_bytes(), ('*.png',))
+    kind = Kind('labels', 'frames', {}, (consumer,), m.write_label)
+    assert make_case(tmp_path / 'sample', kind, 0, 3).mutation in m.SWAPS
+    case = Case(kind, 0, consumer, 'F1-0.png', swap, None)
+    assert Oracle(tmp_path / 'sample', tmp_path, 1.0).try_case(case)[0] == verdict

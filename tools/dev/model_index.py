@@ -14,7 +14,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmseg_unet_lyft.cli.console import CommandParser, guarded, say
-from mmseg_unet_lyft.datasets.atomic_io import sha256_of_file, write_whole
+from mmseg_unet_lyft.datasets.files import sha256_of_file, write_whole
 from mmseg_unet_lyft.engine.checkpoint import RUN_CARD_SUFFIX, card_file
 from mmseg_unet_lyft.engine.run_card import (
     SCORES_FILE,

@@ -55,6 +55,7 @@ custom_hooks = [
     dict(
         type='LyftGuardHook',
         on_nonfinite='stop',  # at a NaN or infinite loss or gradient: 'stop', 'skip' the step, or 'rollback'
+        stall_seconds=600.0,  # without progress, after which the run ends with code 75; None: never
     ),
     # The average is validated, and saved as the weights; the others go on in `ema_state_dict`.
     dict(
