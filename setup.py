@@ -50,13 +50,12 @@ OPENMMLAB = [
     'regex',
     'setuptools<81',
 ]
-COMPLETION = ['argcomplete>=3.5,<4']
 DEMO = ['gradio>=6,<7']
 HUB = ['huggingface_hub>=0.34,<2']
 TRACKERS = ['tensorboard>=2.16', 'wandb>=0.19', 'mlflow>=3,<4']
 DOCS = ['mkdocs>=1.6,<2', 'mkdocs-material>=9.6,<10', 'mkdocstrings-python>=2,<3']
 TEST = ['pytest>=8', 'pytest-xdist>=3.6,<4', 'hypothesis>=6.100,<7', 'build>=1.2', 'setuptools>=70.1']
-TEST += [*DEPLOY, *OPENVINO, *EXPORT, *KERAS, *PRETRAINED, *COMPLETION]
+TEST += [*DEPLOY, *OPENVINO, *EXPORT, *KERAS, *PRETRAINED]
 # The encoder that ours is held to.
 TEST += ['efficientnet-lite-pytorch>=0.1,<0.2']
 # Keras itself is the reference that imported weights are held to.
@@ -107,7 +106,6 @@ setup(
         'export': EXPORT,
         'keras': KERAS,
         'pretrained': PRETRAINED,
-        'completion': COMPLETION,
         'demo': DEMO,
         'hub': HUB,
         'trackers': TRACKERS,

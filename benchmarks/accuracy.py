@@ -182,7 +182,7 @@ def _accuracy(argv: list[str] | None) -> None:
     file = args.out / f'accuracy-{args.steps}.json'
     found = read_object(file, 'remove it') if file.is_file() else dict(machine=describe_machine(), scores={})
     share = load_stats(args.data_root).percent(get_scheme('carla13'), args.train, for_weights=True)
-    args.weights = class_weights(share)['median_frequency']
+    args.weights = class_weights(share)
     for lever, seed in () if args.only_table else [(one, seed) for seed in args.seeds for one in args.levers]:
         runs = found['scores'].setdefault(lever, {})
         if str(seed) not in runs and (scalars := train(lever, seed, args)):

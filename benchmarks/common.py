@@ -1,14 +1,84 @@
-"""What the benchmarks share: options, and how results are printed and written."""
+"""What the benchmarks share: options, turns, a model to measure, and how results are printed and written."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmseg.registry import MODELS
 
 from mmseg_unet_lyft.cli.console import CommandParser, guarded, progress, say
 from mmseg_unet_lyft.cli.options import check_file_option
+from mmseg_unet_lyft.compat import register_classes
+from mmseg_unet_lyft.engine.config import load_config, parse_options
+from mmseg_unet_lyft.engine.device import choose_device, device_name
+from mmseg_unet_lyft.engine.model_spec import KEY, describe
+from mmseg_unet_lyft.inference.latency import Show
+from mmseg_unet_lyft.inference.segmenter import Segmenter
+
+DEFAULT_CONFIG = 'unet_lyft_bn.py'
+
+
+class Seconds(NamedTuple):
+    """Seconds that one sample takes: wall clock, and CPU time of the measuring process."""
+
+    wall: float
+    cpu: float
+
+
+def timed(work: Callable[[], object], samples: int = 1) -> Seconds:
+    """Run work on this many samples, and return the seconds of one."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return Seconds((time.perf_counter() - wall) / samples, (time.process_time() - cpu) / samples)
+
+
+def alternate(
+    rounds: int, works: dict[str, Callable[[], Seconds]], show: Show, what: str
+) -> dict[str, list[Seconds]]:
+    """Run every work once a round, in turn, so that other load on the machine affects all alike."""
+    found: dict[str, list[Seconds]] = {name: [] for name in works}
+    for _ in show(range(rounds), rounds, what):
+        for name, work in works.items():
+            found[name].append(work())
+    return found
+
+
+class Subject(NamedTuple):
+    """The model that is measured: a checkpoint of a config with random weights."""
+
+    name: str  # In tables.
+    path: str
+    config: Config
+    device: str
+
+    def segmenter(self, threads: int | None = None) -> Segmenter:
+        """The model, ready to label frames."""
+        return Segmenter(self.config, self.path, device=self.device, threads=threads)
+
+
+def make_subject(name: str, options: Sequence[str], wanted: str | None, path: Path) -> Subject:
+    """A config's model with ``--cfg-options``, its checkpoint at ``path``; ``wanted`` is the device."""
+    choose_device(wanted)
+    config = load_config(name, parse_options(list(options)))
+    return Subject(Path(config.filename).name, save_random_weights(config, path), config, device_name(wanted))
+
+
+def save_random_weights(config: Config, path: Path) -> str:
+    """Write a checkpoint of a config's model as PyTorch initialises it with seed 0; returns its path."""
+    register_classes()
+    with torch.random.fork_rng(), DefaultScope.overwrite_default_scope('mmseg'):
+        torch.manual_seed(0)
+        model = MODELS.build(config.model)
+    torch.save(dict(state_dict=model.state_dict(), meta={KEY: describe(config)}), path)
+    return str(path)
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -29,23 +29,21 @@ from prettytable import PrettyTable
 from torch.utils.data import DataLoader
 
 import mmseg_unet_lyft.register  # noqa: F401
-from benchmarks.common import at_least, script
+from benchmarks.common import Seconds, alternate, at_least, script, timed
 from mmseg_unet_lyft.cli.console import CommandParser
 from mmseg_unet_lyft.datasets.image_io import read_raw_label
 from mmseg_unet_lyft.datasets.layout import IMAGE_FOLDER, LABEL_FOLDER, list_frames
 from mmseg_unet_lyft.datasets.prepare import pack
 from mmseg_unet_lyft.datasets.sampler import LyftStreamSampler, lyft_collate
 from mmseg_unet_lyft.errors import InputError
-from mmseg_unet_lyft.inference.latency import Seconds, Show, alternate, spread, timed, with_spread
+from mmseg_unet_lyft.inference.latency import Show, spread, with_spread
 from mmseg_unet_lyft.models.preprocessor import make_samples, split_pixels
 from mmseg_unet_lyft.synthetic.scenes import SceneRecipe, write_scenes
 
 SCALE_WH, RATIO_RANGE, CROP_SIZE = (800, 600), (0.5, 2.0), (512, 512)
 BATCH_SIZE = 4
 STOCK = 'stock, PNG'
-OURS = tuple(
-    f'ours, {files}, colour on the {place}' for files in ('PNG', 'packed') for place in ('CPU', 'device')
-)
+OURS = ('ours, PNG', 'ours, packed')
 _SYNTHETIC_DRIVES = ('F1', 'F62', '02_00', 'F3')
 # Batches that a worker has ready when its round begins, and one more: they cost nothing then.
 _READY_BATCHES = 3
@@ -112,11 +110,11 @@ def stock(work: Path) -> Pipeline:
     return Pipeline(dataset, partial(InfiniteSampler, dataset, seed=0), pseudo_collate, lambda batch: batch)
 
 
-def ours(root: Path, drives: list[str], on_device: bool) -> Pipeline:
+def ours(root: Path, drives: list[str]) -> Pipeline:
     """Our data set and transforms on a root of PNGs or packed frames."""
     pipeline = [
         dict(type='LyftRandomResizedCrop', scale=SCALE_WH, ratio_range=RATIO_RANGE, crop_size=CROP_SIZE),
-        dict(type='LyftPhotoMetricDistortion', on_device=on_device),
+        dict(type='LyftPhotoMetricDistortion'),
         dict(type='PackLyftInputs'),
     ]
     config = dict(type='LyftCarlaDataset', data_root=str(root), split=drives, pipeline=pipeline)
@@ -135,7 +133,7 @@ def all_pipelines(work: Path, drives: list[str]) -> dict[str, Pipeline]:
     found = {STOCK: stock(work)}
     for name in OURS:
         root = work / ('packed' if 'packed' in name else 'png')
-        found[name] = ours(root, drives, on_device='device' in name)
+        found[name] = ours(root, drives)
     return found
 
 
@@ -154,7 +152,7 @@ def measure(args: argparse.Namespace, show: Show) -> dict:
         drives = prepare(data_root, args.frames, work)
         measured = (all_pipelines(work, drives), args.rounds, args.samples, show)
         pipelines = summarise(measure_in_process(*measured), measure_through_worker(*measured))
-        device = measure_device(work, drives, args.rounds)
+        device, seconds = measure_normalising(work, drives, args.rounds)
     return dict(
         settings=dict(
             data='synthetic scenes' if args.data_root is None else str(args.data_root),
@@ -167,7 +165,7 @@ def measure(args: argparse.Namespace, show: Show) -> dict:
             batch_size=BATCH_SIZE,
         ),
         pipelines=pipelines,
-        device_ms={name: 1e3 * seconds for name, seconds in device.items()},
+        normalising_ms={device: 1e3 * seconds},
     )
 
 
@@ -219,25 +217,22 @@ def _one_thread(worker: int) -> None:
     cv2.setNumThreads(1)
 
 
-def measure_device(work: Path, drives: list[str], rounds: int) -> dict[str, float]:
-    """Median seconds a sample of what the device does with a batch, by what is left to it."""
+def measure_normalising(work: Path, drives: list[str], rounds: int) -> tuple[str, float]:
+    """The device, and median seconds a sample of what it does with a batch."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     preprocessor = MODELS.build(
         dict(type='LyftDataPreProcessor', mean=[120.0] * 3, std=[60.0] * 3, bgr_to_rgb=True, size_divisor=1)
     ).to(device)
-    found = {}
-    for name, on_device in (('normalising', False), ('colour and normalising', True)):
-        pipeline = ours(work / 'packed', drives, on_device)
-        batch = lyft_collate([pipeline.dataset[index] for index in range(BATCH_SIZE)])
+    dataset = ours(work / 'packed', drives).dataset
+    batch = lyft_collate([dataset[index] for index in range(BATCH_SIZE)])
 
-        def run(batch: dict = batch) -> None:
-            preprocessor(batch, training=True)
-            if device == 'cuda':
-                torch.cuda.synchronize()
+    def run() -> None:
+        preprocessor(batch, training=True)
+        if device == 'cuda':
+            torch.cuda.synchronize()
 
-        run()
-        found[f'{name}, {device}'] = statistics.median(timed(run, BATCH_SIZE).wall for _ in range(rounds))
-    return found
+    run()
+    return device, statistics.median(timed(run, BATCH_SIZE).wall for _ in range(rounds))
 
 
 def summarise(in_process: dict[str, list[Seconds]], through_worker: dict[str, list[Seconds]]) -> dict:
@@ -271,7 +266,7 @@ def table(figures: dict) -> str:
         texts += [with_spread(inside['times_stock_cpu']), f'{worker["wall_ms"]["median"]:.2f}']
         texts += [with_spread(worker['times_stock']), f'{worker["own_cpu_ms"]["median"]:.2f}']
         rows.add_row([name, *texts])
-    device = [f'{name}: {found:.2f} ms a sample' for name, found in figures['device_ms'].items()]
+    device = [f'normalising, {on}: {ms:.2f} ms a sample' for on, ms in figures['normalising_ms'].items()]
     return '\n'.join([rows.get_string(), *device])
 
 

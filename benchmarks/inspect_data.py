@@ -16,14 +16,14 @@ from mmseg_unet_lyft.compat import require_stack
 require_stack()
 import cv2
 
-from benchmarks.common import at_least, script
+from benchmarks.common import alternate, at_least, script, timed
 from mmseg_unet_lyft.cli.console import CommandParser
 from mmseg_unet_lyft.datasets import image_io
 from mmseg_unet_lyft.datasets.checks import CHUNK_FRAMES, inspect
 from mmseg_unet_lyft.datasets.layout import FrameFiles, list_frames
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.evaluation.leak import measure_leaks
-from mmseg_unet_lyft.inference.latency import Show, alternate, spread, timed, with_spread
+from mmseg_unet_lyft.inference.latency import Show, spread, with_spread
 from mmseg_unet_lyft.processes import cores, map_in_order
 
 

@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from benchmarks import memory
 from benchmarks import roofline as roof
 from benchmarks import systems as known
-from benchmarks.common import add_size, at_least, script
+from benchmarks.common import add_size, alternate, at_least, script
 from benchmarks.systems import EAGER, MMSEG, S5_D16, Own, System
 from mmseg_unet_lyft.cli.console import CommandParser
 from mmseg_unet_lyft.engine import device as devices
 from mmseg_unet_lyft.errors import InputError
-from mmseg_unet_lyft.inference.latency import Show, alternate, spread, synthetic_frames, with_spread
+from mmseg_unet_lyft.inference.latency import Show, spread, synthetic_frames, with_spread
 
 # A compiled network is compiled in the first turn, and what it compiled is settled by the second.
 _WARM = 2

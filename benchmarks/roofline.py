@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmseg_unet_lyft.inference.latency import Seconds, spread, timed
+from benchmarks.common import Seconds, timed
+from mmseg_unet_lyft.inference.latency import spread
 
 MATRIX, POINTWISE, COPY = 'torch.mm', '1x1 convolution', 'copy'
 # A square product; the convolution has as many channels, and as many pixels in 32 rows of 64.

@@ -36,12 +36,20 @@ from torch.multiprocessing import start_processes
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmseg_unet_lyft.register  # noqa: F401
-from benchmarks.common import add_cfg_options, add_size, at_least, script
+from benchmarks.common import (
+    DEFAULT_CONFIG,
+    Seconds,
+    add_cfg_options,
+    add_size,
+    alternate,
+    at_least,
+    script,
+    timed,
+)
 from mmseg_unet_lyft.cli.console import CommandParser
 from mmseg_unet_lyft.engine.config import load_config, parse_options
 from mmseg_unet_lyft.engine.device import choose_device, device_name
-from mmseg_unet_lyft.inference import latency
-from mmseg_unet_lyft.inference.latency import spread, with_spread
+from mmseg_unet_lyft.inference.latency import Show, spread, with_spread
 from mmseg_unet_lyft.processes import cores
 
 GPUS = (1, 2, 4, 8, 16, 32, 64)
@@ -302,7 +310,7 @@ class Trainee:
         return [(seen[weight] - start) / (last - start) for weight in weights]
 
 
-def measure_profile(trainee: Trainee, rounds: int, show: latency.Show) -> Profile:
+def measure_profile(trainee: Trainee, rounds: int, show: Show) -> Profile:
     """A model's step, medians over the rounds; the first is not counted.
 
     When gradients are there is noted in turns of their own, since noting waits for the device.
@@ -322,7 +330,7 @@ def measure_profile(trainee: Trainee, rounds: int, show: latency.Show) -> Profil
 Case = tuple[dict, tuple[int, int, int]]
 
 
-def measure_pair(cases: Sequence[Case], bucket_mb: int | None, rounds: int, show: latency.Show) -> list[dict]:
+def measure_pair(cases: Sequence[Case], bucket_mb: int | None, rounds: int, show: Show) -> list[dict]:
     """Seconds of each turn, by case; of the slower process, for which the other waits.
 
     Returns:
@@ -353,7 +361,7 @@ def _rank(rank: int, folder: str, cases: Sequence[Case], bucket_mb: int | None, 
     meeting = f'file://{folder}/meeting'
     dist.init_process_group('gloo', init_method=meeting, rank=rank, world_size=PROCESSES)
     found = [
-        _measure_case(load_config(latency.DEFAULT_CONFIG, options), batch, bucket_mb, rounds, rank)
+        _measure_case(load_config(DEFAULT_CONFIG, options), batch, bucket_mb, rounds, rank)
         for options, batch in cases
     ]
     (Path(folder) / f'rank{rank}.json').write_text(json.dumps(found), encoding='utf-8')
@@ -384,11 +392,11 @@ def _measure_case(
         numbers = torch.ones(size // 4)
         works[f'bucket {index}'] = lambda numbers=numbers: dist.all_reduce(numbers)
 
-    def turn(work: Callable[[], object]) -> latency.Seconds:
+    def turn(work: Callable[[], object]) -> Seconds:
         dist.barrier()
-        return latency.timed(work)
+        return timed(work)
 
-    turns = latency.alternate(
+    turns = alternate(
         rounds + _WARM, {key: partial(turn, work) for key, work in works.items()}, lambda items, *_: items, ''
     )
     logged = parallel._get_ddp_logging_data()
@@ -432,11 +440,11 @@ def compare(found: dict) -> dict:
     )
 
 
-def measure(args: argparse.Namespace, show: latency.Show) -> dict:
+def measure(args: argparse.Namespace, show: Show) -> dict:
     """A step alone, what follows for many GPUs, and two gloo processes on the CPU with their prediction."""
     choose_device(args.device)
     options = parse_options(list(args.cfg_options))
-    config = load_config(latency.DEFAULT_CONFIG, options)
+    config = load_config(DEFAULT_CONFIG, options)
     device, batch = device_name(args.device), (args.frames, args.height, args.width)
     profile = measure_profile(Trainee(config, batch, device), args.rounds, show)
     channels = config.model.backbone.base_channels

@@ -22,10 +22,10 @@ from mmseg.registry import MODELS
 from torch import Tensor, library, nn
 from torch.nn import functional
 
+from benchmarks.common import DEFAULT_CONFIG, save_random_weights
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.device import compile_parts, compile_problem
 from mmseg_unet_lyft.inference.export import convert_to_openvino, export_onnx
-from mmseg_unet_lyft.inference.latency import DEFAULT_CONFIG, save_random_weights
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 from mmseg_unet_lyft.inference.torch_model import TorchNetwork, build_model
 

@@ -1,6 +1,6 @@
 """Labelling a video from file to file, next to the network alone, what the cores allow, and mmseg's loop.
 
-python benchmarks/video.py [CONFIG] [MODEL] --json video.json
+python benchmarks/video.py [CONFIG] --json video.json
 """
 
 from __future__ import annotations
@@ -26,11 +26,21 @@ import numpy as np
 import torch
 from mmseg.apis import inference_model, init_model, show_result_pyplot
 
-from benchmarks.common import add_cfg_options, add_size, at_least, script
+from benchmarks.common import (
+    DEFAULT_CONFIG,
+    Seconds,
+    Subject,
+    add_cfg_options,
+    add_size,
+    alternate,
+    at_least,
+    make_subject,
+    script,
+    timed,
+)
 from mmseg_unet_lyft.cli.console import CommandParser
-from mmseg_unet_lyft.inference import latency
 from mmseg_unet_lyft.inference.frames import open_frames
-from mmseg_unet_lyft.inference.latency import Seconds, Show, Subject, spread, timed, with_spread
+from mmseg_unet_lyft.inference.latency import Show, spread, synthetic_frames, with_spread
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 from mmseg_unet_lyft.inference.video import Outputs, OverlayVideo, Plan, label_video, plan_work
 from mmseg_unet_lyft.processes import cores
@@ -46,8 +56,7 @@ _WARM_SHARE = 0.2
 
 def add_options(parser: CommandParser) -> None:
     """Add what is special to this benchmark."""
-    help_text = 'as of mmseg_unet_lyft benchmark latency'
-    parser.add_argument('words', nargs='*', metavar='[CONFIG] [MODEL]', help=help_text)
+    parser.add_argument('config', nargs='?', default=DEFAULT_CONFIG, help=f'of the model ({DEFAULT_CONFIG})')
     add_cfg_options(parser)
     add_size(parser, 600, 800, 'of the synthetic frames')
     parser.add_argument('--frames', type=at_least(1), default=48, help='of the video (48)')
@@ -60,18 +69,17 @@ def add_options(parser: CommandParser) -> None:
 def measure(args: argparse.Namespace, show: Show) -> dict:
     """Every figure, for JSON; ``show`` wraps the rounds.
 
-    Memory is watched with the last model: the faster one, which there is only where no model was given.
+    Memory is watched with the last model, the faster one if there is one.
     """
     size = (args.height, args.width)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         source = write_video(work / 'drive.mp4', size, args.frames)
-        subject = latency.find_subject(args.words, args.cfg_options, args.device, work)
+        subject = make_subject(args.config, args.cfg_options, args.device, work / 'random.pth')
         subjects = {subject.name: subject}
-        if args.small and subject.config is not None and subject.path.startswith(folder):
-            (work / 'small').mkdir()
+        if args.small:
             options = [*args.cfg_options, f'base_channels={args.small}']
-            faster = latency.find_subject(args.words, options, args.device, work / 'small')
+            faster = make_subject(args.config, options, args.device, work / 'small.pth')
             subjects[f'{faster.name}, {args.small} channels'] = faster
         figures: dict[str, Any] = dict(
             settings=dict(size=list(size), frames=args.frames, rounds=args.rounds, cores=cores()),
@@ -89,7 +97,7 @@ def measure(args: argparse.Namespace, show: Show) -> dict:
 
 def write_video(path: Path, size: tuple[int, int], frames: int) -> Path:
     """A video of synthetic frames, by the sink of the command, without colours."""
-    images = latency.synthetic_frames(min(_DIFFERENT_FRAMES, frames), size)
+    images = synthetic_frames(min(_DIFFERENT_FRAMES, frames), size)
     label = np.zeros(size, np.uint8)
     with closing(OverlayVideo(path, size, FPS, [[0, 0, 0]], opacity=0.0)) as sink:
         for number in range(frames):
@@ -115,16 +123,15 @@ def compare(subject: Subject, source: Path, frames: int, rounds: int, work: Path
         _OURS: lambda: end_to_end(each, source, plan, work),
         _IN_TURN: lambda: end_to_end(alone, source, Plan(0, None), work),
     }
-    if subject.config is not None:
-        works[_MMSEG] = mmseg_loop(subject, source, work / 'mmseg.avi')
+    works[_MMSEG] = mmseg_loop(subject, source, work / 'mmseg.avi')
     works |= stages(each, source, decoded, work)
     turns = {name: lambda one=one: timed(one, frames) for name, one in works.items()}
-    measured = latency.alternate(rounds + 1, turns, show, subject.name)
+    measured = alternate(rounds + 1, turns, show, subject.name)
     found = {name: taken[1:] for name, taken in measured.items()}
     wall = {name: [turn.wall for turn in taken] for name, taken in found.items()}
     fastest = [min(both) for both in zip(*(wall[name] for name in _NETWORKS), strict=True)]
     others = dict(share_of_network=fastest, share_of_cores=needed_seconds(found))
-    others |= {f'times {name}': wall[name] for name in (_IN_TURN, _MMSEG) if name in wall}
+    others |= {f'times {name}': wall[name] for name in (_IN_TURN, _MMSEG)}
     return dict(
         device=subject.device,
         workers=plan.workers,
@@ -145,9 +152,7 @@ def needed_seconds(found: dict[str, list[Seconds]]) -> list[float]:
 
 
 def network(segmenter: Segmenter) -> Callable[[np.ndarray], Any]:
-    """The network on a frame with as little around it as possible; of an exported file, all that is in it."""
-    if segmenter.is_exported:
-        return lambda frame: segmenter(frame, colours='BGR')
+    """The network on a frame with as little around it as possible."""
     model = segmenter.network
     return torch.inference_mode()(
         lambda frame: model.logits(model.inputs(frame[None], 'BGR'), frame.shape[:2])

@@ -19,7 +19,7 @@ train_dataloader = dict(
                 ratio_range=(0.8, 1.25),
                 crop_size=(160, 224),
             ),
-            dict(type='LyftPhotoMetricDistortion', on_device=False),
+            dict(type='LyftPhotoMetricDistortion'),
             dict(type='PackLyftInputs'),
         ],
     )

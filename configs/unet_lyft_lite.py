@@ -26,7 +26,7 @@ train_dataloader = dict(
                 ratio_range=(0.5, 2.0),
                 crop_size=(384, 512),
             ),
-            dict(type='LyftPhotoMetricDistortion', on_device=False),
+            dict(type='LyftPhotoMetricDistortion'),
             dict(
                 type='LyftWeather',
                 prob=0.12,  # of each: light, fog, rain, blur, noise, JPEG; for days that no frame shows

@@ -2,13 +2,11 @@
 
 import ast
 import importlib
-import inspect
-import os
 import sys
 from pathlib import Path
 
 from . import __version__
-from .cli.console import COMPLETION, EXIT_INPUT_ERROR, CommandParser, complete, guarded, say, show_tracebacks
+from .cli.console import EXIT_INPUT_ERROR, show_tracebacks
 from .errors import did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -24,33 +22,13 @@ exit codes:
 
 
 def find_tools() -> dict[str, str]:
-    """First docstring line of each tool: a module of ``cli`` that assigns ``main``, or `_completion`."""
-    tools = dict(completion=_completion.__doc__.partition('\n')[0])
+    """First docstring line of each tool: a module of ``cli`` that assigns ``main``."""
+    tools = {}
     for path in sorted((_PACKAGE / 'cli').glob('*.py')):
         tree = ast.parse(path.read_text(encoding='utf-8'))
         if any(isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'main' for node in tree.body):
-            tools[path.stem] = (ast.get_docstring(tree) or '').partition('\n')[0]
-    return dict(sorted(tools.items()))
-
-
-def _completion(argv: list[str] | None) -> None:
-    """Print the code by which a shell completes this command: its tools, their options and choices, files.
-
-    eval "$(mmseg-unet-lyft completion bash)"    # in ~/.bashrc; zsh likewise; fish: completion fish | source
-    """
-    parser = CommandParser(description=inspect.cleandoc(_completion.__doc__))
-    parser.add_argument('shell', choices=['bash', 'zsh', 'fish'])
-    args = parser.parse_args(argv)
-    from argcomplete import shellcode
-
-    say(*shellcode(_CONSOLE_NAMES, shell=args.shell).split('\n'))
-
-
-def _run(tool: str, argv: list[str] | None) -> int:
-    """Run a tool by its name."""
-    if tool == 'completion':
-        return guarded(_completion)(argv)
-    return importlib.import_module(f'.cli.{tool}', __package__).main(argv)
+            tools[path.stem] = ast.get_docstring(tree).partition('\n')[0]
+    return tools
 
 
 def _own_name() -> str:
@@ -68,26 +46,6 @@ def _overview(tools: dict[str, str]) -> str:
     return '\n'.join([usage, '', 'tools:', *lines, '', _EXIT_CODES, '', more, ''])
 
 
-def _answer_shell(tools: dict[str, str]) -> None:
-    """Complete the command line that a shell sent; ends the process."""
-    try:
-        from argcomplete.lexers import split_line
-    except ModuleNotFoundError:
-        sys.exit(1)
-    start = int(os.environ[COMPLETION])
-    words = split_line(os.environ['COMP_LINE'], int(os.environ['COMP_POINT']))[3][start:]
-    name = words[0].replace('-', '_') if words else None
-    if name in tools:
-        # The tool's own parser completes the words after its name.
-        os.environ[COMPLETION] = str(start + 1)
-        _run(name, [])
-    parser = CommandParser(prog=_own_name())
-    parts = parser.add_subparsers()
-    for tool, line in tools.items():
-        parts.add_parser(tool, help=line.replace('%', '%%'))
-    complete(parser)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the tool named by the first of these arguments, by default the process's, with those after it.
 
@@ -101,8 +59,6 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(f'mmseg_unet_lyft {__version__}\n')
         return 0
     tools = find_tools()
-    if COMPLETION in os.environ:
-        _answer_shell(tools)
     if name in ('-h', '--help'):
         sys.stdout.write(_overview(tools))
         return 0
@@ -118,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     sys.argv[0] = f'{_own_name()} {module}'
     if argv is None:
         sys.argv[1:] = rest
-    return _run(module, None if argv is None else rest)
+    tool = importlib.import_module(f'.cli.{module}', __package__)
+    return tool.main(None if argv is None else rest)
 
 
 if __name__ == '__main__':

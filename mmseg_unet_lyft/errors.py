@@ -10,7 +10,7 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 # Optional packages, each with the extra that installs it.
 EXTRAS = dict(onnxruntime='deploy', openvino='openvino', onnx='export', onnxscript='export', h5py='keras')
-EXTRAS |= dict(gradio='demo', argcomplete='completion', huggingface_hub='hub')
+EXTRAS |= dict(gradio='demo', huggingface_hub='hub')
 EXTRAS |= dict.fromkeys(('tensorboard', 'wandb', 'mlflow'), 'trackers')
 _MEETING = 'MASTER_ADDR is an address of the node with NODE_RANK=0 that all can reach, PORT a free one there'
 _FSDP = 'FSDP needs a GPU for each process; use another model wrapper or strategy'

@@ -12,11 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import accuracy, memory, model, robustness, roofline, scaling, systems
 from benchmarks import input as bench_input
+from benchmarks.common import Seconds
 from benchmarks.roofline import COPY, MATRIX, POINTWISE, Cost
 from benchmarks.scaling import BETWEEN, INSIDE, Cluster, Profile, fill_buckets, predict
 from benchmarks.systems import COMPILED, EAGER, MMSEG, ONNX, OPENVINO, PLAIN, S5_D16
 from mmseg_unet_lyft.cli import prepare_data
-from mmseg_unet_lyft.inference.latency import Seconds, synthetic_frames
+from mmseg_unet_lyft.inference.latency import synthetic_frames
 from mmseg_unet_lyft.synthetic.scenes import SceneRecipe, write_scenes
 
 from .test_segmenter import save_small

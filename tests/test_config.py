@@ -147,7 +147,6 @@ CASES: dict[str, tuple[Any, Callable[[SimpleNamespace], list]]] = dict(
     test_flip=(True, lambda run: [run.test_cfg.flip]),
     window_size=((32, 24), lambda run: [run.test_cfg.crop_size]),
     window_stride=((16, 12), lambda run: [run.test_cfg.stride]),
-    window=('uniform', lambda run: [run.test_cfg.window]),
     class_thresholds=([0.5, 0.25, 0.125], lambda run: [run.test_cfg.thresholds]),
     data_root=('frames', lambda run: [data.data_root for data in run.data]),
     scheme=('challenge3', lambda run: [data.scheme.name for data in run.data]),
@@ -160,7 +159,6 @@ CASES: dict[str, tuple[Any, Callable[[SimpleNamespace], list]]] = dict(
     ),
     scale_range=((1.0, 1.25), lambda run: [run.steps[0][0].ratio_range]),
     crop_size=((32, 16), lambda run: [run.steps[0][0].crop_size]),
-    colour_on_device=(True, lambda run: [run.steps[0][1].on_device]),
     weather=(0.25, lambda run: [run.steps[0][2].prob]),
     batch_size=(3, lambda run: [run.loaders[0].batch_size]),
     val_batch_size=(2, lambda run: [loader.batch_size for loader in run.loaders[1:]]),
@@ -352,7 +350,7 @@ def test_short_names_are_found_in_wrapped_data_sets_several_heads_and_stock_tran
     heads = [*config.model.decode_head, config.model.auxiliary_head]
     assert [(head.num_classes, head.in_channels) for head in heads] == [(3, 16), (3, 16), (3, 32)]
     assert config.model.data_preprocessor.size == (8, 8)
-    for name in ('test_scales', 'max_iters', 'colour_on_device', 'scheme'):
+    for name in ('test_scales', 'max_iters', 'scheme'):
         with pytest.raises(InputError, match=rf'{name}=.*{SHORT_NAMES[name][0].partition("[")[0]}'):
             load_config(theirs, {name: 1})
 

@@ -1,10 +1,9 @@
-"""How commands speak: progress in lines, what was meant, defects in one line, completion by a shell."""
+"""How commands speak: progress in lines, what was meant, defects in one line."""
 
 import errno
 import io
 import os
 import re
-import shutil
 import subprocess
 import sys
 from datetime import timedelta
@@ -283,7 +282,7 @@ def test_each_tool_says_its_version(tool, capsys):
     ('line', 'message'),
     [
         ('train x.py --data-rot y', r'unrecognized arguments: --data-rot y; did you mean --data-root\?'),
-        ('benchmark latency --rouns=3', r'unrecognized arguments: --rouns=3; did you mean --rounds\?'),
+        ('benchmark latency x.onnx --rouns=3', r'unrecognized arguments: --rouns=3; did you mean --rounds\?'),
         ('train x.py --quux 1', r'unrecognized arguments: --quux 1$'),
         ('export x.pth --format onx', r"invalid choice: 'onx' .*; did you mean onnx\?"),
         ('benchmark latancy', r"invalid choice: 'latancy' .*; did you mean latency\?"),
@@ -294,85 +293,6 @@ def test_a_mistyped_option_or_choice_names_the_nearest(line, message, capsys):
     with pytest.raises(SystemExit, match='^2$'):
         main(line.split())
     assert re.search(message, capsys.readouterr().err.strip())
-
-
-LINES = {
-    'mmseg-unet-lyft tra': {'train'},
-    'mmseg-unet-lyft export x.pth --format ': {'onnx', 'openvino', 'torch', 'safetensors'},
-    'mmseg-unet-lyft draw-scenes --fra': {'--frames'},
-    'mmseg-unet-lyft benchmark la': {'latency'},
-    'mmseg-unet-lyft benchmark latency --sta': {'--starts'},
-    'mmseg-unet-lyft predict a.onnx frames --unc': {'--uncertainty'},
-}
-
-
-@pytest.fixture(scope='module')
-def on_path(tmp_path_factory):
-    """Runs a script in a shell that finds ``mmseg-unet-lyft``, as pip would have made it."""
-    argcomplete = pytest.importorskip('argcomplete')
-    folder = tmp_path_factory.mktemp('bin')
-    command = folder / 'mmseg-unet-lyft'
-    code = 'import sys\nfrom mmseg_unet_lyft.__main__ import main\nsys.exit(main())\n'
-    command.write_text(f'#!{sys.executable}\n{code}')
-    command.chmod(0o755)
-    paths = os.pathsep.join([str(ROOT), str(Path(argcomplete.__file__).parents[1])])
-    env = dict(os.environ, PATH=f'{folder}{os.pathsep}{os.environ["PATH"]}', PYTHONPATH=paths)
-
-    def run(shell: str, script: str) -> str:
-        if shutil.which(shell) is None:
-            pytest.skip(f'no {shell} here')
-        done = subprocess.run([shell, '-c', script], cwd=folder, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
-
-
-def test_bash_completes_tools_options_and_choices(on_path):
-    ask = """
-eval "$(mmseg-unet-lyft completion bash)"
-ask() {
-    COMP_LINE=$1 COMP_POINT=${#1} COMP_TYPE=9 COMPREPLY=()
-    _python_argcomplete mmseg-unet-lyft
-    echo ${COMPREPLY[*]}
-}
-"""
-    answers = on_path('bash', ask + '\n'.join(f'ask "{line}"' for line in LINES))
-    assert dict(zip(LINES, map(set, map(str.split, answers.splitlines())), strict=True)) == LINES
-
-
-def test_fish_completes_tools_options_and_choices(on_path):
-    ask = 'mmseg-unet-lyft completion fish | source\n'
-    answers = on_path('fish', ask + '\n'.join(f'complete -C "{line}"; echo' for line in LINES))
-    found = [
-        {line.partition('\t')[0] for line in part.splitlines()} for part in answers.strip().split('\n\n')
-    ]
-    assert dict(zip(LINES, found, strict=True)) == LINES
-
-
-def test_zsh_takes_the_code_for_completion(on_path):
-    ask = 'compdef() { : }; eval "$(mmseg-unet-lyft completion zsh)" && whence -w _python_argcomplete'
-    assert on_path('zsh', ask).strip() == '_python_argcomplete: function'
-
-
-@pytest.mark.parametrize(('module', 'words'), [('__main__', ['draw_scenes']), ('cli.draw_scenes', [])])
-def test_a_command_to_be_completed_does_not_run_without_argcomplete(tmp_path, module, words):
-    code = f"""
-import sys
-sys.modules['argcomplete'] = None
-sys.argv = ['command', *{words}, {str(tmp_path / 'drawn')!r}, '--frames', '1', '--drives', 'F1']
-from mmseg_unet_lyft.{module} import main
-main()
-"""
-    done = python('-c', code, _ARGCOMPLETE='1', COMP_LINE='mmseg_unet_lyft draw_scenes x', COMP_POINT='29')
-    assert (done.returncode, done.stdout, done.stderr) == (1, '', '')
-    assert not (tmp_path / 'drawn').exists()
-
-
-def test_completion_says_what_it_needs(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'argcomplete', None)
-    assert main(['completion', 'bash']) == 2
-    assert f"install with: pip install -e '{ROOT}[completion]'; " in capsys.readouterr().err
 
 
 def test_openmp_threads_wait_without_spinning_unless_the_user_chose():

@@ -17,12 +17,13 @@ from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.device import LyftCompileHook, compile_problem, pays_back
 from mmseg_unet_lyft.engine.runner import build_runner
 from mmseg_unet_lyft.errors import InputError
-from mmseg_unet_lyft.inference.latency import save_random_weights, synthetic_frames
+from mmseg_unet_lyft.inference.latency import synthetic_frames
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 from mmseg_unet_lyft.inference.torch_model import fold_norms
 from mmseg_unet_lyft.inference.video import COMPILE_FROM_FRAMES, compile_if_it_pays
 
 from .conftest import SMALL, build_segmentor
+from .test_segmenter import save_random
 
 
 @pytest.mark.parametrize(
@@ -100,8 +101,7 @@ def is_compiled(model):
 @pytest.fixture
 def checkpoint(tmp_path):
     """A trained network's norms: means and deviations as they are nowhere by chance."""
-    path = tmp_path / 'random.pth'
-    save_random_weights(load_config('unet_lyft_bn.py', dict(base_channels=4)), path)
+    path = save_random(load_config('unet_lyft_bn.py', dict(base_channels=4)), tmp_path / 'random.pth')
     content = torch.load(path, weights_only=True)
     generator = torch.Generator().manual_seed(0)
     for name, weight in content['state_dict'].items():
@@ -186,7 +186,7 @@ def test_compiled_label_maps_are_those_without(tmp_path):
         pytest.skip(problem)
     frame = synthetic_frames(1, (65, 82))[0]
     config = load_config('unet_lyft_bn.py', dict(base_channels=4) | SHALLOW)
-    checkpoint = save_random_weights(config, tmp_path / 'random.pth')
+    checkpoint = save_random(config, tmp_path / 'random.pth')
     plain, compiled = Segmenter(checkpoint, threads=1), Segmenter(checkpoint, threads=1, compiled=True)
     assert is_compiled(compiled.network.model) == [True] * 2
     found, expected = (one(frame, colours='BGR') for one in (compiled, plain))

@@ -67,7 +67,7 @@ def test_where_only_exported_files_run_commands_still_work(tmp_path):
     assert found['libraries'][0]['advice'] == (
         'some commands need them; install with: pip install av matplotlib safetensors jinja2'
     )
-    for name in ('gradio [demo]', 'argcomplete [completion]', 'mlflow [trackers]'):
+    for name in ('gradio [demo]', 'huggingface_hub [hub]', 'mlflow [trackers]'):
         assert f'no {name}' in found['optional'][0]['found']
 
 

@@ -17,7 +17,7 @@ from mmseg_unet_lyft.cli.import_keras import main
 from mmseg_unet_lyft.engine import keras_import
 from mmseg_unet_lyft.engine.checkpoint import read_checkpoint
 from mmseg_unet_lyft.engine.config import load_config
-from mmseg_unet_lyft.engine.keras_import import TOLERANCE, read_keras_unet
+from mmseg_unet_lyft.engine.keras_import import read_keras_unet
 from mmseg_unet_lyft.engine.model_spec import KEY
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.inference.segmenter import Segmenter
@@ -115,6 +115,9 @@ def largest_difference(model, path: Path, *options: str, scale) -> float:
     found = Segmenter(out).probabilities(frames, colours='RGB').transpose(0, 2, 3, 1)
     assert expected.std(axis=(0, 1, 2)).max() > 0.05  # flat maps agree too easily
     return float(np.abs(found[..., -expected.shape[3] :] - expected).max())
+
+
+TOLERANCE = 1e-4  # in probability
 
 
 def unit(frames):
@@ -270,14 +273,6 @@ def test_what_does_not_fit_is_named(tmp_path, monkeypatch, capsys, parts, change
     assert main([str(path), *options]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == [path]  # no checkpoint was written, no code was run
-
-
-def test_a_network_that_gives_something_else_is_not_written(tmp_path, monkeypatch, capsys):
-    path, right = write_legacy(tmp_path / 'a.h5'), keras_import._convolve
-    monkeypatch.setattr(keras_import, '_convolve', lambda x, kernel, bias: right(x, kernel, bias) + 0.01)
-    assert main([str(path), '--out', str(tmp_path / 'a.pth')]) == 2
-    assert f'{path}: ' in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize('lost', ['batch_normalization', 'batch_normalization_3/vars/3'])

@@ -1,4 +1,4 @@
-"""Prediction modes: logits and probabilities, views, windows against nnU-Net's, Monte-Carlo dropout."""
+"""Prediction modes: logits and probabilities, views, Monte-Carlo dropout."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -6,18 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.models.predict_modes import (
     active_dropouts,
     entropy,
-    gaussian_weights,
     monte_carlo,
     to_logits,
     to_probabilities,
-    window_starts,
 )
 
 from .conftest import build_segmentor
@@ -46,38 +43,6 @@ def test_entropy_in_nats_by_hand():
     maps = entropy(probabilities.T[None, :, None])
     assert maps.shape == (1, 1, 4)
     np.testing.assert_allclose(maps[0, 0].numpy(), expected, atol=1e-6)
-
-
-def nnunet_weights(size: tuple[int, int]) -> np.ndarray:
-    """What nnU-Net's compute_gaussian does, step by step."""
-    weights = np.zeros(size)
-    weights[tuple(side // 2 for side in size)] = 1
-    weights = gaussian_filter(weights, [side / 8 for side in size], mode='constant')
-    weights = (weights / weights.max()).astype(np.float32)
-    weights[weights == 0] = weights[weights > 0].min()
-    return weights
-
-
-@pytest.mark.parametrize('size', [(16, 24), (17, 33), (288, 384), (1, 5)])
-def test_weights_are_nnunets(size):
-    weights = gaussian_weights(size)
-    assert weights.dtype == torch.float32
-    assert weights[size[0] // 2, size[1] // 2] == 1
-    np.testing.assert_allclose(weights.numpy(), nnunet_weights(size), rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ('length', 'window', 'stride', 'starts'),
-    [
-        (10, 4, 3, [0, 3, 6]),
-        (11, 4, 3, [0, 3, 6, 7]),
-        (10, 4, 4, [0, 4, 6]),
-        (4, 4, 1, [0]),
-        (3, 4, 2, [0]),
-    ],
-)
-def test_windows_stand_a_stride_apart_and_the_last_ends_with_the_side(length, window, stride, starts):
-    assert window_starts(length, window, stride) == starts
 
 
 def segmentor(

@@ -78,7 +78,6 @@ def write_run(folder, name='F1-0.png', **changes):
         git=dict(commit='c0ffee', is_changed=False),
         config_changes=[dict(what='compared to c.py', rows=[['a', '0', '1'], ['model.x', '2', name]])],
         result=result | dict(metrics=metrics, confusion=CONFUSION, challenge=None),
-        latency=None,
     )
     entries = [dict(step=step, loss=1 / step, lr=0.1, time=0.4, data_time=0.1) for step in (10, 20)]
     entries += [{'step': step, 'mIoU': 40.0, 'aAcc': 60.0, 'IoU.Roads': 60.0} for step in (10, 20)]
@@ -252,28 +251,17 @@ def test_two_runs_side_by_side_have_what_differs_marked_and_nothing_else(tmp_pat
     assert changed == ['-b = 2', '+b = 3']
 
 
-def test_a_latency_card_is_put_on_the_page_and_stays(tmp_path):
-    folder, card = write_run(tmp_path / 'run'), tmp_path / 'latency.json'
-    card.write_text(json.dumps(dict(device='cpu', stages={'decode': dict(p50=1.25, p95=2.5)})))
-    for options in (['--latency', str(card)], []):
-        assert report.main([str(folder), *options]) == 0
-    assert 'decode1.252.50' in Elements((folder / 'report/index.html').read_text()).dense
-
-
 @pytest.mark.parametrize(
     ('arguments', 'named'),
     [
         (['nowhere'], 'nowhere: '),
         (['empty'], 'empty: '),
         (['empty', '--out', 'x.html'], '--out: '),
-        (['empty', 'empty', '--latency', 'x.json'], '--latency: '),
-        (['empty', '--latency', 'bare.json'], 'bare.json: stages'),
     ],
 )
 def test_what_cannot_be_reported_on_is_named(arguments, named, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'empty').mkdir()
-    (tmp_path / 'bare.json').write_text('{}')
     assert report.main(arguments) == 2
     assert f'error: {named}' in capsys.readouterr().err
 

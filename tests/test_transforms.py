@@ -17,7 +17,6 @@ from mmseg_unet_lyft.datasets.carla import SCHEMES, tags_to_ids
 from mmseg_unet_lyft.datasets.layout import find_pairs
 from mmseg_unet_lyft.datasets.transforms import (
     NEUTRAL_COLOUR,
-    LyftPhotoMetricDistortion,
     LyftRandomResizedCrop,
     LyftWeather,
     PackLyftInputs,
@@ -298,16 +297,6 @@ def test_impossible_sizes_are_refused(ratio_range, crop_size):
     named = f'LyftRandomResizedCrop: ratio_range={ratio_range}, crop_size={crop_size}, scale=(32, 24)'
     with pytest.raises(InputError, match=re.escape(named)):
         LyftRandomResizedCrop((32, 24), ratio_range, crop_size)
-
-
-def test_a_colour_left_to_the_device_is_recorded_and_not_done():
-    image = np.full((4, 4, 3), 100, np.uint8)
-    results = LyftPhotoMetricDistortion(on_device=True)(dict(img=image, random_key=(3, 3)))
-    assert (results['img'] == 100).all()
-    np.testing.assert_array_equal(results['colour'], random_colour((3, 3)))
-    done = LyftPhotoMetricDistortion()(dict(img=image, random_key=(3, 3)))
-    np.testing.assert_array_equal(done['img'], change_colour(image, results['colour']))
-    assert 'colour' not in done
 
 
 def test_packing_pads_below_and_to_the_right():

@@ -8,21 +8,30 @@ import argparse
 import json
 from pathlib import Path
 
+from .. import inference
 from .console import CommandParser, guarded, progress, say
-from .options import add_common, check_file_option, check_paths, model_config, named_checkpoint, ranged
+from .options import (
+    add_common,
+    check_file_option,
+    check_paths,
+    model_config,
+    named_model,
+    open_segmenter,
+    ranged,
+)
 
 
 def _benchmark(argv: list[str] | None) -> None:
     parser = CommandParser(description=__doc__)
     parts = parser.add_subparsers(dest='part', required=True, metavar='PART')
-    part = parts.add_parser('latency', help='a frame stage by stage, cold start, and the same in mmseg')
+    part = parts.add_parser('latency', help='a frame stage by stage, and the cold start')
     part.add_argument(
         'words',
-        nargs='*',
-        metavar='[CONFIG] [MODEL]',
-        help='a checkpoint or exported file, a config and its checkpoint, or a config alone: random weights',
+        nargs='+',
+        metavar='[CONFIG] MODEL',
+        help='a checkpoint or exported file; before it its config, if needed',
     )
-    add_common(part, '--device', '--cfg-options')
+    add_common(part, '--device', '--trust', '--cfg-options')
     for name, default in (('--height', 600), ('--width', 800)):
         part.add_argument(name, type=int, default=default, help=f'of the synthetic frames ({default})')
     part.add_argument('--rounds', type=ranged(int, 1), default=20, help='turns of each (default: 20)')
@@ -55,7 +64,9 @@ def _benchmark(argv: list[str] | None) -> None:
     if args.part == 'latency':
         from ..inference.latency import measure, table
 
-        figures = measure(args, progress)
+        config, model = named_model(args, inference.MODELS)
+        segmenter = open_segmenter(args, model_config(args, config), model)
+        figures = measure(segmenter, model, args, progress)
         text = table(figures)
     else:
         from ..inference.export import format_table
@@ -79,7 +90,7 @@ def _formats(args: argparse.Namespace) -> dict:
     from ..inference.export import compare_formats
     from ..inference.segmenter import Segmenter
 
-    named, checkpoint = named_checkpoint(args)
+    named, checkpoint = named_model(args)
     config = model_config(args, named)
     words = (checkpoint,) if config is None else (config, checkpoint)
     segmenter = Segmenter(*words, device='cpu', trust=args.trust)

@@ -30,8 +30,6 @@ _LINE_SECONDS = (1.0, 30.0)
 # Next to another busy process, OpenMP's threads would spin while the thread they wait for is not running.
 # Torch reads this when it is imported, in child processes too.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-# Set by argcomplete: position of the command's first word in the line, from 1.
-COMPLETION = '_ARGCOMPLETE'
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -46,13 +44,11 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument('--debug', action=_ShowTracebacks, nargs=0, help='show tracebacks of errors')
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
-        """The parsed command line; exits with 2 if it is wrong, and answers a shell's completion."""
-        complete(self)
+        """The parsed command line; exits with 2 if it is wrong."""
         return self._all_known(*self.parse_known_args(args, namespace))
 
     def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
         """As `parse_args`, but options may stand between positional arguments."""
-        complete(self)
         return self._all_known(*self.parse_known_intermixed_args(args, namespace))
 
     def _all_known(self, found: argparse.Namespace, unknown: list[str]) -> argparse.Namespace:
@@ -92,17 +88,6 @@ class _ShowTracebacks(argparse.Action):
 
     def __call__(self, *_: Any) -> None:
         show_tracebacks()
-
-
-def complete(parser: argparse.ArgumentParser) -> None:
-    """If a shell asks for completion, answer from the parser and end the process."""
-    if COMPLETION in os.environ:
-        try:
-            import argcomplete
-        except ModuleNotFoundError:
-            # A command that a shell completes must not run.
-            sys.exit(1)
-        argcomplete.autocomplete(parser, always_complete_options='long')
 
 
 def say(*lines: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from .. import inference
 from ..errors import InputError
 from .console import CommandParser, guarded, say
-from .options import add_common, check_file_option, check_paths, model_config, named_checkpoint, ranged
+from .options import add_common, check_file_option, check_paths, model_config, named_model, ranged
 
 SUFFIXES = dict(inference.EXPORT_SUFFIXES, safetensors=inference.WEIGHTS)
 
@@ -45,7 +45,7 @@ def _export(argv: list[str] | None) -> None:
     add_common(parser, '--drives', '--calibrate-on', '--frames', '--trust', '--cfg-options')
     add('--overwrite', action='store_true', help='replace an existing file')
     args = parser.parse_args(argv)
-    config_name, checkpoint = named_checkpoint(args)
+    config_name, checkpoint = named_model(args)
     if args.format == 'safetensors' and (args.half or args.int8 or args.thresholds or args.probabilities):
         raise InputError(
             '--format safetensors: holds the weights as they are; leave --half, --int8, --thresholds and '

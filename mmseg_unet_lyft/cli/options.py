@@ -218,18 +218,19 @@ def model_config(args: argparse.Namespace, config: str | None) -> Config | None:
     return load_config(config, parse_options(args.cfg_options))
 
 
-def named_checkpoint(args: argparse.Namespace) -> tuple[str | None, str]:
-    """Config (if any) and checkpoint of a command line; an InputError for other words or options."""
-    *configs, checkpoint = args.words
-    if len(configs) > 1 or not checkpoint.endswith(inference.CHECKPOINTS):
+def named_model(
+    args: argparse.Namespace, suffixes: tuple[str, ...] = inference.CHECKPOINTS
+) -> tuple[str | None, str]:
+    """Config (if any) and model of a command line; an InputError for other words or options."""
+    *configs, model = args.words
+    if len(configs) > 1 or not model.endswith(suffixes):
         raise InputError(
-            f'{" ".join(args.words)}: name a checkpoint ({", ".join(inference.CHECKPOINTS)}), or a config '
-            'and its checkpoint'
+            f'{" ".join(args.words)}: name a model ({", ".join(suffixes)}), or a config and its checkpoint'
         )
     for option in ('drives', 'calibrate_on'):
-        if getattr(args, option) and args.data_root is None:
+        if getattr(args, option, None) and args.data_root is None:
             raise InputError(f'--{option.replace("_", "-")}: are of --data-root; give that too')
-    return (configs[0] if configs else None), checkpoint
+    return (configs[0] if configs else None), model
 
 
 def open_segmenter(args: argparse.Namespace, config: Config | None, model: str) -> Segmenter:

@@ -18,23 +18,17 @@ def _report(argv: list[str] | None) -> None:
     parser.add_argument(
         '--out', type=Path, metavar='FILE', help="of several runs (comparison.html in the first one's report)"
     )
-    parser.add_argument(
-        '--latency', type=Path, metavar='FILE', help='of one run: put this latency card (JSON) on its page'
-    )
     args = parser.parse_args(argv)
     if len(args.work_dirs) == 1 and args.out:
         raise InputError('--out: the page of one run is in its work dir; name several runs to compare')
-    if len(args.work_dirs) > 1 and args.latency:
-        raise InputError('--latency: is of one run; name its work dir alone')
     check_file_option('--out', args.out)
     from ..compat import require_opencv
 
     require_opencv()
-    from ..report.run_page import FOLDER, read_latency, read_run, write_comparison, write_report
+    from ..report.run_page import FOLDER, read_run, write_comparison, write_report
 
     if len(args.work_dirs) == 1:
-        latency = read_latency(args.latency) if args.latency else None
-        say(f'wrote {write_report(args.work_dirs[0], latency)}')
+        say(f'wrote {write_report(args.work_dirs[0])}')
         return
     out = args.out or args.work_dirs[0] / FOLDER / 'comparison.html'
     write_comparison([read_run(folder) for folder in args.work_dirs], out)

@@ -14,7 +14,6 @@ import numpy as np
 from ..errors import InputError
 from .carla import (
     SIMULATORS,
-    SPLITS,
     Scheme,
     drives_of_split,
     get_scheme,
@@ -32,9 +31,8 @@ STATS_NAME = 'stats.json'
 VERSION = 1
 # ArithmeticError: an integer that NumPy cannot hold; LookupError: a missing key, a row beyond the hood.
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+# Files of older versions have `derived` too.
 _KEYS = {'version', 'simulator', 'size', 'tags', 'drives', 'hood', 'derived', 'sha256'}
-# Source: Paszke et al. 2016 (ENet), section 5.2: the weights stay between 1 and 50.
-LOG_OFFSET = 1.02
 
 
 @dataclass
@@ -134,15 +132,10 @@ def scheme_of_root(name: str, stats_root: str | None) -> Scheme:
     return replace(scheme, hood=np.zeros(stats.size, bool) if stats.hood is None else stats.hood)
 
 
-def class_weights(percent: np.ndarray) -> dict[str, np.ndarray]:
-    """Weights by median frequency and by 1/log, from pixel shares in percent; 1 for an absent class.
-
-    Source: `carla.median_frequency_weights`; Paszke et al. 2016 (ENet), ``1 / ln(1.02 + share)``.
-    """
-    present = percent > 0
-    weights = {name: np.ones(len(percent)) for name in ('median_frequency', 'inverse_log')}
-    weights['median_frequency'][present] = median_frequency_weights(percent[present])
-    weights['inverse_log'][present] = 1 / np.log(LOG_OFFSET + percent[present] / 100)
+def class_weights(percent: np.ndarray) -> np.ndarray:
+    """`carla.median_frequency_weights` of pixel shares in percent; 1 for an absent class."""
+    weights = np.ones(len(percent))
+    weights[percent > 0] = median_frequency_weights(percent[percent > 0])
     return weights
 
 
@@ -165,24 +158,6 @@ def to_json(stats: Stats) -> dict:
             for name, sums in sorted(stats.drives.items())
         },
         hood=None if stats.hood is None else hood_spans(stats.hood),
-        derived={
-            name: _derived(stats, drives)
-            for name, drives in {'all': tuple(sorted(stats.drives)), **SPLITS}.items()
-            if any(drive in stats.drives for drive in drives)
-        },
-    )
-
-
-def _derived(stats: Stats, drives: tuple[str, ...]) -> dict:
-    scheme = get_scheme(SIMULATORS[stats.simulator].scheme_name)
-    weights = class_weights(stats.percent(scheme, drives, for_weights=True))
-    mean, std = stats.mean_std(drives)
-    return dict(
-        frames=sum(one.frames for one in stats._chosen(drives)),
-        percent=np.round(stats.percent(scheme, drives), 4).tolist(),
-        class_weights={name: np.round(one, 3).tolist() for name, one in weights.items()},
-        mean_rgb=np.round(mean, 3).tolist(),
-        std_rgb=np.round(std, 3).tolist(),
     )
 
 

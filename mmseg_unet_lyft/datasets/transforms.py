@@ -300,27 +300,12 @@ class LyftPhotoMetricDistortion(BaseTransform):
 
     Modified Keys:
         - img
-
-    Added Keys:
-        - colour (np.float32, (5,); only where it is left to the device)
-
-    Args:
-        on_device: Whether `LyftDataPreProcessor` changes the colours, batch by batch on the device.
     """
 
-    def __init__(self, on_device: bool = False) -> None:
-        self.on_device = on_device
-
     def transform(self, results: dict) -> dict:
-        """The results with changed colours, or with ``colour`` for the device to apply."""
-        colour = random_colour(_random_key(results))
-        if self.on_device:
-            results['colour'] = colour
-        else:
-            results['img'] = change_colour(results['img'], colour)
+        """The results with changed colours."""
+        results['img'] = change_colour(results['img'], random_colour(_random_key(results)))
         return results
-
-    __repr__ = LyftRandomResizedCrop.__repr__
 
 
 # Each takes and gives BGR uint8 (H, W, 3). The ranges are chosen by eye: the scene stays recognisable.
@@ -456,8 +441,6 @@ class PackLyftInputs(BaseTransform):
             place[part.shape[0] :] = padding
             place[: part.shape[0], part.shape[1] :] = padding
         meta = {key: results[key] for key in self.meta_keys if key in results}
-        if 'colour' in results:
-            meta['colour'] = results['colour'].tolist()
         return _Packed(pixels=torch.from_numpy(pixels), crop_size=(height, width), meta=meta)
 
 

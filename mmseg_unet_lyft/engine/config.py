@@ -76,7 +76,6 @@ SHORT_NAMES: dict[str, tuple[str, ...]] = dict(
     scale_range=(f'{_CROP}|RandomResize].ratio_range',),
     # Stock crops are padded to `size` by the preprocessor.
     crop_size=(f'{_CROP}|RandomCrop].crop_size', 'model.data_preprocessor.size'),
-    colour_on_device=(f'{_TRAINED}[LyftPhotoMetricDistortion|LyftColour].on_device',),
     weather=(f'{_TRAINED}[LyftWeather].prob',),
     batch_size=('train_dataloader.batch_size',),
     val_batch_size=('val_dataloader.batch_size', 'test_dataloader.batch_size'),
@@ -96,7 +95,6 @@ SHORT_NAMES: dict[str, tuple[str, ...]] = dict(
     test_flip=('model.test_cfg.flip',),
     window_size=('model.test_cfg.crop_size', 'model.test_cfg.mode'),
     window_stride=('model.test_cfg.stride',),
-    window=('model.test_cfg.window',),
     class_thresholds=('model.test_cfg.thresholds',),
     max_iters=('train_cfg.max_iters',),
     val_interval=('train_cfg.val_interval', 'default_hooks.checkpoint.interval'),
@@ -577,7 +575,7 @@ def apply_stats(config: Config, options: Iterable[str] = (), from_weights: bool 
     used: dict[str, list] = {}
     kept: list[str] = []
     percent = stats.percent(scheme, drives, for_weights=True)
-    measured = np.round(class_weights(percent)['median_frequency'], 4).tolist()
+    measured = np.round(class_weights(percent), 4).tolist()
     losses = [_at(config, path[:-1]) for path in _paths(config, 'class_weight')]
     for loss in [loss for loss in losses if loss['class_weight'] is not None]:
         if 'class_weight' in given:

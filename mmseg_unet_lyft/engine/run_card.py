@@ -41,7 +41,6 @@ _RECIPE = 'scheme crop_size image_scale_wh scale_range batch_size accumulate cla
 # The keys, with their types, that each kind of file must have.
 _CHECKPOINT = dict(checkpoint=str, step=int, command=list, config=dict, data=dict, machine=dict)
 SCORES = dict(metrics=dict, iou=dict)
-LATENCY = dict(stages=dict)
 
 
 def check_shape(path: Path, content: Mapping[str, Any], shape: Mapping[str, type], remedy: str) -> None:

@@ -1,11 +1,10 @@
-"""From logits to predictions: probabilities, labels, test-time augmentation, windows, Monte-Carlo dropout.
+"""From logits to predictions: probabilities, labels, test-time augmentation, Monte-Carlo dropout.
 
 Shape legend: N batch, C classes, H x W the input's size. A single logit (a sigmoid head) stands for two
 classes.
 """
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -79,55 +78,6 @@ def average_views(
             probabilities = to_probabilities(at_size(logits, size))
             total = probabilities if total is None else total.add_(probabilities)
     return total.div_(len(scales) * (2 if flip else 1))
-
-
-def gaussian_weights(size: tuple[int, int]) -> Tensor:
-    """Weight of each pixel of a window (height, width), float32: a Gaussian, 1 in the middle.
-
-    Source: nnU-Net, nnunetv2/inference/sliding_window_prediction.py, compute_gaussian
-    """
-    sides = []
-    for side in size:
-        distance = torch.arange(side, dtype=torch.float64) - side // 2
-        # The standard deviation is an eighth of the side, so no weight rounds to 0.
-        sides.append(torch.exp(-0.5 * (distance / (side / 8)) ** 2))
-    return torch.outer(*sides).float()
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixel of each window along a frame's side of ``length``, as mmseg places them.
-
-    The last window ends at the border; a frame shorter than a window is one. ``stride <= window``.
-    """
-    number = math.ceil(max(length - window, 0) / stride) + 1
-    return [max(min(index * stride, length - window), 0) for index in range(number)]
-
-
-def slide(
-    network: Callable[[Tensor], Tensor], inputs: Tensor, window: tuple[int, int], stride: tuple[int, int]
-) -> Tensor:
-    """Sliding-window logits: each pixel's mean over all windows that hold it, Gaussian-weighted.
-
-    Args:
-        network: Maps images (N, 3, h, w) to logits (N, C, h, w), h and w up to the window's.
-        inputs: Normalised images, float (N, 3, H, W), of any size; the logits are float32 (N, C, H, W).
-        window: Height and width of the windows; cut to a smaller frame's.
-        stride: Pixels between windows, down and across.
-    """
-    frame = inputs.shape[2:]
-    height, width = (min(side, length) for side, length in zip(window, frame, strict=True))
-    weights = gaussian_weights((height, width)).to(inputs.device)
-    tops, lefts = (window_starts(*sides) for sides in zip(frame, window, stride, strict=True))
-    total, total_weights = None, torch.zeros(frame, device=inputs.device)
-    for top in tops:
-        for left in lefts:
-            place = (..., slice(top, top + height), slice(left, left + width))
-            logits = network(inputs[place]).float()
-            if total is None:
-                total = logits.new_zeros(*logits.shape[:2], *frame)
-            total[place] += logits * weights
-            total_weights[place] += weights
-    return total.div_(total_weights)
 
 
 class _SeededDropout(nn.Module):

@@ -1,4 +1,4 @@
-"""Batch work on the device: unpack bytes, change colours, normalise."""
+"""Batch work on the device: unpack bytes, normalise."""
 
 from typing import Any
 
@@ -8,39 +8,6 @@ from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor
-
-_LEVELS = 255.0
-_HUE_STEPS = 180.0  # OpenCV's hue in eight bits: half degrees
-
-
-def change_colours(images: Tensor, colours: Tensor) -> Tensor:
-    """Images with changed colours: brightness, contrast, saturation and hue, contrast.
-
-    Does on floats what OpenCV does on bytes, so nothing is rounded in between.
-
-    Args:
-        images: BGR, float (N, 3, H, W), 0 to 255; the result has the same format.
-        colours: Float (N, 5); for each image the number added to its levels, the factor on them before
-            saturation and hue change, the factor on the saturation, the number added to the hue (of 180),
-            and the factor on the levels afterwards.
-    """
-    added, before, saturation, hue, after = colours.to(images)[:, :, None, None].unbind(1)
-    images = images.add(added[:, None]).clamp_(0, _LEVELS).mul_(before[:, None]).clamp_(0, _LEVELS)
-    blue, green, red = images.unbind(1)
-    value = images.amax(1)
-    chroma = value - images.amin(1)
-    sixth = torch.where(
-        value == red,
-        (green - blue),
-        torch.where(value == green, (blue - red) + 2 * chroma, (red - green) + 4 * chroma),
-    ) / chroma.clamp(min=1e-6) + hue * (6 / _HUE_STEPS)
-    # At full saturation the darkest channel is 0; chroma cannot grow further.
-    chroma = torch.minimum(chroma * saturation, value)
-    # Source: HSV to RGB by one formula, https://en.wikipedia.org/wiki/HSL_and_HSV (alternative).
-    offsets = torch.tensor([1.0, 3.0, 5.0], device=images.device, dtype=images.dtype)[:, None, None]
-    place = (offsets + sixth[:, None]) % 6
-    rise = torch.minimum(place, 4 - place).clamp_(0, 1)
-    return (value[:, None] - chroma[:, None] * rise).mul_(after[:, None]).clamp_(0, _LEVELS)
 
 
 def normalise(preprocessor: SegDataPreProcessor, images: Tensor) -> Tensor:
@@ -56,9 +23,9 @@ def normalise(preprocessor: SegDataPreProcessor, images: Tensor) -> Tensor:
 class LyftDataPreProcessor(SegDataPreProcessor):
     """mmseg's SegDataPreProcessor, which also takes the stacked bytes of ``lyft_collate``.
 
-    On the device, the bytes become floats, change colour if the loader left that to it, are normalised and
-    split into samples whose labels are views of one tensor. Lists of images with their samples (validation,
-    test-time augmentation, ``mmseg.apis``) are processed by mmseg. Arguments are mmseg's.
+    On the device, the bytes become floats, are normalised and split into samples whose labels are views of
+    one tensor. Lists of images with their samples (validation, test-time augmentation, ``mmseg.apis``) are
+    processed by mmseg. Arguments are mmseg's.
     """
 
     def forward(self, data: dict, training: bool = False) -> dict[str, Any]:
@@ -69,8 +36,6 @@ class LyftDataPreProcessor(SegDataPreProcessor):
         images, labels = split_pixels(self.cast_data(data['pixels']), data['crop_size'])
         # Planar channels: arithmetic on interleaved ones takes a CPU twice as long.
         inputs = images.to(torch.float32, memory_format=torch.contiguous_format)
-        if 'colour' in metas[0]:
-            inputs = change_colours(inputs, torch.tensor([meta['colour'] for meta in metas]))
         inputs = normalise(self, inputs)
         for image, meta in zip(inputs, metas, strict=True):
             height, width = meta.get('img_shape', image.shape[1:])[:2]

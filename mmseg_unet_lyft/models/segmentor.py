@@ -21,7 +21,6 @@ from .predict_modes import (
     check_dropout,
     entropy,
     monte_carlo,
-    slide,
     to_labels,
     to_logits,
     to_probabilities,
@@ -33,7 +32,6 @@ _DEFAULTS = dict(
     mode='whole',
     crop_size=None,
     stride=None,
-    window='uniform',
     scales=(1.0,),
     flip=False,
     thresholds=None,
@@ -68,7 +66,6 @@ def complete_test_cfg(test_cfg: Mapping[str, Any], out_channels: int) -> dict[st
         wanted = f'{out_channels} numbers above 0, one a class'
     checks = dict(
         mode=(config['mode'] in ('whole', 'slide'), "'whole' or 'slide'"),
-        window=(config['window'] in ('gaussian', 'uniform'), "'gaussian' or 'uniform'"),
         crop_size=(not slides or _is_size(crop_size), '(height, width) of the windows'),
         stride=(fits, "(height, width) up to test_cfg.crop_size, with mode='slide'"),
         scales=(_are_positive(config['scales']), 'a list of numbers above 0, such as [0.75, 1.0]'),
@@ -114,8 +111,7 @@ class LyftSegmentor(EncoderDecoder):
     `Segmenter`:
 
     - ``mode``: ``'whole'``, the default, or ``'slide'``: windows of ``crop_size=(h, w)``, ``stride=(h, w)``
-      pixels apart, half the window by default. ``window='gaussian'`` lets the middle of each weigh most
-      (see `predict_modes.slide`), ``'uniform'``, the default, is mmseg's plain mean.
+      pixels apart, half the window by default, and the mean of their logits.
     - ``scales=(1.0,)`` and ``flip=False``: test-time augmentation, the mean probability over all scales;
       with ``flip`` also over their mirror images.
     - ``thresholds``: t_c > 0 of each class c; the label is the class with the largest p_c / t_c.
@@ -193,17 +189,6 @@ class LyftSegmentor(EncoderDecoder):
             lambda view: plain(view, _metas_of(view, batch_img_metas)), inputs, scales, flip
         )
         return to_logits(probabilities, self.out_channels)
-
-    def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
-        """Logits of the input's size, float (N, out_channels, H, W), from windows."""
-        if self.test_cfg.window == 'uniform':
-            return super().slide_inference(inputs, batch_img_metas)
-        return slide(
-            lambda view: self.encode_decode(view, _metas_of(view, batch_img_metas)),
-            inputs,
-            self.test_cfg.crop_size,
-            self.test_cfg.stride,
-        )
 
     def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
         """Samples with label maps of normalised images, float (N, C, H, W).

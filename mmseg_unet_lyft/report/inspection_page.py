@@ -234,19 +234,17 @@ def _small_picture(path: Path, scheme: Scheme | None) -> np.ndarray:
 def _measures(inspection: Inspection, scheme: Scheme) -> str:
     """Class shares and weights, mean and deviation, hood."""
     stats = inspection.stats
-    part = 'train' if 'train' in to_json(stats)['derived'] else 'all'
-    drives = None if part == 'all' else part
+    drives = 'train' if stats.drives.keys() & set(SPLITS['train']) else None
     percent = stats.percent(scheme, drives)
-    weights = class_weights(stats.percent(scheme, drives, for_weights=True)).values()
+    weights = class_weights(stats.percent(scheme, drives, for_weights=True))
     rows = [
-        (name, f'{percent[index]:.4f}', *(f'{one[index]:.2f}' for one in weights))
-        for index, name in enumerate(scheme.classes)
+        (name, f'{percent[index]:.4f}', f'{weights[index]:.2f}') for index, name in enumerate(scheme.classes)
     ]
     mean, std = ([round(float(value), 2) for value in values] for values in stats.mean_std())
     hood = 'none'
     if stats.hood is not None:
         hood = f'{int(stats.hood.sum())} pixels ({100 * stats.hood.mean():.3f} % of every frame)'
-    head = ('class', f'% of pixels ({part})', 'weight, median frequency (square root)', 'weight, 1/log')
+    head = ('class', f'% of pixels ({drives or "all"})', 'weight, median frequency (square root)')
     return (
         f'<h2>For training</h2>{_table(head, rows)}<p>Mean {mean}, deviation {std} (R, G, B). '
         f'Hood, vehicle in every valid frame: {hood}.</p>'

@@ -226,7 +226,7 @@ class LyftReportHook(Hook):
         from ..engine.config import describe_changes
 
         changes = describe_changes(runner.cfg)
-        self._card = dict(card, since=runner.timestamp, config_changes=changes, result=None, latency=None)
+        self._card = dict(card, since=runner.timestamp, config_changes=changes, result=None)
 
     def _open_sheet(self, dataset: Any) -> None:
         from .pictures import FrameSheet

@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from .. import __version__
 from ..datasets.files import read_object, write_json, write_whole
 from ..engine.checkpoint import RUN_CARD_SUFFIX
-from ..engine.run_card import LATENCY, SCORES, check_shape, command_again, drives, words
+from ..engine.run_card import SCORES, check_shape, command_again, drives, words
 from ..errors import InputError, short_names
 from ..evaluation.metrics import class_scores
 from .pictures import GROUPS, palette_css
@@ -39,7 +39,7 @@ class RunData:
     """A run, as read from its work dir."""
 
     folder: Path
-    card: dict[str, Any]  # With a report's ``result``, ``config_changes``, ``latency``; empty without one.
+    card: dict[str, Any]  # With a report's ``result``, ``config_changes``; empty without one.
     scalars: list[dict]  # What training and validations logged, in order of step.
     frames: list[dict]  # As from `FrameSheet.picture`.
     scores: dict[str, Any] | None  # A test's ``scores.json``.
@@ -118,14 +118,6 @@ def read_scalars(work_dir: Path, since: str = '') -> list[dict]:
     return [entries[key] for key in sorted(entries, key=lambda key: key[1])]
 
 
-def read_latency(path: Path) -> dict[str, Any]:
-    """A latency card as ``benchmark latency --json`` writes it; an InputError if it is not one."""
-    remedy = 'write one with benchmark latency --json FILE'
-    card = read_object(path, remedy)
-    check_shape(path, card, LATENCY, remedy)
-    return card
-
-
 def _result_of(scores: dict[str, Any] | None) -> dict[str, Any] | None:
     """A test's ``scores.json`` as a result."""
     if not scores or not scores.get('confusion'):
@@ -156,11 +148,9 @@ def class_rows(run: RunData) -> list[dict[str, Any]]:
 # --- the report --------------------------------------------------------------------------------------------
 
 
-def write_report(folder: Path, latency: dict[str, Any] | None = None) -> Path:
-    """Write a work dir's page, tables and pictures from what is in it and a latency card; the page's path."""
+def write_report(folder: Path) -> Path:
+    """Write a work dir's page, tables and pictures from what is in it; the page's path."""
     run = read_run(folder)
-    if latency is not None:
-        run.card['latency'] = latency
     path = page_of(folder)
     write_json(path.with_name(CARD), run.card)
     for name, content in _tables(run).items():
@@ -211,7 +201,6 @@ def build_page(run: RunData) -> str:
     baselines = tested.get('baselines') or {}
     # Those of an earlier test are not shown with another result.
     is_tested = result is not None and tested.get('confusion') == result.get('confusion')
-    stages = (run.card.get('latency') or {}).get('stages') or {}
     files = [path.name for path in sorted((run.folder / FOLDER).glob('*')) if path.name != PAGE]
     return render(
         'run_page.html',
@@ -223,7 +212,6 @@ def build_page(run: RunData) -> str:
         baselines=baselines if is_tested else {},
         frames={group: members for group, members in groups.items() if members},
         colours=dict(zip(result['classes'], palette_css(palette), strict=True)) if palette else {},
-        latency_columns=list(dict.fromkeys(key for stage in stages.values() for key in stage)),
         command=command_again(run.card),
         files=files or [CARD],
         package=__version__,

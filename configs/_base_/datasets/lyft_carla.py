@@ -22,10 +22,7 @@ train_dataloader = dict(
                 ratio_range=(0.5, 2.0),  # random resizing in training, as a factor of scale
                 crop_size=(384, 512),  # height, width
             ),
-            dict(
-                type='LyftPhotoMetricDistortion',
-                on_device=False,  # colours change where the network runs, and not in the workers
-            ),
+            dict(type='LyftPhotoMetricDistortion'),
             dict(type='PackLyftInputs'),
         ],
     ),

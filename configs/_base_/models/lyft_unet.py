@@ -35,7 +35,6 @@ model = dict(
         mode='whole',  # or 'slide': by windows
         crop_size=None,  # height, width of a sliding window, for frames larger than in training
         stride=None,  # pixels between windows, down and across; None: half the window
-        window='gaussian',  # the middle of each window weighs most; 'uniform': all of it alike, as in mmseg
         scales=(1.0,),  # test-time augmentation: mean probability over these factors on the frame's size
         flip=False,  # and over each mirrored left to right
         thresholds=None,  # one a class, > 0: the label is the class of the largest p / threshold
