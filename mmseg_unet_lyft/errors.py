@@ -29,6 +29,7 @@ _CAUSES = (
     ('Too many open files|ancdata', '', 'raise the limit (ulimit -n 4096), or set num_workers=0'),
     (SHORTAGE, '', 'lower batch_size, crop_size, val_batch_size or window_size, or use fewer workers'),
     ('DataLoader worker', '', _WORKER),
+    ('DataLoader timed out', '', 'a loader worker is stopped or hangs; end it, or set num_workers=0'),
     # A batch in shared memory is lost with the worker that made it.
     ('^(Connection.*|EOF|FileNotFound)Error', 'multiprocessing/', _WORKER),
     (

@@ -296,7 +296,7 @@ def test_only_pictures_of_the_demo_are_shown_and_pages_run_no_other_script(serve
 
 @pytest.mark.slow
 def test_pages_of_others_and_their_headers_change_nothing(served):
-    for origin in ('http://evil.example', 'null'):
+    for origin in ('http://evil.example', 'null', 'http://['):
         assert upload(served, 'x.png', b'x', Origin=origin)[0] == 403
         assert ask(f'{served}gradio_api/queue/join', b'{}', Origin=origin)[0] == 403
     assert upload(served, 'x.png', b'x', Origin=served.rstrip('/'))[0] == 200

@@ -81,6 +81,16 @@ def test_nothing_is_written_through_a_link_that_somebody_planted(tmp_path, link)
     assert (tmp_path / 'a.json').read_bytes() == b'ours'
 
 
+def test_a_link_in_place_of_the_lock_is_refused_and_what_it_leads_to_stays(tmp_path):
+    (tmp_path / 'theirs').write_bytes(b'theirs')
+    for name, link in (('hard', os.link), ('soft', os.symlink)):
+        (tmp_path / name).mkdir()
+        link(tmp_path / 'theirs', tmp_path / name / LOCK_NAME)
+        with pytest.raises(InputError, match=f'{name}: cannot be written'), locked(tmp_path / name):
+            pass
+    assert (tmp_path / 'theirs').read_bytes() == b'theirs'
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -268,7 +268,7 @@ def test_sources_and_places_that_cannot_be_are_refused(frames, tmp_path, capsys)
     with pytest.raises(InputError, match=f'lies inside {frames.root}'):
         prepare(frames.root, frames.root / 'prepared')
     (tmp_path / 'mine').write_text('mine')
-    with pytest.raises(InputError, match=re.escape(f'{tmp_path / "mine"}: is a file')):
+    with pytest.raises(InputError, match=re.escape(f'{tmp_path / "mine"}: cannot be written')):
         prepare(frames.root, tmp_path / 'mine', workers=1)
     assert main([str(tmp_path / 'out')]) == 2
     assert '--download' in capsys.readouterr().err

@@ -12,6 +12,9 @@ from ..errors import InputError, decoration
 from .console import CommandParser, guarded, phase, progress, say
 from .options import add_common, add_run_arguments, add_uncertainty, check_run_paths, read_config
 
+# After so long without a batch from a loader worker, a test ends.
+STALL_SECONDS = 600
+
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, ``checkpoint`` being what is scored."""
@@ -60,6 +63,8 @@ def _test(argv: list[str] | None) -> None:
     config = read_config(args)
     config.command = ['test', *(sys.argv[1:] if argv is None else argv)]
     config.work_dir = str(scoring.result_folder(args.work_dir, path))
+    if (config.get('test_dataloader') or {}).get('num_workers'):
+        config.test_dataloader.setdefault('timeout', STALL_SECONDS)
     is_exported = path.endswith(inference.EXPORTED)
     device.choose_device(args.device or ('cpu' if is_exported else None))
     if is_exported:

@@ -27,7 +27,7 @@ except ImportError:  # On Windows.
 # A file that is still being written: its name, 16 random hex digits, and this suffix.
 UNFINISHED = '.part'
 _UNFINISHED_NAME = re.compile(r'.+\.[0-9a-f]{16}\.part', re.DOTALL)
-LOCK_NAME = '.lock'
+LOCK_NAME = '.mmseg_unet_lyft.lock'
 _LOCK_BYTES = 1 << 26  # Far more than a lock lists.
 # Most bytes that are read, by kind: far more than any real file has, less than what fills a machine.
 TEXT_BYTES, JSON_BYTES, MODEL_BYTES = 1 << 20, 1 << 27, 1 << 34
@@ -120,6 +120,8 @@ def _locked_file(path: Path) -> int:
     while True:
         # A process could lock its own file again; and closing any descriptor of it would unlock it.
         handle = _locked.get(folder) or os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+        if os.fstat(handle).st_nlink > 1:
+            raise OSError(errno.EMLINK, f'{path.name} is a link')
         os.lseek(handle, 0, os.SEEK_SET)
         holder, *left = os.read(handle, _LOCK_BYTES).decode(errors='replace').splitlines() or ['another run']
         if folder in _locked or not _lock(handle):

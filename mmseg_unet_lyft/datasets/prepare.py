@@ -25,6 +25,7 @@ from .dataset_stats import STATS_NAME, load_stats, write_stats
 from .files import (
     free_bytes,
     locked,
+    read_regular,
     sync,
     taken_bytes,
     whole_file,
@@ -83,8 +84,6 @@ def prepare(
             data are written.
     """
     source, out = Path(source), Path(out)
-    if out.exists() and not out.is_dir():
-        raise InputError(f'{out}: is a file; name a folder to prepare')
     if source.is_dir() and source.resolve() in (out.resolve(), *out.resolve().parents):
         raise InputError(f'{out}: lies inside {source}; name a folder outside the raw data')
     if not (source.is_dir() or source.is_file()):
@@ -116,7 +115,7 @@ def prepare(
         write_stats(out / STATS_NAME, inspection.stats)
         if (raw / MARKER_NAME).is_file():
             # Scores on these frames must still say that they are synthetic.
-            write_whole(out / MARKER_NAME, (raw / MARKER_NAME).read_bytes())
+            write_whole(out / MARKER_NAME, read_regular(raw / MARKER_NAME))
         packing.write(lambda frames, total: show(frames, total, 'packing'))
         return Prepared(inspection, pairs, sorted({one.frame for one in problems if one.frame}))
 

@@ -17,7 +17,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import __version__
-from ..datasets.files import read_object, write_json, write_whole
+from ..datasets.files import JSON_BYTES, read_object, read_regular, write_json, write_whole
 from ..engine.checkpoint import RUN_CARD_SUFFIX
 from ..engine.run_card import SCORES, check_shape, command_again, drives, words
 from ..errors import InputError, short_names
@@ -110,7 +110,7 @@ def read_scalars(work_dir: Path, since: str = '') -> list[dict]:
         if file.parents[1].name < since:
             continue
         try:
-            lines = file.read_text(encoding='utf-8').splitlines()
+            lines = read_regular(file, JSON_BYTES).decode().splitlines()
             logged = [json.loads(line) for line in lines if line.endswith('}')]
             entries |= {('mIoU' in entry, int(entry['step'])): entry for entry in logged}
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ..datasets.carla import RAW_HEIGHT, RAW_WIDTH, SPLITS
-from ..datasets.files import finished, write_json, write_whole
+from ..datasets.files import finished, read_regular, write_json, write_whole
 from ..datasets.layout import IMAGE_FOLDER, LABEL_FOLDER, MARKER_NAME
 from ..errors import InputError
 from ..processes import cores, map_in_order
@@ -96,11 +96,11 @@ def read_marker(root: Path) -> dict | None:
     """The marker of a folder of scenes: recipe, ``generator_version``, ``complete``; None without one."""
     path = Path(root) / MARKER_NAME
     try:
-        marker = json.loads(path.read_text(encoding='utf-8'))
+        marker = json.loads(read_regular(path))
         recipe_of(marker), marker['generator_version'], marker['complete']
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f'{path}: not a readable marker of synthetic scenes ({error}); draw into another folder'
         ) from error

@@ -1,16 +1,20 @@
 """Whole commands that apply a trained network in other ways: views, windows, thresholds, passes."""
 
 import json
+import re
+import time
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from mmseg.apis import inference_model, init_model
+from torch.utils.data import get_worker_info
 
 from mmseg_unet_lyft.cli import predict, test
 from mmseg_unet_lyft.datasets.carla import IGNORE_INDEX
 from mmseg_unet_lyft.datasets.image_io import read_image, read_label
+from mmseg_unet_lyft.datasets.transforms import LoadLyftLabel
 from mmseg_unet_lyft.engine.checkpoint import best_checkpoint
 from mmseg_unet_lyft.engine.config import load_config, parse_options
 from mmseg_unet_lyft.inference.segmenter import Segmenter
@@ -109,3 +113,17 @@ def test_ten_passes_without_dropout_are_refused_with_the_keys(trained, drawn_roo
     assert predict.main([str(checkpoint), frames, '--uncertainty', '--out', str(out)]) == 2
     assert 'encoder_dropout' in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_loader_worker_that_hangs_ends_a_test(trained, drawn_root, tmp_path, monkeypatch, capsys):
+    read, options = LoadLyftLabel.transform, ('num_workers=1',)
+
+    def hang(self, results):
+        if get_worker_info():
+            time.sleep(60)
+        return read(self, results)
+
+    monkeypatch.setattr(test, 'STALL_SECONDS', 1)
+    monkeypatch.setattr(LoadLyftLabel, 'transform', hang)
+    assert run_test(str(trained / 'iter_4.pth'), drawn_root, tmp_path, options=options) == 2
+    assert re.search('error: .*timed out.*num_workers=0', capsys.readouterr().err)

@@ -132,9 +132,11 @@ def test_a_bad_loss_on_one_rank_is_skipped_on_both_and_its_batch_is_kept(proofs)
     assert all(weight.isfinite().all() for weight in first['weights'].values())
 
 
-def dist_train(drawn_root, work_dir, *arguments, options=()) -> subprocess.Popen:
+def dist_train(
+    drawn_root, work_dir, *arguments, config='configs/unet_lyft_bn.py', options=()
+) -> subprocess.Popen:
     """tools/dist_train.sh with two processes, as a user types it."""
-    command = [ROOT / 'tools/dist_train.sh', 'configs/unet_lyft_bn.py', '2', '--data-root', drawn_root]
+    command = [ROOT / 'tools/dist_train.sh', config, '2', '--data-root', drawn_root]
     command += ['--work-dir', work_dir, '--device', 'cpu', *arguments, '--cfg-options', *TINY, *options]
     environ = os.environ | dict(PYTHON=sys.executable)
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -162,6 +164,19 @@ def test_a_mistake_is_told_once_and_its_exit_code_comes_back(drawn_root, tmp_pat
     assert stderr.count('error: ') == 1, stderr
     assert f'{tmp_path / "nothing"}: no such folder' in stderr
     assert 'Traceback' not in stderr
+
+
+@pytest.mark.slow
+def test_ranks_with_other_data_are_refused_before_the_first_step(drawn_root, tmp_path):
+    own = tmp_path / 'own.py'
+    own.write_text(
+        f'import os\n_base_ = [{str(ROOT / "configs/unet_lyft_bn.py")!r}]\n'
+        "train_drives = ['F1'] if os.environ['RANK'] == '0' else ['F62']\n"
+    )
+    _, stderr = (run := dist_train(drawn_root, tmp_path / 'run', config=own)).communicate()
+    assert run.returncode == 2
+    assert re.search('rank 1: .*\n  train_drives: F1 -> F62', stderr), stderr
+    assert not list((tmp_path / 'run').glob('*.pth'))
 
 
 ENDLESS = ('max_iters=100000', 'val_interval=50000', 'num_workers=1', 'default_hooks.logger.interval=1')

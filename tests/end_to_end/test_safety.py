@@ -1,6 +1,8 @@
 """Whole commands on files from strangers: nothing that a file holds is run, and the refusal names it."""
 
 import os
+import re
+import shutil
 
 import pytest
 import torch
@@ -117,3 +119,17 @@ def test_a_checkpoint_that_calls_is_refused_by_name_or_read_on_trust_and_says_so
     assert unpickled.exists()
     assert not marker.exists()
     assert len([line for line in caplog.messages if line.startswith(f'{path}: holds os.makedirs')]) == 1
+
+
+def test_a_resumed_run_with_another_recipe_is_refused_unless_the_change_is_named(
+    trained, drawn_root, tmp_path, capsys
+):
+    work_dir = shutil.copytree(trained, tmp_path / 'run')
+    options = ('batch_size=1', 'max_iters=5', 'val_interval=5')
+    assert train_tiny(drawn_root, work_dir, '--resume', options=options) == 2
+    assert re.search(
+        'iter_4.pth: .*--allow-changes batch_size\n  batch_size: 2 -> 1', capsys.readouterr().err
+    )
+    allow = ('--resume', '--allow-changes', 'batch_size')
+    assert train_tiny(drawn_root, work_dir, *allow, options=options) == 0
+    assert (work_dir / 'iter_5.pth').is_file()

@@ -22,7 +22,7 @@ from .common import preload
 # By part: its function, its option, type, how often by default and with --short, help.
 PARTS = dict(
     kills=(kills.stress_run, '--kills', int, 50, 4, 'kills of a training run, half of them in a save'),
-    ranks=(kills.stress_ranks, '--ranks', int, 10, 1, 'kills of one of two ranks'),
+    ranks=(kills.stress_ranks, '--ranks', int, 10, 1, 'kills and stops of one of two ranks'),
     writers=(kills.stress_writers, '--writers', int, 10, 2, 'pairs of runs in one work dir'),
     inputs=(inputs.stress, '--inputs', int, 1000, 40, 'mutated inputs'),
     disk=(disk.stress, '--limits', int, 5, 1, 'disks that fill up, for each command and way'),

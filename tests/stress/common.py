@@ -67,6 +67,12 @@ def preload() -> None:
         importlib.import_module(name)
 
 
+def tracebacks(log: Path) -> list[str]:
+    """A line if a traceback, which no message may be, is in a command's output."""
+    is_there = 'Traceback (most recent call last)' in log.read_text(encoding='utf-8', errors='replace')
+    return [f'{log}: holds a traceback'] if is_there else []
+
+
 class Forked:
     """A command line of the package, or a function that returns an exit code, in a forked process.
 

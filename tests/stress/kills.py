@@ -1,4 +1,4 @@
-"""SIGKILL of a run, in and out of saves, and of one of two ranks; two runs in one work dir."""
+"""SIGKILL of a run, in and out of saves; of two ranks, one killed or stopped; two runs in one work dir."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ _SAVE_CALLS = 24  # About, of these in a save.
 _AGAIN = 0.4  # How likely a killed run is killed again.
 _ONE_KIND = 10  # With fewer kills, one kind of run: each kind needs an undisturbed run.
 _ENDED_SECONDS = 60.0
+_STALL_SECONDS = 8.0
 _MISSES = 20  # Kills in a row that came too late.
 _RANKS = 2
 _MARK = 'MMSEG_UNET_LYFT_STRESS'  # In the environment of ranks and their descendants.
@@ -93,6 +94,7 @@ def _settle(kind: str, root: Path, work_dir: Path, undisturbed: Path) -> list[st
     if run.finish() != 0:
         return [f'{run.log}: resumed, it ended with {run.code}']
     wrong = common.differences(work_dir, undisturbed) + common.damaged_checkpoints(work_dir)
+    wrong += common.tracebacks(run.log)
     if not wrong:
         shutil.rmtree(work_dir)
         shutil.rmtree(run.log.parent)
@@ -149,6 +151,7 @@ def stress_writers(folder: Path, count: int, seed: int, progress: Progress) -> l
             if (codes, refused) == ([0, 2], 1)
             else [f'{log.parent}: ended with {codes}, {refused} refused']
         )
+        wrong += [line for run in pair for line in common.tracebacks(run.log)]
         outcome.note(
             wrong or common.differences(work_dir, undisturbed) + common.damaged_checkpoints(work_dir)
         )
@@ -156,7 +159,7 @@ def stress_writers(folder: Path, count: int, seed: int, progress: Progress) -> l
 
 
 def stress_ranks(folder: Path, count: int, seed: int, progress: Progress) -> list[Outcome]:
-    """Kill one of two ranks at a random moment, so many times; work dirs of runs that failed stay."""
+    """Kill or stop one of two ranks at a random moment, so many times; work dirs of runs that failed stay."""
     random = np.random.default_rng((seed, 2))
     root, undisturbed = common.draw_frames(folder), folder / 'undisturbed'
     with _launched(root, undisturbed) as run:
@@ -167,32 +170,33 @@ def stress_ranks(folder: Path, count: int, seed: int, progress: Progress) -> lis
         seconds = time.monotonic() - start
     longest = 0.0
     ended, resumed = Outcome('ranks', ''), Outcome('ranks', 'resumed, ended as undisturbed')
-    for number in progress(range(count), count, 'killing ranks'):
+    for number in progress(range(count), count, 'killing and stopping ranks'):
         work_dir = folder / f'run_{number}'
-        wrong, took = _kill_a_rank(root, work_dir, random, seconds)
+        sent = signal.SIGSTOP if number % 2 else signal.SIGKILL
+        wrong, took = _disturb_a_rank(sent, root, work_dir, random, seconds)
         longest = max(longest, took)
         ended.note(wrong)
         with _launched(root, work_dir) as run:
             failed = [f'{run.log}: resumed, it ended with {run.code}'] if run.wait() != 0 else []
-        failed = failed or common.differences(work_dir, undisturbed)
+        failed = failed or common.differences(work_dir, undisturbed) + common.tracebacks(run.log)
         resumed.note(failed)
         if not wrong and not failed:
             shutil.rmtree(work_dir)
-    ended.what = f'SIGKILL of one of {_RANKS} ranks: all ended, in {longest:.1f} s at most'
+    ended.what = f'SIGKILL or SIGSTOP of one of {_RANKS} ranks: all ended, in {longest:.1f} s at most'
     return [ended, resumed]
 
 
-def _kill_a_rank(
-    root: Path, work_dir: Path, random: np.random.Generator, seconds: float
+def _disturb_a_rank(
+    sent: signal.Signals, root: Path, work_dir: Path, random: np.random.Generator, seconds: float
 ) -> tuple[list[str], float]:
-    """What was wrong after a kill, and the seconds until all processes had ended."""
+    """What was wrong after a signal to a rank, and the seconds until all processes had ended."""
     for _ in range(_MISSES):
         shutil.rmtree(work_dir, ignore_errors=True)
         with _launched(root, work_dir) as run:
             ranks = _wait_for_ranks(run)
             if run.wait(random.uniform(0, seconds)) is not None or len(ranks) != _RANKS:
                 continue
-            os.kill(ranks[int(random.integers(_RANKS))], signal.SIGKILL)
+            os.kill(ranks[int(random.integers(_RANKS))], sent)
             start = time.monotonic()
             code = run.wait(_ENDED_SECONDS)
             common.wait_until(lambda run=run: not _descendants(run), _ENDED_SECONDS)
@@ -200,13 +204,15 @@ def _kill_a_rank(
         wrong = [f'{run.log}: {len(left)} processes run on'] if left else []
         wrong += [f'{run.log}: ended with {code}'] if code in (0, None) else []
         return wrong + common.damaged_checkpoints(work_dir), took
-    return [f'{work_dir}: no run lived long enough to be killed'], 0.0
+    return [f'{work_dir}: no run lived long enough'], 0.0
 
 
 @contextmanager
 def _launched(root: Path, work_dir: Path) -> Iterator[Forked]:
     """A training of two ranks, started or resumed by ``launch``; no process of it runs on afterwards."""
-    train = common.train_command('dropout', root, work_dir, 'num_workers=1')
+    train = common.train_command(
+        'dropout', root, work_dir, 'num_workers=1', f'stall_seconds={_STALL_SECONDS}'
+    )
     log = common.log_of(work_dir)
     environ = {'OMP_NUM_THREADS': '1', _MARK: str(log)}
     run = Forked(['launch', str(_RANKS), *train], log, lambda: os.environ.update(environ))
