@@ -170,7 +170,7 @@ def table(scores: dict[str, dict[str, dict]]) -> str:
 
 def _accuracy(argv: list[str] | None) -> None:
     parser = CommandParser(description=__doc__)
-    parser.add_argument('data_root', type=Path, help='frames in the Kaggle layout, or prepared ones')
+    parser.add_argument('data_root', type=Path, help='prepared frames')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/accuracy'), help='folder of all runs')
     parser.add_argument('--train', nargs='+', required=True, metavar='DRIVE', help='drives to train on')
     parser.add_argument('--val', nargs='+', required=True, metavar='DRIVE', help='drives to score')

@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='LyftEfficientNetLite',
-        variant='lite0',  # 3.4 M parameters; lite1 and lite2 are larger
+        variant='lite0',  # 3.0 M parameters; lite1 and lite2 are larger
         norm_eval=False,  # True: batch norm keeps ImageNet's statistics in training
         with_cp=False,
     ),
@@ -35,4 +35,3 @@ train_dataloader = dict(
         ]
     )
 )
-optim_wrapper = dict(optimizer=dict(lr=2e-3))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import accuracy, memory, model, robustness, roofline, scaling, systems
+from benchmarks import accuracy, gpu, memory, model, robustness, roofline, scaling, systems
 from benchmarks import input as bench_input
 from benchmarks.common import Seconds
 from benchmarks.roofline import COPY, MATRIX, POINTWISE, Cost
@@ -237,3 +237,21 @@ def test_what_corruptions_leave_of_a_score_is_measured(tmp_path, scenes):
         100 * found['scores'][kind]['mIoU'] / found['scores']['clean']['mIoU'] for kind in robustness.KINDS
     ]
     assert found['mean_kept'] == pytest.approx(sum(kept) / 15)
+
+
+@pytest.mark.slow
+def test_what_a_gpu_run_measures_is_rehearsed_on_a_cpu(tmp_path, scenes):
+    words = [str(scenes), '--train', 'F1', '--val', 'F3', '--steps', '2', '--rounds', '1', '--no-compile']
+    small = [
+        'pretrained=None',
+        'image_scale_wh=(96,64)',
+        'crop_size=(64,64)',
+        'default_hooks.logger.interval=1',
+    ]
+    words += ['--height', '64', '--width', '96', '--device', 'cpu', '--cfg-options', *small]
+    assert gpu.main([*words, '--out', str(tmp_path)]) == 0
+    parts = json.loads((tmp_path / 'gpu.json').read_text())['parts']
+    assert set(parts) == set(gpu.PARTS)
+    assert all(value >= 0 for found in parts.values() for value in found.values())
+    assert parts['train']['share of time fed'] <= 1
+    assert '| exported | frame to label map, cpu, ms | ' in (tmp_path / 'gpu.md').read_text()

@@ -38,7 +38,6 @@ def test_counts_and_shares_are_those_of_the_chosen_drives(measured):
     # The benchmark's train split has F1, val has F3.
     np.testing.assert_array_equal(measured.percent(carla13, 'train'), measured.percent(carla13, ['F1']))
     np.testing.assert_array_equal(measured.percent(carla13, 'val'), measured.percent(carla13, ['F3']))
-    assert measured.drives['F1'].tag_frames[[0, 7, 10]].tolist() == [0, 2, 2]
     with pytest.raises(InputError, match="'F9'.*F1, F3"):
         measured.percent(carla13, ['F9'])
 

@@ -1,4 +1,4 @@
-"""`stats.json`: class shares and weights, mean and standard deviation, and the hood of a data root."""
+"""`stats.json`: sums over a data root's pixels, which class weights, mean and deviation follow from."""
 
 from __future__ import annotations
 
@@ -42,7 +42,6 @@ class DriveStats:
     frames: int
     pixels: int
     tag_pixels: np.ndarray  # Pixels of each tag, int64 (T,).
-    tag_frames: np.ndarray  # Frames with at least one pixel of the tag, int64 (T,).
     channel_sums: np.ndarray  # Sums of R, G, B and of their squares, int64 (2, 3).
     hood_pixels: int = 0  # Vehicle pixels that are the ego car's hood.
 
@@ -107,12 +106,11 @@ def gather(frames: Sequence[Judged], simulator: str, size: tuple[int, int], hood
     stats = Stats(simulator, size, {}, hood if hood is not None and hood.any() else None)
     hood_pixels = 0 if stats.hood is None else int(stats.hood.sum())
     for one in frames:
-        zeros = (np.zeros(shape, np.int64) for shape in (num_tags, num_tags, (2, 3)))
+        zeros = (np.zeros(shape, np.int64) for shape in (num_tags, (2, 3)))
         drive = stats.drives.setdefault(one.files.drive, DriveStats(0, 0, *zeros))
         drive.frames += 1
         drive.pixels += size[0] * size[1]
         drive.tag_pixels += one.tag_pixels[:num_tags]
-        drive.tag_frames += one.tag_pixels[:num_tags] > 0
         drive.channel_sums += one.channel_sums
         drive.hood_pixels += hood_pixels
     return stats
@@ -140,7 +138,7 @@ def class_weights(percent: np.ndarray) -> np.ndarray:
 
 
 def write_stats(path: Path, stats: Stats) -> None:
-    """Write ``stats.json``, complete or not at all; only the sums and the hood are read back."""
+    """Write ``stats.json``, complete or not at all."""
     content = to_json(stats)
     # Without the hash, a damaged digit of the hood would change labels and go unnoticed.
     write_json(path, dict(content, sha256=index_hash(content)))
@@ -173,9 +171,10 @@ def load_stats(root: str | Path) -> Stats | None:
             raise ValueError('its hash does not match')
         height, width = content['size']
         num_tags = len(SIMULATORS[content['simulator']].tags)
-        shapes = dict(tag_pixels=(num_tags,), tag_frames=(num_tags,), channel_sums=(2, 3))
+        shapes = dict(tag_pixels=(num_tags,), channel_sums=(2, 3))
         drives: dict[str, DriveStats] = {}
         for name, drive in content['drives'].items():
+            drive.pop('tag_frames', None)  # Of older versions.
             arrays = {key: np.array(drive.pop(key), np.int64).reshape(shapes[key]) for key in shapes}
             drives[name] = DriveStats(**drive, **arrays)
         hood = None if content['hood'] is None else hood_of_spans(content['hood'], (height, width))

@@ -1,4 +1,4 @@
-"""Prepares a data root: unpacks an archive safely, inspects, measures, splits and packs its frames."""
+"""Prepares a data root: unpacks an archive safely, inspects, measures and packs its frames."""
 
 import hashlib
 import json

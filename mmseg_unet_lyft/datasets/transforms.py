@@ -302,6 +302,11 @@ class LyftPhotoMetricDistortion(BaseTransform):
         - img
     """
 
+    def __init__(self, on_device: bool = False) -> None:
+        # Saved configs of versions that could have False.
+        if on_device:
+            raise InputError('LyftPhotoMetricDistortion: on_device=True is gone; leave it out')
+
     def transform(self, results: dict) -> dict:
         """The results with changed colours."""
         results['img'] = change_colour(results['img'], random_colour(_random_key(results)))
@@ -420,7 +425,6 @@ class PackLyftInputs(BaseTransform):
         - img
         - gt_seg_map
         - crop_size
-        - colour (optional)
     """
 
     def __init__(

@@ -26,9 +26,7 @@ KNOWN_TYPES = frozenset(
     """.split()
 )
 # Keys for training, initial weights or a head that is not used; the file brings its own weights.
-_LEFT_OUT = {'pretrained', 'init_cfg', 'train_cfg', 'auxiliary_head', 'loss_decode', 'sampler'}
-# Checkpoints of versions that had Gaussian windows have it.
-_LEFT_OUT |= {'window'}
+_LEFT_OUT = frozenset({'pretrained', 'init_cfg', 'train_cfg', 'auxiliary_head', 'loss_decode', 'sampler'})
 # Steps of a test pipeline that read or pack; what is between them changes the image.
 _READ_OR_PACK = ('LoadImageFromFile', 'LoadLyftLabel', 'LoadAnnotations', 'PackSegInputs')
 

@@ -35,7 +35,7 @@ from ..models.predict_modes import to_labels, to_probabilities
 from ..models.preprocessor import normalise
 from ..models.segmentor import beyond_plain
 from ..synthetic.scenes import draw_frame
-from . import EXPORT_SUFFIXES, PROGRAM, WEIGHTS_NAME, runtimes
+from . import EXPORT_SUFFIXES, WEIGHTS_NAME, runtimes
 from .latency import Show, measure_start, synthetic_frames
 from .runtimes import FRAMES, LABEL_MAP, MASKS, METADATA_KEY, PROBABILITIES, first_line
 from .segmenter import Segmenter
@@ -715,9 +715,7 @@ def compare_formats(
                     confusions[name] += confusion_matrix(label, labels, len(segmenter.classes))
         pixels = sum(frame.shape[0] * frame.shape[1] for frame, _ in frames)
         for name, path in paths.items():
-            # `measure_start` does not trust files, which ``.pt2`` needs.
-            is_started = starts and path.suffix != PROGRAM
-            start = measure_start(str(path), frames[0][0], starts, show) if is_started else None
+            start = measure_start(str(path), frames[0][0], starts, show) if starts else None
             found[name] = dict(
                 mb=sum(part.stat().st_size for part in runtimes.parts_of(path)) / 1e6,
                 miou=100 * mean_iou(confusions[name]) if np.any(confusions[name]) else None,

@@ -47,11 +47,13 @@ def complete_test_cfg(test_cfg: Mapping[str, Any], out_channels: int) -> dict[st
     ``scales`` and ``thresholds`` become tuples of floats, ``stride`` is half the window by default. An
     InputError names a key that is unknown, or a value that makes no sense.
     """
+    # Runs of versions that had Gaussian windows saved `window`.
+    test_cfg = {key: value for key, value in test_cfg.items() if key != 'window'}
     for key in test_cfg:
         if key not in TEST_KEYS:
             nearest = difflib.get_close_matches(key, sorted(TEST_KEYS), n=1, cutoff=0.0)[0]
             raise InputError(f'test_cfg.{key}: no such key; did you mean test_cfg.{nearest}?')
-    config = _DEFAULTS | dict(test_cfg)
+    config = _DEFAULTS | test_cfg
     slides, crop_size, thresholds = config['mode'] == 'slide', config['crop_size'], config['thresholds']
     if slides and config['stride'] is None and _is_size(crop_size):
         config['stride'] = tuple(max(side // 2, 1) for side in crop_size)
@@ -292,6 +294,6 @@ class LyftTTAModel(SegTTAModel):
 
 
 def _metas_of(view: Tensor, metas: list[dict]) -> list[dict]:
-    """The images' meta information, changed for a scaled or cropped view of them, (N, 3, h, w)."""
+    """The images' meta information, changed for a scaled view of them, (N, 3, h, w)."""
     # mmseg's heads resize to an `img_shape` that is a torch.Size, otherwise to the padded frame.
     return [dict(meta, img_shape=view.shape[2:]) for meta in metas]

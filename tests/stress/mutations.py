@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from tokenize import TokenError
 
 import cv2
 import numpy as np
@@ -26,7 +27,7 @@ Mutation = Callable[[bytes, np.random.Generator], bytes]
 
 DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
-    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, Image.DecompressionBombError),
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, Image.DecompressionBombError, TokenError),
 )
 _SCALES = (0.5, 0.77, 1.01, 1.5)  # Of rows and columns of resized images.
 

@@ -11,7 +11,7 @@ train_dataloader = dict(
     dataset=dict(
         type='LyftCarlaDataset',
         data_root='{{$LYFT_DATA_ROOT:data/lyft}}',  # the Kaggle folder, or packed frames; also --data-root
-        scheme='carla13',  # label scheme: carla13, challenge3 or road
+        scheme='carla13',  # label scheme: carla13, challenge3, road, ... (docs/data.md)
         split='train',  # a benchmark split (train, val, test), or a list of drives
         # What becomes of a frame in training.
         pipeline=[
