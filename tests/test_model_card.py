@@ -6,14 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from mmseg_unet_lyft.cli import model_card as command
+from mmseg_unet_lyft.cli import info as command
 from mmseg_unet_lyft.datasets.layout import MARKER_NAME
 from mmseg_unet_lyft.engine.run_card import command_again, read_card, read_config_text
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.report.model_card import build_card
 
+from .test_segmenter import save_small
 from .training import run
 
 CONFIG = """
@@ -58,7 +60,7 @@ TRAINED = 'drives F1, F2 of frames (30 frames, synthetic scenes)'
 def checkpoint(tmp_path):
     """A file with its run card."""
     path = tmp_path / 'best.pth'
-    path.write_bytes(b'weights')
+    save_small(path)
     (tmp_path / 'best.pth.run_card.json').write_text(json.dumps(CARD))
     return path
 
@@ -166,17 +168,57 @@ def test_a_run_card_that_is_not_one_is_refused_by_name(checkpoint, content, name
 
 
 def test_the_command_takes_the_scores_next_to_the_checkpoint_or_says_that_there_are_none(checkpoint, capsys):
-    assert command.main([str(checkpoint), '--out', str(checkpoint.with_name('README.md'))]) == 0
+    assert command.main([str(checkpoint), '--card', str(checkpoint.with_name('README.md'))]) == 0
     assert 'not tested yet' in capsys.readouterr().out
     (checkpoint.parent / 'test').mkdir()
     (checkpoint.parent / 'test/scores.json').write_text(json.dumps(SCORES))
-    assert command.main([str(checkpoint)]) == 0
+    assert command.main([str(checkpoint), '--card']) == 0
     written = Path(f'{checkpoint}.card.md')
-    assert written.read_text() == build_card(CARD, SCORES, hashlib.sha256(b'weights').hexdigest())
+    assert written.read_text() == build_card(
+        CARD, SCORES, hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    )
     assert str(written) in capsys.readouterr().out
-    assert command.main([str(checkpoint)]) == 2
+    assert command.main([str(checkpoint), '--card']) == 2
     assert str(written) in capsys.readouterr().err
-    assert command.main([str(checkpoint), '--overwrite']) == 0
+    assert command.main([str(checkpoint), '--card', '--overwrite']) == 0
+
+
+def test_what_a_checkpoint_is_can_be_seen(checkpoint, capsys):
+    assert command.main([str(checkpoint), '--size', '96', '128']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    weights = torch.load(checkpoint, weights_only=True)['state_dict']
+    number = sum(one.numel() for name, one in weights.items() if name.endswith(('weight', 'bias')))
+    assert f'parameters: {number:,}' in lines
+    assert 'network: LyftSegmentor of LyftUNet and LyftUNetHead' in lines
+    assert any(line.startswith('trained: 40 steps; validation: mIoU 61.25') for line in lines)
+    assert any(re.match('classes: 13, scheme carla13: None, Buildings,', line) for line in lines)
+    # The config of the run card.
+    assert 'max_iters = 5 * 2' in lines
+
+
+def test_what_a_config_is_can_be_seen(capsys):
+    assert command.main(['configs/unet_lyft.py', '--size', '608', '800', '--cfg-options', 'max_iters=7']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    # Counted by hand, with 2 operations a product.
+    assert 'GFLOP: 47.7 for 608x800 (height x width)' in lines
+    assert any('max_iters=7' in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ('words', 'named'),
+    [
+        (['no.py'], 'no.py'),
+        (['no.pth'], 'no.pth'),
+        (['a.onnx'], 'a.onnx'),
+        (['unet_lyft.py', '--card'], '--card'),
+        (['a.pth', '--cfg-options', 'max_iters=1'], '--cfg-options'),
+    ],
+)
+def test_what_is_neither_is_refused(words, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a.pth').touch()
+    assert command.main(words) == 2
+    assert named in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -184,7 +226,7 @@ def test_the_command_takes_the_scores_next_to_the_checkpoint_or_says_that_there_
 def test_a_real_runs_card_becomes_a_model_card(three_drives, tmp_path):
     (three_drives / MARKER_NAME).write_text('{}')
     run(tmp_path / 'run', seed=3, max_iters=2)
-    assert command.main([str(tmp_path / 'run/iter_2.pth')]) == 0
+    assert command.main([str(tmp_path / 'run/iter_2.pth'), '--card']) == 0
     text = (tmp_path / 'run/iter_2.pth.card.md').read_text()
     assert 'Trained on `drives F1 of frames (3 frames, synthetic scenes)`.' in text
     assert 'In training, after step 2, on `drives F3 of frames`' in text

@@ -16,6 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
+from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -265,15 +266,20 @@ def describe_cost(runner: Runner) -> str:
     size = short_value(runner.cfg, 'crop_size') or getattr(model.data_preprocessor, 'size', None)
     said = ''
     if isinstance(size, (list, tuple)):
-        counting = FlopCounterMode(display=False)
-        with decoration('GFLOP', runner.logger.warning), torch.no_grad(), counting as flop:
-            # Without memory or time: on the meta device, where only shapes are computed. Two crops, since
-            # batch norm may get one value of each.
-            state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-            state = {name: value.to('meta') for name, value in state.items()}
-            functional_call(model, state, (torch.empty(2, 3, *size, device='meta'),))
-            said = f', {flop.get_total_flops() / 2e9:.3g} GFLOP for {size[0]}x{size[1]} (height x width)'
+        with decoration('GFLOP', runner.logger.warning):
+            said = f', {count_gflop(model, size):.3g} GFLOP for {size[0]}x{size[1]} (height x width)'
     return said
+
+
+def count_gflop(model: nn.Module, size: Sequence[int]) -> float:
+    """GFLOP of a segmentor's forward pass on one image (height, width), 2 operations a product."""
+    with torch.no_grad(), FlopCounterMode(display=False) as flop:
+        # Without memory or time: on the meta device, where only shapes are computed. Two images, since
+        # batch norm may get one value of each.
+        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        state = {name: value.to('meta') for name, value in state.items()}
+        functional_call(model, state, (torch.empty(2, 3, *size, device='meta'),))
+    return flop.get_total_flops() / 2e9
 
 
 def scores_of(runner: Runner) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """A checkpoint's model in PyTorch as `Segmenter` uses it, saved alone or in a folder; exports in tests."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from pprint import pformat
 from typing import Any
 
 import cv2
@@ -42,6 +43,7 @@ from ..engine.config import load_config
 from ..engine.device import compile_for_inference
 from ..engine.model_spec import FORMAT as DESCRIPTION_FORMAT
 from ..engine.model_spec import KEY, checked, describe, image_steps, inference_part, scheme_of
+from ..engine.run_card import count_gflop, read_card
 from ..errors import InputError
 from ..models.predict_modes import (
     at_size,
@@ -56,6 +58,7 @@ from ..models.preprocessor import normalise
 from ..models.segmentor import beyond_plain
 from ..processes import this_process
 from ..report.model_card import card_of
+from ..report.run_page import describe_card
 from . import WEIGHTS_NAME
 from .runtimes import Classes, Resizing, check_size, checked_classes, first_line, open_exported
 
@@ -157,6 +160,46 @@ def _named_by_config(config: Config) -> Mapping | None:
     with DefaultScope.overwrite_default_scope('mmseg'):
         kind = DATASETS.get(dataset.get('type')) if isinstance(dataset.get('type'), str) else None
     return dataset.get('metainfo') or getattr(kind, 'METAINFO', None)
+
+
+def describe_model(
+    config: Config | None, path: str, size: tuple[int, int], trust: bool = False
+) -> Iterator[str]:
+    """Lines on a config's model, or a checkpoint's without one: network, cost, classes, training, config.
+
+    GFLOP are of a frame (height, width). An InputError as of `build_model`.
+    """
+    facts = {}
+    if config is None:
+        model, steps, classes = build_model(None, path, trust)
+        scheme, names, card = classes.scheme, classes.names, Path(path)
+        text = pformat(
+            inference_part(checked(read_checkpoint(path, trust=trust)['meta'][KEY], path)['model'])
+        )
+        if card_file(card).is_file():
+            run = read_card(card)
+            scores = (run.get('validation') or {}).items()
+            scores = ', '.join(f'{name} {value:.4g}' for name, value in scores if name == 'mIoU')
+            facts = dict(trained=f'{run["step"]} steps; validation: {scores or "none"}') | describe_card(run)
+            text = run['config'].get('text') or text
+    else:
+        try:
+            model, steps = build(inference_part(config.model), image_steps(config))
+        except _BUILD_ERRORS as error:
+            raise InputError(f'{path}: its model cannot be built ({error})') from error
+        scheme, names = scheme_of(config), (_named_by_config(config) or {}).get('classes', ())
+        text = config.pretty_text
+    network = ' and '.join(type(part).__name__ for part in (model.backbone, model.decode_head))
+    facts = {
+        'model': path,
+        'network': f'{type(model).__name__} of {network}',
+        'parameters': f'{sum(weight.numel() for weight in model.parameters()):,}',
+        'GFLOP': f'{count_gflop(model, size):.3g} for {size[0]}x{size[1]} (height x width)',
+        'classes': f'{len(names)}{f", scheme {scheme}" if scheme else ""}: {", ".join(names)}',
+        'frames': ', '.join(map(repr, steps)) or 'as they are',
+    } | facts
+    yield from (f'{name}: {value}' for name, value in facts.items())
+    yield from ('config:', *text.rstrip().split('\n'))
 
 
 class TorchNetwork:
