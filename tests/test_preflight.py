@@ -163,6 +163,7 @@ def test_types_that_a_run_does_not_build_are_passed_over(three_drives):
         ('param_scheduler.0.start_factor', 3.0, r'param_scheduler\.0: '),
         ('param_scheduler.1.by_epoch', True, r'param_scheduler\.1: by_epoch=True'),
         ('custom_hooks.0.type', None, r'custom_hooks\.0\.type: .* None'),
+        ('custom_hooks.0', dict(wanted=True), r'custom_hooks\.0: '),
         ('train_cfg.val_interval', 0, r'train_cfg\.val_interval: 0 '),
         ('default_hooks.logger.interval', 0, r'default_hooks\.logger\.interval: 0 '),
         ('train_dataloader.persistent_workers', True, 'train_dataloader: .*persistent_workers'),
@@ -178,7 +179,7 @@ def test_what_cannot_be_built_or_trained_is_named_with_its_key(three_drives, key
     part = config
     for step in filter(None, owner.split('.')):
         part = part[int(step)] if step.isdigit() else part[step]
-    part[name] = value
+    part[int(name) if name.isdigit() else name] = value
     problems = problems_of(config)
     assert any(re.match(expected, problem) for problem in problems), problems
 

@@ -313,7 +313,7 @@ def test_verify_reads_every_frame_and_names_the_damaged(frames, tmp_path, capsys
     flip_bit(out / 'image_24x32.npy', -1)
     flip_bit(out / 'label_24x32.npy', -1)
     assert main([str(out), '--verify']) == 2
-    assert '2 of 10 arrays are damaged: image of F901-0, label of F901-0' in capsys.readouterr().err
+    assert 'image_24x32.npy: F901-0; label_24x32.npy: F901-0' in capsys.readouterr().err
 
 
 def test_download_prepares_what_kagglehub_fetched_and_says_what_is_missing(

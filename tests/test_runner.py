@@ -40,6 +40,16 @@ def test_a_training_starts_with_few_lines_that_say_on_what_and_where(three_drive
         assert fact in written
 
 
+@pytest.mark.stack
+def test_a_config_without_a_scope_finds_mmsegs_types(three_drives, tmp_path):
+    config = load_config('unet_lyft.py', OPTIONS | dict(max_iters=1, val_interval=1))
+    config.pop('default_scope')
+    config.work_dir = str(tmp_path / 'run')
+    runner = build_runner(config)
+    runner.train()
+    assert runner.iter == 1
+
+
 def test_what_warns_and_what_is_not_mmengines_shows_before_the_first_step(three_drives, tmp_path, capsys):
     class Speak(Hook):
         def before_train(self, runner):

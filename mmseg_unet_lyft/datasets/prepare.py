@@ -344,16 +344,14 @@ def verify(root: Path, show: Show = _unshown) -> int:
     """
     opened = packed.PackedFrames(root)
     load_stats(root)
-    bad = []
+    bad: dict[str, list[str]] = {}
     for name in show(opened.frames, len(opened.frames)):
         for kind in packed.CHANNELS:
             try:
                 opened.read(kind, name)
             except InputError:
-                bad.append(f'{kind} of {name}')
+                bad.setdefault(packed.array_name(kind, opened.frames[name].size), []).append(name)
     if bad:
-        raise InputError(
-            f'{root}: {len(bad)} of {2 * len(opened.frames)} arrays are damaged: {", ".join(bad)}; '
-            f'{packed.remedy(root)}'
-        )
+        listed = '; '.join(f'{file}: {", ".join(names)}' for file, names in bad.items())
+        raise InputError(f'{root}: damaged frames in {listed}; {packed.remedy(root)}')
     return len(opened.frames)

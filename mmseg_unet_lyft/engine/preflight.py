@@ -101,6 +101,10 @@ class _Report:
     def check_types(self, parts: Iterable[str]) -> None:
         """Record every type in these parts of the config under which nothing is registered."""
         for part in parts:
+            for index, hook in enumerate(self._config.get(part) or ()):
+                if isinstance(hook, Mapping) and 'type' not in hook:
+                    self.broken.add(part)
+                    self.add('has no type', f'{part}.{index}')
             for key, name in _typed(self._config.get(part), part):
                 if find_class(name) is None:
                     self.broken.add(part)

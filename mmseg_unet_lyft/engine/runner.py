@@ -218,6 +218,7 @@ def build_runner(config: Config, trust: bool = False, allowed_changes: Sequence[
             recipe. What cannot be built raises as in mmengine.
     """
     register_classes()
+    config.setdefault('default_scope', 'mmseg')
     changes = require_same_run(config, allowed_changes)
     load_safely(config.get('load_from') if trust else None)
     join_group(config)

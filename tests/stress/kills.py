@@ -198,8 +198,10 @@ def _disturb_a_rank(
                 continue
             os.kill(ranks[int(random.integers(_RANKS))], sent)
             start = time.monotonic()
-            code = run.wait(_ENDED_SECONDS)
-            common.wait_until(lambda run=run: not _descendants(run), _ENDED_SECONDS)
+            # A rank that is stopped before all have joined is noticed after half a minute.
+            limit = _ENDED_SECONDS * (2 if sent == signal.SIGSTOP else 1)
+            code = run.wait(limit)
+            common.wait_until(lambda run=run: not _descendants(run), limit)
             took, left = time.monotonic() - start, _descendants(run)
         wrong = [f'{run.log}: {len(left)} processes run on'] if left else []
         wrong += [f'{run.log}: ended with {code}'] if code in (0, None) else []
