@@ -40,15 +40,18 @@ def run(log: Path, *words: object) -> None:
     with log.open('w', encoding='utf-8') as file:
         done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
-        raise InputError(f'{log}: ended with {done.returncode}: {log.read_text()[-500:]}')
+        raise InputError(
+            f'{log}: ended with {done.returncode}: {log.read_text(encoding="utf-8", errors="replace")[-500:]}'
+        )
 
 
 def train(args: argparse.Namespace) -> dict:
-    """Steps a second with AMP and torch.compile, the share of time not waiting for data, memory, mIoU."""
+    """Seconds a step with AMP and torch.compile, share of time not waiting for data, memory, mIoU."""
     work_dir, options = args.out / 'train', [f'max_iters={args.steps}', f'val_interval={args.steps}']
     for part, drives in (('train', args.train), ('val', args.val), ('test', args.val)):
         options.append(f'{part}_drives=[{",".join(drives)}]')
     places = ['--data-root', args.data_root, '--work-dir', work_dir, '--seed', 0, '--amp']
+    places += ['--device', device_name(args.device)]
     options += [f'compiled={not args.no_compile}', *args.cfg_options]
     run(args.out / 'train.log', 'tools/train.py', CONFIGS[0], *places, '--cfg-options', *options)
     logged = read_scalars(work_dir)
@@ -57,7 +60,7 @@ def train(args: argparse.Namespace) -> dict:
     scores = [one for one in logged if 'mIoU' in one][-1]
     return {
         'seconds a step': seconds,
-        'share of time fed': 1 - waiting / seconds,
+        'share of time not waiting for data': 1 - waiting / seconds,
         'memory, MB': max((one.get('memory', 0) for one in steps), default=0),
         'mIoU': scores['mIoU'],
     }
@@ -79,16 +82,18 @@ def forward(args: argparse.Namespace) -> dict:
         # With CUDA graphs: launching the kernels one by one would take longer than computing.
         ways = {
             'float32': network,
-            f'{half}': network,
+            str(half): network,
             f'{half}, compiled': torch.compile(network, mode='reduce-overhead'),
         }
         for way, work in ways.items():
             if 'compiled' in way and args.no_compile:
                 continue
-            with torch.inference_mode(), torch.autocast(device.partition(':')[0], half, way != 'float32'):
+            what = f'{name}, {way.removeprefix("torch.")}, ms'
+            autocast = torch.autocast(device.partition(':')[0], half, way != 'float32')
+            with decoration(what, say), torch.inference_mode(), autocast:
                 once = roofline.synchronised(work, device)
                 seconds = [once().wall for _ in range(args.rounds + _WARM)][_WARM:]
-            found[f'{name}, {way.removeprefix("torch.")}, ms'] = 1000 * float(np.median(seconds))
+                found[what] = 1000 * float(np.median(seconds))
     return found
 
 
@@ -159,9 +164,12 @@ def _gpu(argv: list[str] | None) -> int:
     for name, part in PARTS.items():
         say(f'{name}: {part.__doc__.partition(chr(10))[0]}')
         # The next part may still run in the little time that a lent GPU has.
-        with decoration(name, say):
+        errors: list[str] = []
+        with decoration(name, errors.append):
             figures['parts'][name] = part(args)
-        figures['parts'].setdefault(name, 'failed')
+        if errors:
+            figures['parts'][name] = errors[0]
+            say(errors[0])
         write_json(args.out / 'gpu.json', figures)
         (args.out / 'gpu.md').write_text(table(figures) + '\n', encoding='utf-8')
     say(*table(figures).split('\n'), f'wrote {args.out / "gpu.json"} and gpu.md')

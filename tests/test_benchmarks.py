@@ -253,5 +253,5 @@ def test_what_a_gpu_run_measures_is_rehearsed_on_a_cpu(tmp_path, scenes):
     parts = json.loads((tmp_path / 'gpu.json').read_text())['parts']
     assert set(parts) == set(gpu.PARTS)
     assert all(value >= 0 for found in parts.values() for value in found.values())
-    assert parts['train']['share of time fed'] <= 1
+    assert parts['train']['share of time not waiting for data'] <= 1
     assert '| exported | frame to label map, cpu, ms | ' in (tmp_path / 'gpu.md').read_text()

@@ -85,8 +85,10 @@ def test_stats_are_read_back_as_they_were_written(measured, tmp_path):
     np.testing.assert_array_equal(back.hood, measured.hood)
     assert to_json(back) == to_json(measured)
     assert back.mean_std('train')[0].tolist() == [11, 101, 101]
-    # As before there was a hash.
-    (tmp_path / STATS_NAME).write_text(json.dumps(to_json(measured)))
+    # As older versions wrote it: without a hash, with values of more kinds.
+    older = to_json(measured) | dict(derived={})
+    older['drives']['F1']['tag_frames'] = [0] * len(older['tags'])
+    (tmp_path / STATS_NAME).write_text(json.dumps(older))
     assert to_json(load_stats(tmp_path)) == to_json(measured)
 
 

@@ -93,6 +93,7 @@ def test_all_formats_are_compared_on_the_same_frames(checkpoint, tmp_path):
     assert found['ONNX Runtime int8']['mb'] < found['ONNX Runtime float32']['mb'] / 2
     assert all(0 < one['p50'] <= one['p95'] for one in found.values())
     assert found['OpenVINO int8']['cold_start'] > found['OpenVINO int8']['p50'] / 1e3
+    assert found['torch.export float32']['cold_start'] > 0
     assert '\n| OpenVINO int8 ' in done.stdout
     assert cv2.imread(str(places[1])) is not None
 

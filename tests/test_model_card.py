@@ -190,7 +190,7 @@ def test_what_a_checkpoint_is_can_be_seen(checkpoint, capsys):
     number = sum(one.numel() for name, one in weights.items() if name.endswith(('weight', 'bias')))
     assert f'parameters: {number:,}' in lines
     assert 'network: LyftSegmentor of LyftUNet and LyftUNetHead' in lines
-    assert any(line.startswith('trained: 40 steps; validation: mIoU 61.25') for line in lines)
+    assert any(line == 'trained: 40 steps, validation mIoU 61.25' for line in lines)
     assert any(re.match('classes: 13, scheme carla13: None, Buildings,', line) for line in lines)
     # The config of the run card.
     assert 'max_iters = 5 * 2' in lines
@@ -209,7 +209,8 @@ def test_what_a_config_is_can_be_seen(capsys):
     [
         (['no.py'], 'no.py'),
         (['no.pth'], 'no.pth'),
-        (['a.onnx'], 'a.onnx'),
+        (['a.onnx'], 'a.onnx: name one config'),
+        (['unet_lyft.py', 'unet_lyft_bn.py'], 'unet_lyft.py unet_lyft_bn.py: '),
         (['unet_lyft.py', '--card'], '--card'),
         (['a.pth', '--cfg-options', 'max_iters=1'], '--cfg-options'),
     ],

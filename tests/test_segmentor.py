@@ -75,9 +75,9 @@ def resized(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def test_what_is_left_out_is_mmsegs_behaviour_and_the_stride_half_the_window():
     defaults = dict(mode='whole', crop_size=None, stride=None, scales=(1.0,), flip=False)
     assert complete_test_cfg({}, 13) == defaults | dict(thresholds=None, passes=None)
-    # Both are there in many configs of mmseg that do not slide.
-    complete_test_cfg(dict(mode='whole', crop_size=(512, 512), stride=(341, 341)), 13)
-    config = complete_test_cfg(dict(mode='slide', crop_size=[289, 1]), 13)
+    # These are there in many configs of mmseg, and of earlier runs, that do not slide.
+    complete_test_cfg(dict(mode='whole', crop_size=(512, 512), stride=(341, 341), window='gaussian'), 13)
+    config = complete_test_cfg(dict(mode='slide', crop_size=[289, 1], window='uniform'), 13)
     assert (config['crop_size'], config['stride']) == ((289, 1), (144, 1))
     config = complete_test_cfg(dict(scales=[1, 0.5], thresholds=[1, 0.25]), 2)
     assert (config['scales'], config['thresholds']) == ((1.0, 0.5), (1.0, 0.25))
@@ -89,6 +89,7 @@ def test_what_is_left_out_is_mmsegs_behaviour_and_the_stride_half_the_window():
         (dict(scale=(1.0,)), r'test_cfg\.scale: .*test_cfg\.scales'),
         (dict(mode='windows'), r"test_cfg\.mode='windows'"),
         (dict(mode='slide'), r'test_cfg\.crop_size=None'),
+        (dict(SLIDE, window='gaussian'), r'test_cfg\.window: '),
         (dict(stride=(8, 8)), r'test_cfg\.stride=\(8, 8\)'),
         (dict(SLIDE, stride=(32, 49)), r'test_cfg\.stride=\(32, 49\)'),
         (dict(mode='slide', crop_size=(32, 8.5)), r'test_cfg\.crop_size=\(32, 8\.5\)'),

@@ -17,6 +17,7 @@ from mmseg_unet_lyft.datasets.carla import SCHEMES, tags_to_ids
 from mmseg_unet_lyft.datasets.layout import find_pairs
 from mmseg_unet_lyft.datasets.transforms import (
     NEUTRAL_COLOUR,
+    LyftPhotoMetricDistortion,
     LyftRandomResizedCrop,
     LyftWeather,
     PackLyftInputs,
@@ -297,6 +298,12 @@ def test_impossible_sizes_are_refused(ratio_range, crop_size):
     named = f'LyftRandomResizedCrop: ratio_range={ratio_range}, crop_size={crop_size}, scale=(32, 24)'
     with pytest.raises(InputError, match=re.escape(named)):
         LyftRandomResizedCrop((32, 24), ratio_range, crop_size)
+
+
+def test_a_saved_config_that_leaves_colours_to_the_loader_is_still_built():
+    LyftPhotoMetricDistortion(on_device=False)
+    with pytest.raises(InputError, match='on_device=True'):
+        LyftPhotoMetricDistortion(on_device=True)
 
 
 def test_packing_pads_below_and_to_the_right():

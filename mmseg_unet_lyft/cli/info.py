@@ -9,20 +9,21 @@ from pathlib import Path
 from .. import inference
 from ..errors import InputError
 from .console import CommandParser, guarded, say
-from .options import add_common, check_file_option, check_paths, load_named_config, ranged
+from .options import add_common, check_file_option, check_paths, model_config, named_model, ranged
 
 
 def _info(argv: list[str] | None) -> None:
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
-    add('subject', metavar='CONFIG_OR_CHECKPOINT', help='a config, or a checkpoint that describes its model')
+    what = 'a config, a checkpoint, or a checkpoint that does not describe its model after its config'
+    add('words', nargs='+', metavar='CONFIG | [CONFIG] CHECKPOINT', help=what)
     add(
         '--size',
         nargs=2,
         type=ranged(int, 1),
         default=(600, 800),
         metavar=('HEIGHT', 'WIDTH'),
-        help='of the frame that GFLOP are counted for (600 800)',
+        help="of the network's input that GFLOP are counted for (600 800)",
     )
     what = 'also write a model card, Markdown as Hugging Face reads it (CHECKPOINT.card.md)'
     add('--card', nargs='?', type=Path, const=Path(), metavar='FILE', help=what)
@@ -31,24 +32,25 @@ def _info(argv: list[str] | None) -> None:
     add('--overwrite', action='store_true', help='replace an existing card')
     add_common(parser, '--trust', '--cfg-options')
     args = parser.parse_args(argv)
-    path, is_checkpoint = Path(args.subject), args.subject.endswith(inference.CHECKPOINTS)
-    if args.subject.endswith(inference.EXPORTED):
-        raise InputError(f'{path}: is an exported file; name the checkpoint or the config that it is from')
-    if is_checkpoint:
-        check_paths(path, args.scores)
-        if args.cfg_options:
-            raise InputError('--cfg-options: change a config; name it in place of the checkpoint')
-    elif args.card:
-        raise InputError(f'--card: is of a checkpoint, and {path} is a config')
+    config, checkpoint = args.words[0], None
+    if args.words[-1].endswith(inference.CHECKPOINTS):
+        config, checkpoint = named_model(args)
+    elif args.words[1:] or config.endswith(inference.EXPORTED):
+        raise InputError(
+            f'{" ".join(args.words)}: name one config, a checkpoint, or a config and its checkpoint'
+        )
+    if not checkpoint and (args.card or args.scores):
+        raise InputError(f'--card: is of a checkpoint, and {config} is a config')
+    check_paths(checkpoint, args.scores)
     from ..compat import require_stack
 
     require_stack()
     from ..inference.torch_model import describe_model
 
-    config = None if is_checkpoint else load_named_config(args, args.subject)
-    say(*describe_model(config, args.subject, tuple(args.size), args.trust))
+    config = model_config(args, config)
     if args.card:
-        _write_card(path, args.card, args.scores, args.overwrite)
+        _write_card(Path(checkpoint), args.card, args.scores, args.overwrite)
+    say(*describe_model(config, checkpoint, tuple(args.size), args.trust))
 
 
 def _write_card(path: Path, out: Path, scores: Path | None, overwrite: bool) -> None:

@@ -12,9 +12,6 @@ from ..errors import InputError, decoration
 from .console import CommandParser, guarded, phase, progress, say
 from .options import add_common, add_run_arguments, add_uncertainty, check_run_paths, read_config
 
-# After so long without a batch from a loader worker, a test ends.
-STALL_SECONDS = 600
-
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, ``checkpoint`` being what is scored."""
@@ -52,7 +49,7 @@ def _test(argv: list[str] | None) -> None:
     from ..compat import require_stack
 
     require_stack()
-    from ..engine import device, distributed, preflight, scoring
+    from ..engine import device, distributed, guard, preflight, scoring
     from ..engine.runner import build_runner
     from ..inference.torch_model import score_exported
     from ..processes import is_first
@@ -64,7 +61,8 @@ def _test(argv: list[str] | None) -> None:
     config.command = ['test', *(sys.argv[1:] if argv is None else argv)]
     config.work_dir = str(scoring.result_folder(args.work_dir, path))
     if (config.get('test_dataloader') or {}).get('num_workers'):
-        config.test_dataloader.setdefault('timeout', STALL_SECONDS)
+        # After so long without a batch from a worker, a test ends.
+        config.test_dataloader.setdefault('timeout', guard.STALL_SECONDS)
     is_exported = path.endswith(inference.EXPORTED)
     device.choose_device(args.device or ('cpu' if is_exported else None))
     if is_exported:

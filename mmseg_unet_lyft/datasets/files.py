@@ -121,6 +121,7 @@ def _locked_file(path: Path) -> int:
         # A process could lock its own file again; and closing any descriptor of it would unlock it.
         handle = _locked.get(folder) or os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
         if os.fstat(handle).st_nlink > 1:
+            os.close(handle)
             raise OSError(errno.EMLINK, f'{path.name} is a link')
         os.lseek(handle, 0, os.SEEK_SET)
         holder, *left = os.read(handle, _LOCK_BYTES).decode(errors='replace').splitlines() or ['another run']

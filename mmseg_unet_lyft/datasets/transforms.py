@@ -303,7 +303,7 @@ class LyftPhotoMetricDistortion(BaseTransform):
     """
 
     def __init__(self, on_device: bool = False) -> None:
-        # Saved configs of versions that could have False.
+        # Saved configs hold on_device=False.
         if on_device:
             raise InputError('LyftPhotoMetricDistortion: on_device=True is gone; leave it out')
 

@@ -680,7 +680,7 @@ def compare_formats(
     Returns:
         By format, for JSON: ``mb``; ``miou`` in percent, None without truth; ``same_pixels`` as in PyTorch,
         in percent; ``p50`` and ``p95`` of a frame in milliseconds; ``cold_start``, seconds from the start of
-        a process to its first label map, None for ``.pt2``; or ``reason``, why it cannot run.
+        a process to its first label map, None without ``starts``; or ``reason``, why it cannot run.
     """
     scheme, found = segmenter.network.scheme, {'PyTorch float32': {}}
     frames = frames_of_all_sizes(scheme)

@@ -51,7 +51,7 @@ def measure(segmenter: Segmenter, model: str, args: argparse.Namespace, show: Sh
     figures = dict(
         model=Path(model).name,
         size=f'{args.height}x{args.width}',
-        device=args.device or getattr(segmenter.network, 'device', 'cpu'),
+        device=args.device or str(getattr(segmenter.network, 'device', 'cpu')),
         stages=measure_stages(segmenter, frames, args.rounds, show),
     )
     if args.starts and args.words == [model]:
@@ -119,7 +119,9 @@ def measure_start(model: str, frame: np.ndarray, rounds: int, show: Show) -> dic
     ``imports`` of the runtime and OpenCV, by a process that does nothing else; ``first_label_map``;
     ``second``, the warm pass after it; ``beyond``, ``first_label_map`` less ``imports`` and ``second``.
     """
-    runtime = {'.onnx': 'onnxruntime', '.xml': 'openvino'}.get(Path(model).suffix, 'torch, mmseg.apis')
+    runtime = {'.onnx': 'onnxruntime', '.xml': 'openvino', '.pt2': 'torch'}.get(
+        Path(model).suffix, 'torch, mmseg.apis'
+    )
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / 'frame.png'
         cv2.imwrite(str(place), frame)

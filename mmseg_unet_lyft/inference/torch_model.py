@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from pprint import pformat
 from typing import Any
 
 import cv2
@@ -163,35 +162,31 @@ def _named_by_config(config: Config) -> Mapping | None:
 
 
 def describe_model(
-    config: Config | None, path: str, size: tuple[int, int], trust: bool = False
+    config: Config | None, checkpoint: str | None, size: tuple[int, int], trust: bool = False
 ) -> Iterator[str]:
-    """Lines on a config's model, or a checkpoint's without one: network, cost, classes, training, config.
+    """Lines on the model of a config, a checkpoint or both: network, cost, classes, training, config.
 
-    GFLOP are of a frame (height, width). An InputError as of `build_model`.
+    GFLOP are of one pass at the network's input, (height, width). An InputError as of `build_model`.
     """
-    facts = {}
-    if config is None:
-        model, steps, classes = build_model(None, path, trust)
-        scheme, names, card = classes.scheme, classes.names, Path(path)
-        text = pformat(
-            inference_part(checked(read_checkpoint(path, trust=trust)['meta'][KEY], path)['model'])
-        )
-        if card_file(card).is_file():
-            run = read_card(card)
-            scores = (run.get('validation') or {}).items()
-            scores = ', '.join(f'{name} {value:.4g}' for name, value in scores if name == 'mIoU')
-            facts = dict(trained=f'{run["step"]} steps; validation: {scores or "none"}') | describe_card(run)
-            text = run['config'].get('text') or text
-    else:
+    facts, text = {}, config and config.pretty_text
+    if checkpoint is None:
         try:
             model, steps = build(inference_part(config.model), image_steps(config))
         except _BUILD_ERRORS as error:
-            raise InputError(f'{path}: its model cannot be built ({error})') from error
+            raise InputError(f'{config.filename}: its model cannot be built ({error})') from error
         scheme, names = scheme_of(config), (_named_by_config(config) or {}).get('classes', ())
-        text = config.pretty_text
+    else:
+        model, steps, classes = build_model(config, checkpoint, trust)
+        scheme, names = classes.scheme, classes.names
+        if card_file(Path(checkpoint)).is_file():
+            card = read_card(Path(checkpoint))
+            miou = (card.get('validation') or {}).get('mIoU')
+            scored = 'not validated' if miou is None else f'validation mIoU {miou:.4g}'
+            facts = dict(trained=f'{card["step"]} steps, {scored}') | describe_card(card)
+            text = card['config'].get('text')
     network = ' and '.join(type(part).__name__ for part in (model.backbone, model.decode_head))
     facts = {
-        'model': path,
+        'model': checkpoint or config.filename,
         'network': f'{type(model).__name__} of {network}',
         'parameters': f'{sum(weight.numel() for weight in model.parameters()):,}',
         'GFLOP': f'{count_gflop(model, size):.3g} for {size[0]}x{size[1]} (height x width)',
@@ -199,7 +194,8 @@ def describe_model(
         'frames': ', '.join(map(repr, steps)) or 'as they are',
     } | facts
     yield from (f'{name}: {value}' for name, value in facts.items())
-    yield from ('config:', *text.rstrip().split('\n'))
+    if text:
+        yield from ('resolved config:', *text.rstrip().split('\n'))
 
 
 class TorchNetwork:

@@ -47,8 +47,10 @@ def complete_test_cfg(test_cfg: Mapping[str, Any], out_channels: int) -> dict[st
     ``scales`` and ``thresholds`` become tuples of floats, ``stride`` is half the window by default. An
     InputError names a key that is unknown, or a value that makes no sense.
     """
-    # Runs of versions that had Gaussian windows saved `window`.
-    test_cfg = {key: value for key, value in test_cfg.items() if key != 'window'}
+    test_cfg = dict(test_cfg)
+    # Runs of versions that had Gaussian windows saved `window`; it matters only where windows slide.
+    if test_cfg.get('mode') != 'slide' or test_cfg.get('window') == 'uniform':
+        test_cfg.pop('window', None)
     for key in test_cfg:
         if key not in TEST_KEYS:
             nearest = difflib.get_close_matches(key, sorted(TEST_KEYS), n=1, cutoff=0.0)[0]

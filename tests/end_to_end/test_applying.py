@@ -15,6 +15,7 @@ from mmseg_unet_lyft.cli import predict, test
 from mmseg_unet_lyft.datasets.carla import IGNORE_INDEX
 from mmseg_unet_lyft.datasets.image_io import read_image, read_label
 from mmseg_unet_lyft.datasets.transforms import LoadLyftLabel
+from mmseg_unet_lyft.engine import guard
 from mmseg_unet_lyft.engine.checkpoint import best_checkpoint
 from mmseg_unet_lyft.engine.config import load_config, parse_options
 from mmseg_unet_lyft.inference.segmenter import Segmenter
@@ -123,7 +124,7 @@ def test_a_loader_worker_that_hangs_ends_a_test(trained, drawn_root, tmp_path, m
             time.sleep(60)
         return read(self, results)
 
-    monkeypatch.setattr(test, 'STALL_SECONDS', 1)
+    monkeypatch.setattr(guard, 'STALL_SECONDS', 1)
     monkeypatch.setattr(LoadLyftLabel, 'transform', hang)
     assert run_test(str(trained / 'iter_4.pth'), drawn_root, tmp_path, options=options) == 2
     assert re.search('error: .*timed out.*num_workers=0', capsys.readouterr().err)
