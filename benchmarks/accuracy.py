@@ -90,7 +90,9 @@ model = dict(
         "type='SegformerHead', in_channels=[24, 40, 112, 320], in_index=[1, 2, 3, 4], channels=96"
     ),
     'one convolution a level': 'model = dict(decode_head=dict(num_convs=1))\n',
-    'wide levels of one convolution': 'model = dict(decode_head=dict(num_convs=1, decoder_channels=(64, 64, 96, 96)))\n',
+    'wide levels of one convolution': (
+        'model = dict(decode_head=dict(num_convs=1, decoder_channels=(64, 64, 96, 96)))\n'
+    ),
     'lite1': "model = dict(backbone=dict(variant='lite1'))\n",
     'learning rate 3e-3': dict(learning_rate=3e-3),
     'learning rate 1e-3': dict(learning_rate=1e-3),
