@@ -4,7 +4,6 @@ python tools/benchmark.py latency unet.onnx --json latency.json
 python tools/benchmark.py formats best.pth --data-root data/lyft --json formats.json --plot formats.png
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -25,30 +24,19 @@ def _benchmark(argv: list[str] | None) -> None:
     parser = CommandParser(description=__doc__)
     parts = parser.add_subparsers(dest='part', required=True, metavar='PART')
     part = parts.add_parser('latency', help='a frame stage by stage, and the cold start')
-    part.add_argument(
-        'words',
-        nargs='+',
-        metavar='[CONFIG] MODEL',
-        help='a checkpoint or exported file; before it its config, if needed',
-    )
     add_common(part, '--device', '--trust', '--cfg-options')
     for name, default in (('--height', 600), ('--width', 800)):
         part.add_argument(name, type=int, default=default, help=f'of the synthetic frames ({default})')
     part.add_argument('--rounds', type=ranged(int, 1), default=20, help='turns of each (default: 20)')
     part = parts.add_parser('formats', help='size, mIoU and speed of every format that can run here')
-    part.add_argument(
-        'words',
-        nargs='+',
-        metavar='[CONFIG] CHECKPOINT',
-        help='a checkpoint; before it its config, if needed',
-    )
     part.add_argument('--data-root', type=Path, metavar='DIR', help='real frames; synthetic ones by default')
     part.add_argument('--plot', type=Path, metavar='F', help='also draw mIoU and speed to F, a PNG')
+    part.set_defaults(device='cpu')
     add_common(part, '--drives', '--calibrate-on', '--frames', '--trust', '--cfg-options')
+    what = 'a checkpoint, or for latency an exported file; before it its config, if needed'
     for part in parts.choices.values():
-        part.add_argument(
-            '--starts', type=ranged(int, 0), default=3, help='cold starts in fresh processes (3)'
-        )
+        part.add_argument('words', nargs='+', metavar='[CONFIG] MODEL', help=what)
+        part.add_argument('--starts', type=ranged(int, 0), default=3, help='cold starts (3)')
         part.add_argument('--json', type=Path, metavar='F', help='also write the figures to F')
     args = parser.parse_args(argv)
     plot, root = getattr(args, 'plot', None), getattr(args, 'data_root', None)
@@ -61,17 +49,18 @@ def _benchmark(argv: list[str] | None) -> None:
     from ..datasets.files import write_json
     from ..engine.device import describe_machine
 
+    config, model = named_model(args, inference.MODELS if args.part == 'latency' else inference.CHECKPOINTS)
+    segmenter = open_segmenter(args, model_config(args, config), model)
     if args.part == 'latency':
         from ..inference.latency import measure, table
 
-        config, model = named_model(args, inference.MODELS)
-        segmenter = open_segmenter(args, model_config(args, config), model)
         figures = measure(segmenter, model, args, progress)
         text = table(figures)
     else:
-        from ..inference.export import format_table
+        from ..inference.export import compare_formats, format_table
 
-        figures = dict(formats=_formats(args))
+        frames = (args.data_root, args.drives or 'test', args.calibrate_on or 'val', args.frames)
+        figures = dict(formats=compare_formats(segmenter, *frames, args.starts, progress))
         text = format_table(figures['formats'])
     result = dict(machine=describe_machine(), **figures)
     say(*text.split('\n'), json.dumps(result['machine']))
@@ -83,19 +72,6 @@ def _benchmark(argv: list[str] | None) -> None:
 
         save_formats(plot, figures['formats'])
         say(f'wrote {plot}')
-
-
-def _formats(args: argparse.Namespace) -> dict:
-    """Figures of all formats of a checkpoint, as the options say."""
-    from ..inference.export import compare_formats
-    from ..inference.segmenter import Segmenter
-
-    named, checkpoint = named_model(args)
-    config = model_config(args, named)
-    words = (checkpoint,) if config is None else (config, checkpoint)
-    segmenter = Segmenter(*words, device='cpu', trust=args.trust)
-    frames = (args.data_root, args.drives or 'test', args.calibrate_on or 'val', args.frames)
-    return compare_formats(segmenter, *frames, args.starts, progress)
 
 
 main = guarded(_benchmark)
