@@ -51,7 +51,8 @@ def _measure(args: argparse.Namespace, progress: Callable) -> dict:
         raise InputError(f'{error}: pip install corrupt-tta') from None
     segmenter = Segmenter(args.model, device='cpu')
     pairs = find_pairs(args.data_root, args.drives)[:: args.every]
-    labels = [read_label(pair['seg_map_path'], segmenter.network.scheme or 'carla13') for pair in pairs]
+    scheme, root = segmenter.network.scheme or 'carla13', str(args.data_root)
+    labels = [read_label(pair['seg_map_path'], scheme, root) for pair in pairs]
     scores = {}
     for kind in progress((CLEAN, *KINDS), 1 + len(KINDS), 'kinds'):
         images = map_in_order(

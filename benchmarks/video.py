@@ -121,7 +121,7 @@ def compare(subject: Subject, source: Path, frames: int, rounds: int, work: Path
         _NETWORKS[0]: lambda: [network(alone)(frame) for frame in decoded],
         _NETWORKS[1]: lambda: spread_over(plan.workers, network(each), decoded),
         _OURS: lambda: end_to_end(each, source, plan, work),
-        _IN_TURN: lambda: end_to_end(alone, source, Plan(0, None), work),
+        _IN_TURN: lambda: in_turn(alone, source, work),
     }
     works[_MMSEG] = mmseg_loop(subject, source, work / 'mmseg.avi')
     works |= stages(each, source, decoded, work)
@@ -171,6 +171,15 @@ def end_to_end(segmenter: Segmenter, source: Path, plan: Plan, work: Path) -> in
     frames = open_frames(str(source))
     with Outputs(work).open(frames, 'ours', segmenter) as sinks:
         return label_video(segmenter, frames, sinks, plan, written=lambda: None)
+
+
+def in_turn(segmenter: Segmenter, source: Path, work: Path) -> None:
+    """As `end_to_end`, one frame after another in one thread."""
+    with open_frames(str(source)) as frames, Outputs(work).open(frames, 'in_turn', segmenter) as sinks:
+        for frame in frames:
+            label = segmenter(frame, colours='BGR')
+            for sink in sinks:
+                sink.write(sink.prepare(frame, label))
 
 
 def stages(

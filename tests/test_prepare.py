@@ -224,6 +224,16 @@ def test_skip_bad_leaves_frames_out_and_lists_them(frames, tmp_path, capsys):
     assert load_stats(out).drives['F1'].frames == 2
 
 
+def test_a_frame_of_an_accepted_size_is_listed_as_left_out(frames, tmp_path, capsys):
+    frames.add('F1-9', size=(48, 64))
+    out = tmp_path / 'out'
+    assert main([str(frames.root), str(out), '--workers', '1', '--accept', 'wrong_size']) == 0
+    assert capsys.readouterr().out.startswith('left out: F1-9\n')
+    (left_out,) = json.loads((out / 'left_out.json').read_text())
+    assert (left_out['frame'], left_out['kind']) == ('F1-9', 'wrong_size')
+    assert 'F1-9' not in PackedFrames(out).frames
+
+
 def test_skip_bad_accepts_neither_labels_of_one_tag_nor_nothing_left(tmp_path, kaggle):
     kaggle.add('F1-0', tags=7)
     with pytest.raises(InputError, match='--accept one_tag'):

@@ -46,7 +46,7 @@ def _predict(argv: list[str] | None) -> None:
     text = config and pformat(config.to_dict())
     segmenter = open_segmenter(args, config, model)
     if args.uncertainty is not None:
-        segmenter.check_passes(args.uncertainty)
+        segmenter.network.check_passes(args.uncertainty)
     files = dict(model=model, thresholds=args.thresholds)
     places = [place for _, place in images]
     start_folder(outputs, files, text, args.cfg_options, args.overwrite, places)

@@ -120,12 +120,16 @@ def _locked_file(path: Path) -> int:
     while True:
         # A process could lock its own file again; and closing any descriptor of it would unlock it.
         handle = _locked.get(folder) or os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
-        if os.fstat(handle).st_nlink > 1:
+        if folder not in _locked and os.fstat(handle).st_nlink > 1:
             os.close(handle)
             raise OSError(errno.EMLINK, f'{path.name} is a link')
+        # Only then nobody adds to the list.
+        is_ours = folder not in _locked and _lock(handle)
         os.lseek(handle, 0, os.SEEK_SET)
         holder, *left = os.read(handle, _LOCK_BYTES).decode(errors='replace').splitlines() or ['another run']
-        if folder in _locked or not _lock(handle):
+        if not is_ours:
+            if folder not in _locked:
+                os.close(handle)
             raise InputError(f'{folder}: {holder[:200]} writes there; wait, or name another folder')
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), path.stat()):

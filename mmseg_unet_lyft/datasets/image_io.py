@@ -5,7 +5,6 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -169,19 +168,12 @@ def _colours(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., :3] @ np.array([1, 1 << 8, 1 << 16])
 
 
-@lru_cache(2)
-def _tags_of_colours(release: str) -> np.ndarray:
-    """A release's tag for every colour 0xRRGGBB, uint8 (2^24,); `_NO_TAG` where the palette lacks it."""
-    table = np.full(1 << 24, _NO_TAG, np.uint8)
-    tags = tag_of_colour(release)
-    table[list(tags)] = list(tags.values())
-    return table
-
-
 def _convert(pixels: np.ndarray, release: str) -> np.ndarray:
     """Tags uint8 (H, W) of colours; a `FileFaultError` for one that has none."""
     colours = _colours(pixels)
-    tags = _tags_of_colours(release)[colours]
+    tags = np.full(colours.shape, _NO_TAG, np.uint8)
+    for colour, tag in tag_of_colour(release).items():
+        tags[colours == colour] = tag
     unknown = np.argwhere(tags == _NO_TAG)
     if len(unknown):
         row, column = unknown[0].tolist()

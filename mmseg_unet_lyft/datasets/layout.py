@@ -290,7 +290,7 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
     try:
         if content['version'] != 1:
             raise ValueError(f'version {content["version"]}, expected 1')
-        return [ManifestEntry(file['path'], file['bytes'], file['sha256']) for file in content['files']]
+        return [ManifestEntry(str(file['path']), file['bytes'], file['sha256']) for file in content['files']]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f'{path}: not a manifest of inspect_data ({error})') from None
 

@@ -5,6 +5,7 @@ import json
 import os
 import zlib
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -116,8 +117,9 @@ class PackedFrames:
         frame = self.frames[name]
         path, array = self.root / array_name(kind, frame.size), self._array(kind, frame.size)
         # A mapped file that was cut would kill the process where it is read (SIGBUS).
-        if path.exists() and path.stat().st_size < array.nbytes:
-            raise InputError(f'{path}: was cut to {path.stat().st_size} bytes; {remedy(self.root)}')
+        with suppress(FileNotFoundError):
+            if (size := path.stat().st_size) < array.nbytes:
+                raise InputError(f'{path}: was cut to {size} bytes; {remedy(self.root)}')
         pixels = array[frame.row]
         if self._pid != os.getpid():
             # After a fork, the parent's verifications do not count.

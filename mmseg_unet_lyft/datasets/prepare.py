@@ -106,7 +106,9 @@ def prepare(
         hashes = {one.files.name: [entry.sha256 for entry in one.entries] for one in frames}
         packing = Packing(pairs, out, hashes, converted_to(simulator, accept))
         packing.check()
-        problems = [one for one in inspection.problems if one.frame not in packing.hashes]
+        # A frame whose size is accepted is not packed either.
+        found = [*inspection.problems, *(one for one in inspection.accepted if one.kind == 'wrong_size')]
+        problems = [one for one in found if one.frame not in packing.hashes]
         report(out / REPORT_FOLDER, inspection)
         left_out = [
             dict(frame=one.frame, kind=one.kind, path=one.path, message=one.message) for one in problems

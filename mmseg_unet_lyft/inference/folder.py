@@ -145,7 +145,7 @@ def start_folder(
     listed = set(map(str, listed)) if isinstance(listed, list) else set()
     if before not in (None, note):
         if not overwrite:
-            names = (part['name'] for part in before['files'].values() if isinstance(part, dict))
+            names = (str(part.get('name')) for part in before['files'].values() if isinstance(part, dict))
             raise InputError(
                 f'{outputs.folder}: holds predictions made with {", ".join(names) or "something else"} or '
                 'other options; name another --out, or give --overwrite to make them again'

@@ -157,7 +157,10 @@ def _until_first_line(code: str) -> tuple[float, str]:
         for line in process.stdout:
             if line.startswith(('imported', 'first')):
                 break
-        return time.perf_counter() - start, process.stdout.read()
+        seconds, rest = time.perf_counter() - start, process.stdout.read()
+    if process.returncode:
+        raise InputError(f'the fresh process of a cold start ended with {process.returncode}; see above')
+    return seconds, rest
 
 
 def table(figures: dict) -> str:

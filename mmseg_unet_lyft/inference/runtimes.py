@@ -28,7 +28,6 @@ _LARGEST_SIDE = 10_000  # Limit for the frames a hood was measured in.
 _ROUNDING = 1e-2  # Of probabilities, in half precision.
 _REMEDY = 'export the model with tools/export.py'
 
-
 # A step that resizes frames: mmcv's scale, (width, height), and whether the ratio of the sides is kept.
 Resizing = tuple[Sequence[int], bool]
 

@@ -330,10 +330,6 @@ class Segmenter:
             masks = np.stack([challenge_masks(one, self.classes, hood, measured) for one in labels])
         return _like(frames, labels), _like(frames, masks)
 
-    def check_passes(self, passes: int) -> None:
-        """Raise an InputError if this model cannot give the `uncertainty` of so many passes."""
-        self.network.check_passes(passes)
-
     def uncertainty(
         self, frames: np.ndarray, *, colours: str = 'BGR', passes: int = 10, seed: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -349,9 +345,9 @@ class Segmenter:
             Ids of the mean probability, uint8 ([N,] H, W), and its entropy in nats, float32 of that shape.
 
         Raises:
-            InputError: As in a call, or if `check_passes` refuses.
+            InputError: As in a call, or if the network has no dropout, or gives no probabilities.
         """
-        self.check_passes(passes)
+        self.network.check_passes(passes)
         labels, entropy = self.network.uncertainty(_batch(frames, colours), colours, passes, seed)
         return _like(frames, labels), _like(frames, entropy)
 

@@ -94,8 +94,7 @@ def build_model(
         InputError: If config or checkpoint cannot be read, or do not belong together.
     """
     content = read_checkpoint(path, trust=trust)
-    meta = content.get('meta')
-    meta = meta if isinstance(meta, dict) else {}
+    meta = _mapping(content.get('meta'))
     weights = weights_of(content, path)
     # An auxiliary head is not built.
     weights = {name: weight for name, weight in weights.items() if not name.startswith('auxiliary_head.')}

@@ -46,7 +46,7 @@ Write = Callable[[Any], None]
 class Plan:
     """How many threads label frames, and how many compute in each call."""
 
-    workers: int  # Threads that label frames; 0 reads, labels and writes in turn.
+    workers: int  # Threads that label frames.
     threads: int | None  # Computing threads of each call, None for the runtime's own number.
 
 
@@ -63,22 +63,12 @@ def plan_work(model: str, on_cpu: bool, workers: int | None = None) -> Plan:
     return Plan(workers, max(1, cores() // workers))
 
 
-def run_in_turn(frames: Iterable[np.ndarray], work: Work, write: Write, stop: threading.Event) -> int:
-    """Read, work on and write one frame after another, until they end or a stop; returns how many."""
-    written = 0
-    with closing(frames):
-        for frame in frames:
-            if stop.is_set():
-                break
-            write(work(frame))
-            written += 1
-    return written
-
-
 def run_overlapped(
     frames: Iterable[np.ndarray], work: Work, write: Write, stop: threading.Event, workers: int
 ) -> int:
-    """As `run_in_turn`, with a thread that reads, ``workers`` that work, and the calling one, which writes.
+    """Read, work on and write frames, until they end or a stop; returns how many were written.
+
+    A thread reads, ``workers`` threads work, and the calling one writes.
 
     Results are written in the frames' order. At most `FRAMES_A_WORKER` frames a worker are read ahead of the
     one that is being written. An error of any thread ends all and is raised here, once; an error of the
@@ -425,8 +415,6 @@ def label_video(
             sink.write(item)
         written()
 
-    if not plan.workers:
-        return run_in_turn(frames, work, write, stop)
     # OpenCV's own threads would wait for each other while workers keep every core busy.
     opencv_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)

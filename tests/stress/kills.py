@@ -152,9 +152,10 @@ def stress_writers(folder: Path, count: int, seed: int, progress: Progress) -> l
             else [f'{log.parent}: ended with {codes}, {refused} refused']
         )
         wrong += [line for run in pair for line in common.tracebacks(run.log)]
-        outcome.note(
-            wrong or common.differences(work_dir, undisturbed) + common.damaged_checkpoints(work_dir)
-        )
+        wrong = wrong or common.differences(work_dir, undisturbed) + common.damaged_checkpoints(work_dir)
+        outcome.note(wrong)
+        if not wrong:
+            shutil.rmtree(work_dir)
     return [outcome]
 
 
