@@ -130,6 +130,13 @@ def test_an_exported_file_has_uncertainty_if_it_gives_probabilities(
     assert len({one.file for one in seen.answers}) == 2
 
 
+def test_an_image_waits_for_its_turn_only_so_long(model, frame_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, 'MOST_SECONDS', 0.05)
+    with app._turn, pytest.raises(InputError, match='not labelled within'):
+        label_image([model], frame_file, tmp_path)
+    assert label_image([model], frame_file, tmp_path).answers
+
+
 def test_a_clip_is_bounded_and_shows_what_the_segmenter_says(model, tmp_path):
     source, steps = encode(tmp_path / 'drive.mp4', frames_of_drive(6, step=9)), []
     options = dict(most_frames=4, progress=lambda *step: steps.append(step))

@@ -72,6 +72,26 @@ def test_extra_files_are_noted_and_those_of_the_system_are_not(kaggle):
     assert stems(find_pairs(kaggle.root, 'train')) == ['F1-0']
 
 
+@pytest.mark.parametrize('of_a_folder', [False, True])
+def test_links_that_lead_out_of_the_root_are_refused_unless_accepted(kaggle, tmp_path, of_a_folder):
+    image, label = kaggle.add('F1-0')
+    # A link to a place inside, and a root that is one itself, are nobody's risk.
+    (label.parent / 'F1-1.png').symlink_to(label)
+    (image.parent / 'F1-1.png').symlink_to(image)
+    (tmp_path / 'link').symlink_to(kaggle.root)
+    assert stems(find_pairs(tmp_path / 'link', 'train')) == ['F1-0', 'F1-1']
+    outside = tmp_path / 'elsewhere'
+    inside = image.parent if of_a_folder else image
+    inside.rename(outside)
+    inside.symlink_to(outside)
+    assert ('link', f'{FOLDER}/CameraRGB/F1-0.png') in problems(kaggle.root)
+    with pytest.raises(InputError, match=f'{re.escape(str(image))}: a link to {re.escape(str(outside))}'):
+        find_pairs(kaggle.root, 'train')
+    found = inspect(kaggle.root, accept=['link', 'duplicate_image', 'one_tag'], workers=1)
+    assert not found.problems
+    assert [one.files.name for one in found.valid] == ['F1-0', 'F1-1']
+
+
 def test_an_image_or_a_label_that_is_missing_is_named(kaggle):
     kaggle.add('F1-0')
     labels = [kaggle.add(f'F1-{number}')[1] for number in range(1, 8)]

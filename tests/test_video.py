@@ -31,6 +31,7 @@ from mmseg_unet_lyft.inference.export import export_onnx
 from mmseg_unet_lyft.inference.frames import open_frames
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 from mmseg_unet_lyft.inference.video import (
+    FRAMES_NAME,
     FRAMES_A_WORKER,
     ChallengeJson,
     LabelFolder,
@@ -238,7 +239,7 @@ def test_results_are_those_of_labelling_frame_by_frame(drive, model, segmenter, 
     frames = read_all(drive)
     labels = [segmenter(frame, colours='BGR') for frame in frames]
     assert len(np.unique(labels)) > 2
-    pngs = sorted((tmp_path / 'drive_labels').iterdir())
+    pngs = sorted((tmp_path / 'drive_labels').glob('*.png'))
     assert [path.name for path in pngs] == [f'{number:06d}.png' for number in range(1, COUNT + 1)]
     np.testing.assert_array_equal([np.array(Image.open(path)) for path in pngs], labels)
     answer = read_submission(tmp_path / 'drive_challenge.json')
@@ -409,7 +410,7 @@ def test_a_stopped_run_finishes_its_files(long_drive, drive, model, segmenter, t
     frames = len(json.loads((tmp_path / 'long_challenge.json').read_text()))
     assert out.startswith(f'stopped: {frames} frames, ')
     assert COUNT < frames < 250 * COUNT
-    assert len(list((tmp_path / 'long_labels').iterdir())) == frames
+    assert len(list((tmp_path / 'long_labels').glob('*.png'))) == frames
     assert check_beginning(result, drive, segmenter) == frames
 
 
@@ -440,11 +441,16 @@ def test_results_that_are_there_are_not_lost(drive, model, tmp_path, capsys):
     stale = tmp_path / 'drive_labels' / '000099.png'
     stale.parent.mkdir()
     stale.write_bytes(b'of a longer video')
-    assert video.main(command) == 2
-    assert f'{stale.parent}: ' in capsys.readouterr().err
-    assert stale.exists()
+    # Only with the option, and only what an earlier run has listed.
+    for options, listed in (([], ['000099.png']), (['--overwrite'], ['000001.png'])):
+        (stale.parent / FRAMES_NAME).write_text(json.dumps(listed))
+        assert video.main([*command, *options]) == 2
+        assert f'{stale.parent}: ' in capsys.readouterr().err
+        assert stale.exists()
+    (stale.parent / FRAMES_NAME).write_text(json.dumps(['000099.png']))
     assert video.main([*command, '--overwrite']) == 0
-    assert len(list(stale.parent.iterdir())) == COUNT
+    assert len(list(stale.parent.glob('*.png'))) == COUNT
+    assert not stale.exists()
     # The input would be written over.
     own = tmp_path / 'drive_overlay_overlay.mp4'
     (tmp_path / 'drive_overlay.mp4').write_bytes(drive.read_bytes())

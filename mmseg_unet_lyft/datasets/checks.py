@@ -27,6 +27,7 @@ KINDS = {
     'unknown_name': 'name fits no drive',
     'same_name': 'one name in two folders',
     'duplicate_folder': 'folder twice in upper and lower case',
+    'link': 'link out of the data root',
     'unreadable': 'cannot be read',
     'empty': 'zero bytes',
     'not_png': 'not a PNG',
@@ -50,8 +51,8 @@ KINDS = {
 }
 # Kinds that leave a frame readable, so that a caller may accept them.
 ACCEPTABLE = tuple(
-    'extra_file duplicate_folder wrong_size palette greyscale cityscapes green_blue one_tag duplicate_image '
-    'replaced gone new'.split()
+    'extra_file duplicate_folder link wrong_size palette greyscale cityscapes green_blue one_tag '
+    'duplicate_image replaced gone new'.split()
 )
 
 THUMBNAIL_WH = (40, 30)

@@ -93,10 +93,15 @@ def list_frames(root: Path) -> Listing:
         )
     listing = Listing()
     names: dict[str, dict[tuple[str, str], str]] = {IMAGE_FOLDER: {}, LABEL_FOLDER: {}}
+    inside = os.path.join(os.path.realpath(root), '')
     for folder in camera_folders(root, listing):
         place = PurePosixPath(folder)
         for name in png_names(root, folder, listing):
-            names[place.name][str(place.parent), name] = str(place / name)
+            names[place.name][str(place.parent), name] = path = str(place / name)
+            target = os.path.realpath(root / path)
+            if not target.startswith(inside):
+                message = f'a link to {target}, outside {root}; copy it, or run prepare_data with --accept link'
+                listing.note('link', path, message, Path(name).stem)
     if not (any(names.values()) or listing.problems):
         raise InputError(
             f'{root}: no PNG in a {IMAGE_FOLDER} or {LABEL_FOLDER} folder; expected '
@@ -212,7 +217,7 @@ def find_pairs(root: Path, split: str | Sequence[str]) -> list[dict]:
 
 def _refuse_for_training(root: Path, listing: Listing, drives: Sequence[str]) -> None:
     for problem in listing.problems:
-        if problem.kind in ('unreadable', 'unknown_name', 'same_name'):
+        if problem.kind in ('unreadable', 'unknown_name', 'same_name', 'link'):
             raise InputError(f'{root / problem.path}: {problem.message}')
     for missing, other, folder in (('label', 'images', LABEL_FOLDER), ('image', 'labels', IMAGE_FOLDER)):
         lost = [one for one in listing.problems if one.kind == f'missing_{missing}']

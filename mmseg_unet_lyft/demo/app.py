@@ -33,7 +33,7 @@ _BEGINNINGS = (
 )
 _LONGEST_BEGINNING = 16
 MOST_FRAMES = 600  # Most frames of a video that are labelled: a minute at the drives' 10 frames a second.
-MOST_SECONDS = 300.0  # Most time for a video; what is labelled by then is shown.
+MOST_SECONDS = 300.0  # Most time for an upload; of a video, what is labelled by then is shown.
 MAX_PIXELS = 16_000_000  # Of an image or a frame: a label map of so many takes some GB of memory.
 MOST_SHOWN_PIXELS = 2_000_000  # Larger pictures are shown smaller: each move of a slider sends them again.
 EXAMPLES = (('F1', 3), ('F62', 40), ('02_00', 12), ('F3', 25))  # Towns, weathers and things of all kinds.
@@ -122,11 +122,17 @@ def label_image(models: Sequence[Model], path: Path, folder: Path, max_pixels: i
     """Label an image file with each model; the label maps are written below ``folder``.
 
     Raises:
-        InputError: If the image cannot be read, is too small, or has more than ``max_pixels``.
+        InputError: If the image cannot be read, is too small, has more than ``max_pixels``, or takes longer
+            than `MOST_SECONDS`; one model's answer is never cut short.
     """
-    frame = read_frame(path, max_pixels)
-    with _turn:
-        answers = [_answer(model, frame, path.stem, folder / str(at)) for at, model in enumerate(models)]
+    frame, end, answers = read_frame(path, max_pixels), time.monotonic() + MOST_SECONDS, []
+    for at, model in enumerate(models):
+        if not _turn.acquire(timeout=max(0, end - time.monotonic())):
+            raise InputError(f'{path}: not labelled within {MOST_SECONDS:.0f} s; try again later')
+        try:
+            answers.append(_answer(model, frame, path.stem, folder / str(at)))
+        finally:
+            _turn.release()
     return Labelled(path.name, frame.shape[:2], cv2.cvtColor(fit(frame), cv2.COLOR_BGR2RGB), answers)
 
 

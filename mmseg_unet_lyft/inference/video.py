@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import cv2
 import numpy as np
 
-from ..datasets.files import create
+from ..datasets.files import create, read_object, write_json
 from ..errors import InputError
 from ..evaluation.challenge import SubmissionWriter, challenge_ids
 from ..processes import cores
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     import av
 
 KINDS = ('overlay', 'labels', 'json')
+FRAMES_NAME = 'frames.json'  # In a folder of labels: the names of those that this package wrote.
 # Compiling takes 5 to 15 s and saves a tenth of each frame's 0.15 s (docs/benchmarks.md).
 COMPILE_FROM_FRAMES = 1000
 DEFAULT_FPS = 10.0  # For frames without a rate of their own; what the challenge asks for.
@@ -270,15 +270,29 @@ class OverlayVideo(Sink):
 
 
 class LabelFolder(Sink):
-    """A palette PNG of every frame's class ids in a folder: ``000001.png`` and so on."""
+    """A palette PNG of every frame's class ids in a folder, ``000001.png`` and so on, and a list of them.
+
+    What the list of an earlier run names is removed; an InputError says that the folder holds anything else.
+    """
 
     def __init__(self, path: Path, palette: Sequence[Sequence[int]]) -> None:
-        self.path, self._palette, self._frames = path, palette, 0
+        self.path, self._palette, self._names = path, palette, []
+        listed = path / FRAMES_NAME
+        earlier = set(path.glob('*'))
+        ours = {path / str(name) for name in read_object(listed, 'remove it', list)} if listed in earlier else set()
+        if path.is_symlink() or earlier - ours - {listed}:
+            raise InputError(f'{path}: holds files that no {FRAMES_NAME} of ours names; name another --out')
+        for left in earlier:
+            left.unlink()
 
     def write(self, prepared: np.ndarray) -> None:
         """Write the next PNG."""
-        self._frames += 1
-        save_palette_png(self.path / f'{self._frames:06d}.png', prepared, self._palette)
+        self._names.append(f'{len(self._names) + 1:06d}.png')
+        save_palette_png(self.path / self._names[-1], prepared, self._palette)
+
+    def close(self) -> None:
+        """Write the list."""
+        write_json(self.path / FRAMES_NAME, self._names)
 
 
 class ChallengeJson(Sink):
@@ -345,12 +359,6 @@ class Outputs:
                 elif kind == 'json':
                     sinks.append(ChallengeJson(path))
                 else:
-                    earlier = list(path.glob('*'))
-                    others = [one for one in earlier if not re.fullmatch(r'\d{6,}\.png', one.name)]
-                    if path.is_symlink() or others:
-                        raise InputError(f'{path}: holds more than labels of frames; name another --out')
-                    for left in earlier:
-                        left.unlink()
                     sinks.append(LabelFolder(path, palette))
                 stack.callback(sinks[-1].close)
             if self.stream is not None:
