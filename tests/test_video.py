@@ -31,8 +31,8 @@ from mmseg_unet_lyft.inference.export import export_onnx
 from mmseg_unet_lyft.inference.frames import open_frames
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 from mmseg_unet_lyft.inference.video import (
-    FRAMES_NAME,
     FRAMES_A_WORKER,
+    FRAMES_NAME,
     ChallengeJson,
     LabelFolder,
     OverlayVideo,

@@ -93,15 +93,15 @@ def list_frames(root: Path) -> Listing:
         )
     listing = Listing()
     names: dict[str, dict[tuple[str, str], str]] = {IMAGE_FOLDER: {}, LABEL_FOLDER: {}}
-    inside = os.path.join(os.path.realpath(root), '')
+    inside = os.path.realpath(root) + os.sep
     for folder in camera_folders(root, listing):
         place = PurePosixPath(folder)
         for name in png_names(root, folder, listing):
             names[place.name][str(place.parent), name] = path = str(place / name)
             target = os.path.realpath(root / path)
             if not target.startswith(inside):
-                message = f'a link to {target}, outside {root}; copy it, or run prepare_data with --accept link'
-                listing.note('link', path, message, Path(name).stem)
+                remedy = 'copy the file there, or run prepare_data with --accept link'
+                listing.note('link', path, f'a link to {target}, outside {root}; {remedy}', Path(name).stem)
     if not (any(names.values()) or listing.problems):
         raise InputError(
             f'{root}: no PNG in a {IMAGE_FOLDER} or {LABEL_FOLDER} folder; expected '

@@ -278,9 +278,9 @@ class LabelFolder(Sink):
     def __init__(self, path: Path, palette: Sequence[Sequence[int]]) -> None:
         self.path, self._palette, self._names = path, palette, []
         listed = path / FRAMES_NAME
+        names = read_object(listed, 'remove it', list) if listed.exists() else []
         earlier = set(path.glob('*'))
-        ours = {path / str(name) for name in read_object(listed, 'remove it', list)} if listed in earlier else set()
-        if path.is_symlink() or earlier - ours - {listed}:
+        if path.is_symlink() or earlier - {listed, *(path / str(name) for name in names)}:
             raise InputError(f'{path}: holds files that no {FRAMES_NAME} of ours names; name another --out')
         for left in earlier:
             left.unlink()
