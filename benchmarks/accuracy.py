@@ -50,6 +50,26 @@ model = dict(
     )
 )
 """
+_WIDE = """
+model = dict(decode_head=dict(num_convs=1, decoder_channels=(64, 64, 96, 96), {}))
+"""
+_TAPERING = _WIDE.replace('(64, 64, 96, 96)', '(32, 64, 96, 128)').format('bilinear=True')
+_LITE1 = "model['backbone'] = dict(variant='lite1')\n"
+_LITE2 = """
+model['backbone'] = dict(variant='lite2')
+model['decode_head']['in_channels'] = [16, 24, 48, 120, 352]
+"""
+_SLOW_ENCODER = """
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))))
+"""
+# As mmseg's own recipes have one: a loss on the map at stride 16, in training only.
+_AUXILIARY = """
+model['auxiliary_head'] = dict(
+    type='FCNHead', in_channels=112, in_index=3, channels=64, num_convs=1, concat_input=False, num_classes=13,
+    norm_cfg=dict(type='BN'), align_corners=False,
+    loss_decode=dict(type='LyftCrossEntropyLoss', class_weight=WEIGHTS, loss_weight=0.4),
+)
+"""
 _PASTING = """
 custom_imports = dict(imports=['mmseg_unet_lyft.register', 'benchmarks.levers'], allow_failed_imports=False)
 model = dict(data_preprocessor=dict(type='PastingPreProcessor'))
@@ -70,9 +90,7 @@ LEVERS: dict[str, str | dict] = {
     'no changes of weather': dict(weather=0.0),
     'Lovasz': _LOSS.format("dict(type='LovaszLoss', reduction='none')"),
     'Dice': _LOSS.format("dict(type='DiceLoss')"),
-    'encoder at a tenth of the rate': """
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))))
-""",
+    'encoder at a tenth of the rate': _SLOW_ENCODER,
     'batch norm of the encoder frozen': 'model = dict(backbone=dict(norm_eval=True))\n',
     'average of the weights': dict(ema_momentum=0.005),
     'logits at full size': dict(decoder_channels=(16, 24, 32, 48, 96)),
@@ -90,9 +108,21 @@ model = dict(
         "type='SegformerHead', in_channels=[24, 40, 112, 320], in_index=[1, 2, 3, 4], channels=96"
     ),
     'one convolution a level': 'model = dict(decode_head=dict(num_convs=1))\n',
-    'wide levels of one convolution': (
-        'model = dict(decode_head=dict(num_convs=1, decoder_channels=(64, 64, 96, 96)))\n'
-    ),
+    'wide levels of one convolution': _WIDE.format(''),
+    'wide levels, bilinear': _WIDE.format('bilinear=True'),
+    'wide levels, bilinear, to stride 4': """
+model = dict(
+    decode_head=dict(
+        in_channels=[24, 40, 112, 320], in_index=[1, 2, 3, 4], num_convs=1, decoder_channels=(96, 96, 96),
+        bilinear=True,
+    )
+)
+""",
+    'tapering levels, bilinear': _TAPERING,
+    'tapering levels, bilinear, encoder at a tenth of the rate': _TAPERING + _SLOW_ENCODER,
+    'tapering levels, bilinear, lite1': _TAPERING + _LITE1,
+    'tapering levels, bilinear, lite2': _TAPERING + _LITE2,
+    'tapering levels, bilinear, an auxiliary head': _TAPERING + _AUXILIARY,
     'lite1': "model = dict(backbone=dict(variant='lite1'))\n",
     'learning rate 3e-3': dict(learning_rate=3e-3),
     'learning rate 1e-3': dict(learning_rate=1e-3),

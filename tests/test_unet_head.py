@@ -1,5 +1,6 @@
 """The network against a NumPy reference of the Keras U-Net, on any size, over any pyramid, inside mmseg."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -82,6 +83,22 @@ def test_every_level_agrees_with_the_keras_semantics():
         x = keras_level(np.concatenate([up, expected[index]], axis=2), head.levels[index])
     reference = keras_conv(x, *keras_weights(head.conv_seg))
     np.testing.assert_allclose(logits[0].permute(1, 2, 0).numpy(), reference, atol=1e-5)
+
+
+@pytest.mark.parametrize('size', [(32, 48), (33, 50)])
+def test_bilinear_levels_agree_with_opencv_and_numpy(size):
+    options = dict(in_channels=(4, 8, 16), decoder_channels=(5, 6), num_convs=1, bilinear=True)
+    model = build_segmentor(head=options).requires_grad_(False)
+    head, maps = model.decode_head, model.extract_feat(torch.randn(1, 3, *size))
+    rows = [one[0].permute(1, 2, 0).double().numpy() for one in maps]
+    x = rows[2]
+    for index in (1, 0):
+        height, width = rows[index].shape[:2]
+        up = cv2.resize(x, (width, height), interpolation=cv2.INTER_LINEAR)
+        x = keras_level(np.concatenate([up, rows[index]], axis=2), head.levels[index])
+    reference = keras_conv(x, *keras_weights(head.conv_seg))
+    np.testing.assert_allclose(head(maps)[0].permute(1, 2, 0).numpy(), reference, atol=1e-5)
+    assert not list(head.upsamplings.parameters())
 
 
 @pytest.mark.parametrize('size', [(16, 16), (17, 31), (37, 50), (75, 100), (48, 33)])

@@ -34,26 +34,31 @@ def _is_cut(size: tuple[int, int], skip: Tensor) -> bool:
     return all(0 <= big - small <= 2 for big, small in zip(size, skip.shape[2:], strict=True))
 
 
-def upsample_and_join(upsampling: nn.ConvTranspose2d, below: Tensor, skip: Tensor | None) -> Tensor:
+def upsample_and_join(upsampling: nn.ConvTranspose2d | None, below: Tensor, skip: Tensor | None) -> Tensor:
     """``[upsampled, skip]``, float (N, D + S, H, W); without a skip map, twice the size.
 
     Where that is faster and no gradient is needed, the transposed convolution is computed as four ordinary
     ones that write into the joined map: the same sums in another order.
 
     Args:
-        upsampling: 3x3, stride 2, no padding, C -> D channels.
+        upsampling: 3x3, stride 2, no padding, C -> D channels; None: bilinear, D = C.
         below: float (N, C, n, m).
         skip: float (N, S, H, W), or None.
     """
     if skip is None:
         skip = below.new_empty((len(below), 0, 2 * below.shape[2], 2 * below.shape[3]))
+    if upsampling is None:
+        return _join(at_size(below, skip.shape[2:]), skip)
     full_size = tuple(2 * side + 1 for side in below.shape[2:])
     if _in_four(below) and _is_cut(full_size, skip):
         bias = None if upsampling.bias is None else upsampling.bias.repeat(4)
         quarters = functional.conv2d(below, quarter_kernels(upsampling.weight), bias, padding=1)
         return interleave_and_join(quarters, skip)
-    upsampled = fit_to_skip(upsampling(below), skip)
-    # Exported files keep no map without channels.
+    return _join(fit_to_skip(upsampling(below), skip), skip)
+
+
+def _join(upsampled: Tensor, skip: Tensor) -> Tensor:
+    """Both maps along the channels. Exported files keep no map without channels."""
     return torch.cat([upsampled, skip], dim=1) if skip.shape[1] else upsampled
 
 
@@ -120,7 +125,8 @@ def _empty_joined(quarters: Tensor, skip: Tensor) -> Tensor:
 class LyftUNetHead(BaseDecodeHead):
     """The tutorial U-Net's expansive path and its 1x1 output convolution.
 
-    Per step: 3x3 stride-2 transposed convolution, concatenate ``[upsampled, skip]``, dropout, level.
+    Per step: 3x3 stride-2 transposed convolution (or bilinear upsampling), concatenate
+    ``[upsampled, skip]``, dropout, level.
     ``dict(type='LyftUNetHead', in_channels=(16, 32, 64, 128, 256), num_classes=13)`` is enough.
 
     Args:
@@ -132,6 +138,7 @@ class LyftUNetHead(BaseDecodeHead):
         decoder_channels: Channels of each decoder level, finest first; those of the skip maps by
             default, as in the reference. Wide backbones want fewer. One more than there are skip maps
             adds a finest level without one, at twice the size.
+        bilinear: Upsample without weights, in place of the transposed convolutions.
         in_index: Which of the backbone's maps to take, finest first; all by default.
         dropout: Dropout ratio after each concatenation, one number or one per level, finest first.
         num_convs: Convolutions in a decoder level.
@@ -154,6 +161,7 @@ class LyftUNetHead(BaseDecodeHead):
         threshold: float | None = None,
         channels: int | None = None,
         decoder_channels: Sequence[int] | None = None,
+        bilinear: bool = False,
         in_index: Sequence[int] | None = None,
         dropout: float | Sequence[float] = 0.5,
         num_convs: int = 2,
@@ -198,15 +206,18 @@ class LyftUNetHead(BaseDecodeHead):
         self.with_cp = with_cp
         deeper = (*widths[1:], in_channels[-1])
         self.upsamplings = nn.ModuleList(
-            nn.ConvTranspose2d(below, width, 3, stride=2) for below, width in zip(deeper, widths, strict=True)
+            None if bilinear else nn.ConvTranspose2d(below, width, 3, stride=2)
+            for below, width in zip(deeper, widths, strict=True)
         )
         ratios = [dropout] * len(widths) if isinstance(dropout, (int, float)) else dropout
         if len(ratios) != len(widths):
             raise InputError(f'LyftUNetHead: {len(ratios)} dropout ratios for {len(widths)} decoder levels')
         self.concat_dropouts = nn.ModuleList(nn.Dropout(ratio) for ratio in ratios)
+        upsampled = deeper if bilinear else widths
+        skip_channels = [0] * (len(widths) - skips) + list(in_channels[:-1])
         self.levels = nn.ModuleList(
-            unet_level(width + skip, width, norm_cfg, act_cfg, num_convs)
-            for width, skip in zip(widths, [0] * (len(widths) - skips) + list(in_channels[:-1]), strict=True)
+            unet_level(above + skip, width, norm_cfg, act_cfg, num_convs)
+            for above, skip, width in zip(upsampled, skip_channels, widths, strict=True)
         )
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
