@@ -137,10 +137,10 @@ def test_an_image_waits_for_its_turn_only_so_long(model, frame_file, tmp_path, m
     assert label_image([model], frame_file, tmp_path).answers
 
 
-def test_a_clip_is_bounded_and_shows_what_the_segmenter_says(model, tmp_path):
+def test_a_clip_is_bounded_and_shows_what_the_segmenter_says(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, 'MOST_FRAMES', 4)
     source, steps = encode(tmp_path / 'drive.mp4', frames_of_drive(6, step=9)), []
-    options = dict(most_frames=4, progress=lambda *step: steps.append(step))
-    clip = label_clip(model, source, tmp_path / 'out', 0.8, **options)
+    clip = label_clip(model, source, tmp_path / 'out', 0.8, progress=lambda *step: steps.append(step))
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert 'first 4 frames' in clip.notes[0]
     written, read = decode(clip.path), decode(source)
@@ -150,9 +150,10 @@ def test_a_clip_is_bounded_and_shows_what_the_segmenter_says(model, tmp_path):
         assert difference(one, expected) < 4
 
 
-def test_a_clip_that_takes_too_long_is_shown_so_far(model, tmp_path):
+def test_a_clip_that_takes_too_long_is_shown_so_far(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, 'MOST_SECONDS', 0)
     source = encode(tmp_path / 'drive.mp4', frames_of_drive(6))
-    clip = label_clip(model, source, tmp_path / 'out', 0.8, most_seconds=0)
+    clip = label_clip(model, source, tmp_path / 'out', 0.8)
     assert 'first 0 frames' in clip.notes[0]
 
 
