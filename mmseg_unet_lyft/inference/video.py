@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 KINDS = ('overlay', 'labels', 'json')
 FRAMES_NAME = 'frames.json'  # In a folder of labels: the names of those that this package wrote.
-# Compiling takes 5 to 15 s and saves a tenth of each frame's 0.15 s (docs/benchmarks.md).
-COMPILE_FROM_FRAMES = 1000
 DEFAULT_FPS = 10.0  # For frames without a rate of their own; what the challenge asks for.
 FRAMES_A_WORKER = 3  # Held at a time: one in work and two that wait, so that it never waits for the reader.
 
@@ -368,23 +366,6 @@ class Outputs:
 
 
 # --- the complete work ---
-
-
-def compile_if_it_pays(segmenter: Segmenter, total: int | None, wanted: bool | None) -> str | None:
-    """Compile a network if ``wanted`` (or raise an InputError), or with None if it can and pays.
-
-    Returns a line on it, None if it was not tried.
-    """
-    pays = not segmenter.is_exported and (total or 0) >= COMPILE_FROM_FRAMES
-    if not (pays if wanted is None else wanted):
-        return None
-    try:
-        segmenter.compile()
-    except InputError as error:
-        if wanted:
-            raise
-        return f'not compiled: {error}'
-    return 'compiling: the first frame takes 5 to 15 s longer'
 
 
 def label_video(
