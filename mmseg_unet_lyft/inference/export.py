@@ -1,7 +1,5 @@
 """Export a trained model to a file that maps uint8 frames to label maps, and compare it with PyTorch."""
 
-from __future__ import annotations
-
 import copy
 import json
 import tempfile
@@ -10,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -236,7 +233,6 @@ def keeps_ratio(network: TorchNetwork | FrameNetwork) -> bool:
     return any(keeps for _, keeps in network.resizes)
 
 
-_CANVAS = 'canvas'
 # `runtimes.size_within` in ONNX, for the longer and the shorter side of a scale. Computed in torch.export's
 # symbols, every size in the network would be a formula of several lines.
 _RATIO_KEPT = """canvas (uint8[N, H, W, 3] frames) => (float[h, w] canvas)
@@ -257,11 +253,7 @@ _RATIO_KEPT = """canvas (uint8[N, H, W, 3] frames) => (float[h, w] canvas)
 
 
 def export_onnx(network: TorchNetwork, path: str | Path, **options) -> Path:
-    """Write a network, on the CPU, as an ``.onnx`` file for `Segmenter`; options are `FrameNetwork`'s.
-
-    Raises:
-        InputError: If onnx or onnxscript is not installed; otherwise as in `FrameNetwork`.
-    """
+    """Write a network, on the CPU, as an ``.onnx`` file for `Segmenter`; options are `FrameNetwork`'s."""
     # torch.onnx writes with onnxscript.
     runtimes.require(path, 'onnx', 'onnxscript')
     import onnx
@@ -273,7 +265,7 @@ def export_onnx(network: TorchNetwork, path: str | Path, **options) -> Path:
         written = torch.onnx.export(
             program,
             dynamo=True,
-            input_names=[FRAMES, _CANVAS][: len(program.graph_signature.user_inputs)],
+            input_names=[FRAMES, 'canvas'][: len(program.graph_signature.user_inputs)],
             output_names=frame_network.outputs,
             opset_version=18,
             external_data=False,
@@ -298,11 +290,7 @@ def export_onnx(network: TorchNetwork, path: str | Path, **options) -> Path:
 
 
 def convert_to_openvino(onnx_path: str | Path, path: str | Path) -> Path:
-    """Write an ``.onnx`` file as OpenVINO's ``.xml`` and ``.bin``, its metadata with it.
-
-    Raises:
-        InputError: If onnx or openvino is not installed.
-    """
+    """Write an ``.onnx`` file as OpenVINO's ``.xml`` and ``.bin``, its metadata with it."""
     runtimes.require(path, 'onnx', 'openvino')
     import onnx
     import openvino
@@ -349,7 +337,7 @@ def metadata_of(network: TorchNetwork, outputs: Sequence[str]) -> str:
     return json.dumps(fields)
 
 
-def _metadata_in(model: ModelProto) -> str:
+def _metadata_in(model: 'ModelProto') -> str:
     return next(entry.value for entry in model.metadata_props if entry.key == METADATA_KEY)
 
 
@@ -361,11 +349,7 @@ _QUANTISED = 'Conv ConvTranspose Relu LeakyRelu Clip MaxPool AveragePool Resize 
 
 
 def half_onnx(path: str | Path, out: str | Path) -> None:
-    """Write a float32 ``.onnx`` file with float16 weights: half as large. Loading it widens them again.
-
-    Raises:
-        InputError: If a package is missing, or the file cannot be read or is not a float32 export.
-    """
+    """Write a float32 export with float16 weights: half as large. Loading it widens them again."""
     model, metadata = _load(path)
     from onnx import TensorProto, helper, numpy_helper
 
@@ -389,10 +373,7 @@ def quantise_onnx(path: str | Path, out: str | Path, frames: Iterable[np.ndarray
     Args:
         path: From `export_onnx`.
         out: The file; may be ``path``.
-        frames: As the network will see them, BGR, uint8 (H, W, 3); read one by one.
-
-    Raises:
-        InputError: As in `half_onnx`, or if there are no frames.
+        frames: As the network will see them, BGR, uint8 (H, W, 3), at least one; read one by one.
     """
     model, metadata = _load(path)
     import onnx
@@ -404,10 +385,6 @@ def quantise_onnx(path: str | Path, out: str | Path, frames: Iterable[np.ndarray
     convolutions = [node.name for node in model.graph.node if node.op_type in _CONVOLUTIONS]
     between = names[names.index(convolutions[0]) + 1 : names.index(convolutions[-1])]
     batches = ({FRAMES: np.ascontiguousarray(frame[None])} for frame in frames)
-    first = next(batches, None)
-    if first is None:
-        raise InputError('int8 needs frames to calibrate with and there are none; give some 32')
-    batches = chain([first], batches)
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantised = f'{folder}/prepared.onnx', f'{folder}/int8.onnx'
         # Infer shapes only: norms are folded already, and its optimisations depend on the runtime's version.
@@ -429,20 +406,15 @@ def quantise_onnx(path: str | Path, out: str | Path, frames: Iterable[np.ndarray
         _save(onnx.load(quantised), out, metadata, 'int8')
 
 
-def _load(path: str | Path) -> tuple[ModelProto, dict]:
+def _load(path: str | Path) -> tuple['ModelProto', dict]:
     runtimes.require(path, 'onnx', 'onnxruntime')
     import onnx
 
-    if Path(path).suffix != '.onnx':
-        raise InputError(f'{path}: float16 and int8 start from an .onnx file; export that first')
-    precision = runtimes.open_exported(str(path), threads=1).precision
-    if precision != 'float32':
-        raise InputError(f'{path}: is {precision} already; start from the float32 file')
     model = onnx.load(str(path))
     return model, json.loads(_metadata_in(model))
 
 
-def _save(model: ModelProto, path: str | Path, metadata: dict, precision: str) -> None:
+def _save(model: 'ModelProto', path: str | Path, metadata: dict, precision: str) -> None:
     import onnx
 
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata | dict(precision=precision))})
@@ -554,14 +526,9 @@ class Export:
 def export(segmenter: Segmenter, wanted: Export, say: Callable[[str], None]) -> None:
     """Write a model's file, compare it with the model, and move it into place with its checksum.
 
-    Args:
-        segmenter: The model, in PyTorch on the CPU.
-        wanted: What to write.
-        say: Takes lines on what was found.
-
-    Raises:
-        InputError: If the file is not accurate enough (it is deleted then), a package is missing, or
-            the model cannot be exported.
+    The model is in PyTorch on the CPU; ``say`` takes lines on what was found. An InputError says that the
+    file is not accurate enough (it is deleted then), that a package is missing, or that the model cannot be
+    exported.
     """
     wanted.check()
     if segmenter.thresholds is not None and any(segmenter.thresholds.dilations):
@@ -668,14 +635,8 @@ def compare_formats(
 ) -> dict[str, dict[str, Any]]:
     """Size, accuracy and speed of a model in every format that can run here; the formats take turns.
 
-    Args:
-        segmenter: The model, in PyTorch on the CPU.
-        data_root: Of the frames to label; None for synthetic ones.
-        drives: As in `Export`.
-        calibrated_on: As in `Export`.
-        number: How many real frames are labelled.
-        starts: Cold starts of each in fresh processes.
-        show: Shows progress.
+    The model is in PyTorch on the CPU. ``number`` frames are labelled, chosen as in `Export`; each format is
+    started ``starts`` times in fresh processes.
 
     Returns:
         By format, for JSON: ``mb``; ``miou`` in percent, None without truth; ``same_pixels`` as in PyTorch,

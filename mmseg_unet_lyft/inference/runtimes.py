@@ -128,7 +128,6 @@ class ExportedNetwork:
         classes = checked_classes(fields, path, _REMEDY)
         self.classes, self.palette, self.hood = classes.names, classes.palette, classes.hood
         self.scheme, self.data_sha256 = classes.scheme, classes.data_sha256
-        self.precision: str = fields.get('precision', 'float32')
         self.colours: str = fields['colours']
         self.gives_probabilities = PROBABILITIES in self.outputs
 
