@@ -184,11 +184,7 @@ def _quietly() -> Iterator[None]:
 
 
 def to_program(frame_network: FrameNetwork) -> torch.export.ExportedProgram:
-    """The network as torch.export's program; number and size of frames stay free.
-
-    Raises:
-        InputError: If this torch, or the network, cannot keep them free.
-    """
+    """The network as torch.export's program; an InputError if number and size of frames cannot stay free."""
     if not hasattr(symbolic, 'backed_size_oblivious'):
         raise InputError(f'torch {torch.__version__}: exporting needs torch 2.8; pip install "torch>=2.8"')
     # A resize may make frames larger.
@@ -202,7 +198,7 @@ def to_program(frame_network: FrameNetwork) -> torch.export.ExportedProgram:
     inputs = [torch.zeros(2, 77, 101, 3, dtype=torch.uint8)]
     sides = (('N', 1), ('H', side), ('W', side))
     shapes: list = [{at: torch.export.Dim(name, min=least) for at, (name, least) in enumerate(sides)}]
-    if keeps_ratio(frame_network):
+    if any(keeps_ratio for _, keeps_ratio in frame_network.resizes):
         inputs.append(torch.zeros(65, 87))
         least = smallest_side(frame_network.model)
         shapes.append({at: torch.export.Dim(name, min=least) for at, name in enumerate('hw')})
@@ -226,11 +222,6 @@ def to_program(frame_network: FrameNetwork) -> torch.export.ExportedProgram:
 def smallest_side(model: BaseSegmentor) -> int:
     """The smallest side of images that a network is exported for."""
     return getattr(model.backbone, 'smallest_side', 16)
-
-
-def keeps_ratio(network: TorchNetwork | FrameNetwork) -> bool:
-    """Whether a network's size depends on the ratio of a frame's sides."""
-    return any(keeps for _, keeps in network.resizes)
 
 
 # `runtimes.size_within` in ONNX, for the longer and the shorter side of a scale. Computed in torch.export's
@@ -276,7 +267,8 @@ def export_onnx(network: TorchNetwork, path: str | Path, **options) -> Path:
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         del part.metadata_props[:]
     del model.graph.metadata_props[:]
-    if keeps_ratio(frame_network):
+    if len(model.graph.input) > 1:
+        # The file computes itself what the program takes as its second input.
         ((scale, _),) = network.resizes
         canvas = onnx.parser.parse_graph(_RATIO_KEPT.format(max(scale), min(scale)))
         model.graph.initializer.extend(canvas.initializer)
