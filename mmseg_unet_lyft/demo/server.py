@@ -67,8 +67,7 @@ def private_gradio(folder: Path) -> Iterator[None]:
 def free_port(host: str, port: int | None) -> int:
     """The port to listen on: the one that is asked for, or the first free one from 7860 on.
 
-    Raises:
-        InputError: If the host is not an address of this machine, or the port is taken or out of range.
+    An InputError names a host that is not this machine's, or a port that is taken or out of range.
     """
     if port is not None and not 1 <= port <= _LAST_PORT:
         raise InputError(f'--port {port}: give 1 to {_LAST_PORT}')

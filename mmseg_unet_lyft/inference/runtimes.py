@@ -69,8 +69,7 @@ class Classes:
 def checked_classes(fields: Any, path: str, remedy: str) -> Classes:
     """Classes from a file's ``classes``, ``palette``, ``hood`` (``dict(spans, size)`` or None), ``scheme``.
 
-    Raises:
-        InputError: If a field is missing or cannot be used; the message names path and remedy.
+    An InputError names path and remedy.
     """
     fields = fields if isinstance(fields, Mapping) else {}
     names, palette, hood = (fields.get(key) for key in ('classes', 'palette', 'hood'))

@@ -133,11 +133,7 @@ class LyftEfficientNetLite(BaseModule):
             self.stages.append(stage)
 
     def init_weights(self) -> None:
-        """Initialise the weights: those of ImageNet, if ``pretrained``.
-
-        Raises:
-            InputError: If the package with the weights is not installed.
-        """
+        """Initialise the weights; an InputError if the package with those of ImageNet is not installed."""
         super().init_weights()
         if not self.pretrained:
             return
