@@ -66,12 +66,11 @@ class Classes:
     data_sha256: str | None = None  # Hash of the training data's ``stats.json``.
 
 
-def checked_classes(fields: Any, path: str, remedy: str) -> Classes:
+def checked_classes(fields: Mapping, path: str, remedy: str) -> Classes:
     """Classes from a file's ``classes``, ``palette``, ``hood`` (``dict(spans, size)`` or None), ``scheme``.
 
     An InputError names path and remedy.
     """
-    fields = fields if isinstance(fields, Mapping) else {}
     names, palette, hood = (fields.get(key) for key in ('classes', 'palette', 'hood'))
     part = 'list of class names'
     try:
@@ -103,7 +102,7 @@ class ExportedNetwork:
     _errors: tuple[type[Exception], ...] = (AssertionError, LookupError, RuntimeError, ValueError)
     passes = 1
 
-    def __init__(self, path: str, metadata: str | None) -> None:
+    def __init__(self, path: str, metadata: str | bytes | None) -> None:
         self.path = path
         if metadata is None:
             raise InputError(
@@ -291,9 +290,7 @@ class ProgramNetwork(ExportedNetwork):
             self._module = program.module()
         except Exception as error:  # torch raises anything for a damaged file.
             raise InputError(f'{path}: cannot be read as a program ({first_line(error)})') from error
-        metadata = extra[METADATA_KEY]
-        text = metadata.decode(errors='replace') if isinstance(metadata, bytes) else metadata
-        super().__init__(path, text or None)
+        super().__init__(path, extra[METADATA_KEY] or None)
 
     def _infer(self, frames: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
         import torch
