@@ -89,12 +89,13 @@ def test_the_table_lists_what_occurs_by_share_and_escapes_names():
     assert '>c</td>' not in table
 
 
-def test_large_pictures_are_shown_smaller_and_labels_keep_their_ids():
+def test_large_pictures_are_shown_smaller_and_labels_keep_their_ids(monkeypatch):
     label = np.repeat(np.array([[3, 9]], np.uint8), 50, axis=1).repeat(40, axis=0)
-    small = fit(label, is_label=True, most=1000)
+    assert fit(label, is_label=True) is label
+    monkeypatch.setattr(app, 'MOST_SHOWN_PIXELS', 1000)
+    small = fit(label, is_label=True)
     assert small.shape == (20, 50)
     assert set(np.unique(small)) == {3, 9}
-    assert fit(label, is_label=True) is label
 
 
 # --- labelling ---------------------------------------------------------------------------------------------

@@ -228,12 +228,12 @@ def entropy_picture(entropy: np.ndarray, num_classes: int) -> np.ndarray:
     return cv2.cvtColor(coloured, cv2.COLOR_BGR2RGB)
 
 
-def fit(pixels: np.ndarray, is_label: bool = False, most: int = MOST_SHOWN_PIXELS) -> np.ndarray:
-    """A picture or a label map made smaller, its ratio kept, until it has no more than ``most`` pixels."""
+def fit(pixels: np.ndarray, is_label: bool = False) -> np.ndarray:
+    """A picture or a label map made smaller, its ratio kept, until it has at most `MOST_SHOWN_PIXELS`."""
     height, width = pixels.shape[:2]
-    if height * width <= most:
+    if height * width <= MOST_SHOWN_PIXELS:
         return pixels
-    ratio = (most / (height * width)) ** 0.5
+    ratio = (MOST_SHOWN_PIXELS / (height * width)) ** 0.5
     size = (max(1, int(width * ratio)), max(1, int(height * ratio)))
     return cv2.resize(pixels, size, interpolation=cv2.INTER_NEAREST if is_label else cv2.INTER_AREA)
 

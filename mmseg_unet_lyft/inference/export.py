@@ -506,13 +506,9 @@ class Export:
             raise InputError(f'--format torch has no {self.precision}; onnx and openvino have it')
         if self.path.suffix != suffix:
             raise InputError(f'{self.path}: files of --format {self.kind} end in {suffix}')
-        for part in self.parts():
+        for part in runtimes.parts_of(self.path):
             if part.exists() and not self.overwrite:
                 raise InputError(f'{part}: is there already; name another --out, or give --overwrite')
-
-    def parts(self) -> list[Path]:
-        """The files it consists of; the one to open comes last."""
-        return runtimes.parts_of(self.path)
 
 
 def export(segmenter: Segmenter, wanted: Export, say: Callable[[str], None]) -> None:
@@ -550,13 +546,14 @@ def export(segmenter: Segmenter, wanted: Export, say: Callable[[str], None]) -> 
 def _put_in_place(path: Path, wanted: Export) -> None:
     """Move a checked file and its parts' checksums to their final names."""
     runtimes.write_checksums(path)
-    checksums = [checksum_file(part) for part in wanted.parts()]
+    parts = runtimes.parts_of(wanted.path)
+    checksums = [checksum_file(part) for part in parts]
     for old in checksums:
         old.unlink(missing_ok=True)
     if wanted.kind == 'openvino':
         # Never the graph of one model next to the weights of another.
         wanted.path.unlink(missing_ok=True)
-    for part in (*wanted.parts(), *checksums):
+    for part in (*parts, *checksums):
         sync(path.with_name(part.name))
         path.with_name(part.name).replace(part)
     sync(wanted.path.parent)
