@@ -163,6 +163,8 @@ def monte_carlo(
         # mmseg's sliding window writes into the metas.
         probabilities = to_probabilities(twin.inference(inputs, [dict(meta) for meta in metas]))
         total = probabilities if total is None else total.add_(probabilities)
+    # The copy refers to itself, and so lives until the next garbage collection.
+    remembered.clear()
     return total.div_(passes)
 
 
