@@ -89,12 +89,13 @@ def test_the_table_lists_what_occurs_by_share_and_escapes_names():
     assert '>c</td>' not in table
 
 
-def test_large_pictures_are_shown_smaller_and_labels_keep_their_ids():
+def test_large_pictures_are_shown_smaller_and_labels_keep_their_ids(monkeypatch):
     label = np.repeat(np.array([[3, 9]], np.uint8), 50, axis=1).repeat(40, axis=0)
-    small = fit(label, is_label=True, most=1000)
+    assert fit(label, is_label=True) is label
+    monkeypatch.setattr(app, 'MOST_SHOWN_PIXELS', 1000)
+    small = fit(label, is_label=True)
     assert small.shape == (20, 50)
     assert set(np.unique(small)) == {3, 9}
-    assert fit(label, is_label=True) is label
 
 
 # --- labelling ---------------------------------------------------------------------------------------------
@@ -137,10 +138,10 @@ def test_an_image_waits_for_its_turn_only_so_long(model, frame_file, tmp_path, m
     assert label_image([model], frame_file, tmp_path).answers
 
 
-def test_a_clip_is_bounded_and_shows_what_the_segmenter_says(model, tmp_path):
+def test_a_clip_is_bounded_and_shows_what_the_segmenter_says(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, 'MOST_FRAMES', 4)
     source, steps = encode(tmp_path / 'drive.mp4', frames_of_drive(6, step=9)), []
-    options = dict(most_frames=4, progress=lambda *step: steps.append(step))
-    clip = label_clip(model, source, tmp_path / 'out', 0.8, **options)
+    clip = label_clip(model, source, tmp_path / 'out', 0.8, progress=lambda *step: steps.append(step))
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert 'first 4 frames' in clip.notes[0]
     written, read = decode(clip.path), decode(source)
@@ -150,9 +151,10 @@ def test_a_clip_is_bounded_and_shows_what_the_segmenter_says(model, tmp_path):
         assert difference(one, expected) < 4
 
 
-def test_a_clip_that_takes_too_long_is_shown_so_far(model, tmp_path):
+def test_a_clip_that_takes_too_long_is_shown_so_far(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, 'MOST_SECONDS', 0)
     source = encode(tmp_path / 'drive.mp4', frames_of_drive(6))
-    clip = label_clip(model, source, tmp_path / 'out', 0.8, most_seconds=0)
+    clip = label_clip(model, source, tmp_path / 'out', 0.8)
     assert 'first 0 frames' in clip.notes[0]
 
 
@@ -216,7 +218,7 @@ def test_addresses_in_a_files_place_are_found(value, refused):
     assert names_address(json.dumps(value).encode()) is refused
 
 
-@pytest.mark.parametrize('body', [b'{', b'[' * 100_000, b'[' * 60 + b']' * 60])
+@pytest.mark.parametrize('body', [b'{', b'[' * 100_000, b'[' * 9000 + b']' * 9000])
 def test_requests_that_are_not_plain_json_are_refused(body):
     assert names_address(body)
 

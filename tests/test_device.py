@@ -20,7 +20,6 @@ from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.inference.latency import synthetic_frames
 from mmseg_unet_lyft.inference.segmenter import Segmenter
 from mmseg_unet_lyft.inference.torch_model import fold_norms
-from mmseg_unet_lyft.inference.video import COMPILE_FROM_FRAMES, compile_if_it_pays
 
 from .conftest import SMALL, build_segmentor
 from .test_segmenter import save_random
@@ -192,19 +191,3 @@ def test_compiled_label_maps_are_those_without(tmp_path):
     found, expected = (one(frame, colours='BGR') for one in (compiled, plain))
     assert np.mean(found == expected) >= 0.9999
     assert len(np.unique(expected)) > 1
-
-
-@pytest.mark.parametrize(
-    ('total', 'wanted', 'compiles'),
-    [
-        (COMPILE_FROM_FRAMES, None, True),
-        (COMPILE_FROM_FRAMES - 1, None, False),
-        (COMPILE_FROM_FRAMES, False, False),
-        (1, True, True),
-    ],
-)
-def test_a_video_compiles_where_it_pays(checkpoint, total, wanted, compiles):
-    segmenter = Segmenter(checkpoint)
-    note = compile_if_it_pays(segmenter, total, wanted)
-    assert is_compiled(segmenter.network.model) == [compiles] * 2
-    assert (note or '').startswith('compiling: ' if compiles else '')

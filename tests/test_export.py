@@ -75,7 +75,7 @@ def test_a_file_says_what_it_is_of(checkpoint, files, kind):
     network, made_from = (Segmenter(path, trust=True).network for path in (files / f'x{suffix}', checkpoint))
     assert network.classes == made_from.classes
     assert network.palette == made_from.palette
-    assert (network.scheme, network.data_sha256, network.precision) == ('carla13', SHA256, 'float32')
+    assert (network.scheme, network.data_sha256) == ('carla13', SHA256)
 
 
 def test_each_file_has_its_checksum_and_no_path_of_this_machine(files):
@@ -327,17 +327,15 @@ def test_metadata_are_kept_and_name_the_precision(folder):
         for name in ('plain', 'half', 'int8')
     )
     assert plain['classes'] == ['Background', 'Road', 'Vehicle']
+    assert plain['precision'] == 'float32'
     assert half == plain | dict(precision='float16')
     assert int8 == plain | dict(precision='int8')
 
 
-def test_all_frames_that_are_given_are_read_and_none_are_refused(folder, tmp_path):
+def test_all_frames_that_are_given_are_read(folder, tmp_path):
     frames = iter(synthetic_frames(3, SIZE))
     quantise_onnx(folder / 'plain.onnx', tmp_path / 'x.onnx', frames)
     assert next(frames, None) is None
-    with pytest.raises(InputError, match='frames'):
-        quantise_onnx(folder / 'plain.onnx', tmp_path / 'none.onnx', [])
-    assert not (tmp_path / 'none.onnx').exists()
 
 
 def test_real_frames_are_spread_over_a_split(kaggle):
@@ -353,16 +351,7 @@ def test_real_frames_are_spread_over_a_split(kaggle):
 @pytest.mark.parametrize(
     'write', [half_onnx, lambda path, out: quantise_onnx(path, out, synthetic_frames(1, SIZE))]
 )
-def test_files_that_are_not_a_plain_export_are_refused(folder, tmp_path, monkeypatch, write):
-    out, foreign = tmp_path / 'out.onnx', tmp_path / 'foreign.onnx'
-    model = onnx.load(str(folder / 'plain.onnx'))
-    del model.metadata_props[:]
-    onnx.save(model, str(foreign))
-    given = [folder / name for name in ('half.onnx', 'int8.onnx', 'plain.xml')]
-    for path in (*given, foreign, tmp_path / 'no.onnx'):
-        with pytest.raises(InputError, match=re.escape(f'{path}: ')):
-            write(path, out)
-    assert not out.exists()
+def test_a_missing_package_is_named(folder, tmp_path, monkeypatch, write):
     monkeypatch.setitem(sys.modules, 'onnx', None)
     with pytest.raises(InputError, match='pip install onnx$'):
-        write(folder / 'plain.onnx', out)
+        write(folder / 'plain.onnx', tmp_path / 'out.onnx')

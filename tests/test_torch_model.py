@@ -75,7 +75,7 @@ def test_frames_of_several_sizes_are_labelled_in_one_batch(model):
 
 
 def test_frames_that_are_not_bytes_are_refused(model):
-    with pytest.raises(InputError, match=r'blue\.onnx: .* float32'):
+    with pytest.raises(InputError, match=r'blue\.onnx: .*float32'):
         model.test_step(batch(frame_of([[0]]).astype(np.float32)))
 
 

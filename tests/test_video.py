@@ -335,6 +335,16 @@ def test_odd_sizes_get_a_row_and_a_column_repeated(synthetic, model, segmenter, 
     assert difference(shown[2], shown_as(padded, label, segmenter)) < 4
 
 
+def test_video_compiles_where_it_is_asked_for(model, tmp_path, monkeypatch):
+    compiled = Mock()
+    monkeypatch.setattr(Segmenter, 'compile', compiled)
+    source = encode(tmp_path / 'drive.mp4', [np.zeros((*SIZE, 3), np.uint8)] * 2)
+    for options in ([], ['--overwrite', '--compile']):
+        compiled.assert_not_called()
+        assert video.main([model, str(source), '--out', str(tmp_path / 'out'), *options]) == 0
+    compiled.assert_called_once()
+
+
 def test_a_size_that_the_encoder_refuses_is_named_before_frames_are_labelled(model, tmp_path, capfd):
     folder = tmp_path / 'frames'
     folder.mkdir()

@@ -65,6 +65,7 @@ def _export(argv: list[str] | None) -> None:
         say(f'wrote {out}')
         return
     from ..inference.export import Export, export
+    from ..inference.runtimes import parts_of
     from ..inference.segmenter import Segmenter
 
     precision = 'float16' if args.half else 'int8' if args.int8 else 'float32'
@@ -74,7 +75,7 @@ def _export(argv: list[str] | None) -> None:
     words = (checkpoint,) if config is None else (config, checkpoint)
     segmenter = Segmenter(*words, device='cpu', thresholds=args.thresholds, trust=args.trust)
     export(segmenter, wanted, say)
-    for part in wanted.parts():
+    for part in parts_of(out):
         say(f'wrote {part} ({part.stat().st_size / 1e6:.2f} MB)')
 
 

@@ -30,7 +30,7 @@ def _run(args: argparse.Namespace, data: TextIO | None) -> int:
         raise InputError(f'{source} {" ".join(more)}: name one video, folder of frames or camera')
     require_runtime(config, model)
     from ..inference.frames import open_frames, stem_of
-    from ..inference.video import KINDS, Outputs, compile_if_it_pays, label_video, plan_work
+    from ..inference.video import KINDS, Outputs, label_video, plan_work
 
     kinds = tuple(kind for kind in KINDS if getattr(args, kind)) or (() if data else ('overlay',))
     outputs = Outputs(args.out, kinds, args.opacity, args.fps, data)
@@ -41,11 +41,9 @@ def _run(args: argparse.Namespace, data: TextIO | None) -> int:
     with ExitStack() as stack:
         frames = stack.enter_context(open_frames(source, int(args.max_megapixels * 1e6)))
         segmenter = open_segmenter(args, model_config(args, config), model)
-        # Not by default for --challenge, whose FPS includes the time to compile.
-        wanted = False if args.challenge and args.compile is None else args.compile
-        note = compile_if_it_pays(segmenter, frames.total, wanted)
-        if note:
-            say(note)
+        if args.compile:
+            segmenter.compile()
+            say('compiling: the first frame takes 5 to 15 s longer')
         start = time.perf_counter()
         with (
             stop_on_signals() as stop,
@@ -75,11 +73,8 @@ def _video(argv: list[str] | None) -> int:
     parser.set_defaults(hood='exact')
     add('--fps', type=ranged(float, 0.01, 1000), help="of the overlay; the input's by default, else 10")
     add('--workers', type=ranged(int, 1), metavar='N', help='labelling threads (one per core; two on a GPU)')
-    add(
-        '--compile',
-        action=argparse.BooleanOptionalAction,
-        help='compile a checkpoint by torch.compile; by default from 1,000 frames on, if it can',
-    )
+    what = 'compile a checkpoint by torch.compile, which pays from some thousand frames on'
+    add('--compile', action='store_true', help=what)
     add_label_arguments(parser, 'replace existing results')
     # Options may stand between the model and the input.
     args = parser.parse_intermixed_args(argv)

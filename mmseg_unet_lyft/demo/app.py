@@ -31,7 +31,6 @@ _BEGINNINGS = (
     (VIDEO, 0, (b'\x1a\x45\xdf\xa3',)),
     (VIDEO, 8, (b'AVI ',)),
 )
-_LONGEST_BEGINNING = 16
 MOST_FRAMES = 600  # Most frames of a video that are labelled: a minute at the drives' 10 frames a second.
 MOST_SECONDS = 300.0  # Most time for an upload; of a video, what is labelled by then is shown.
 MAX_PIXELS = 16_000_000  # Of an image or a frame: a label map of so many takes some GB of memory.
@@ -61,37 +60,22 @@ class Model:
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's result for an image.
+    """A model's result for an image."""
 
-    Attributes:
-        label: Class ids as they are shown, uint8 (h, w).
-        shares: Share of the complete image's pixels by class, float64 (C,).
-        seconds: Time that the label map took.
-        file: The complete label map as a palette PNG.
-        uncertainty: The entropy's picture, RGB uint8 (h, w, 3); None if the model gives no probabilities.
-    """
-
-    label: np.ndarray
-    shares: np.ndarray
-    seconds: float
-    file: Path
-    uncertainty: np.ndarray | None
+    label: np.ndarray  # Class ids as they are shown, uint8 (h, w).
+    shares: np.ndarray  # Share of the complete image's pixels by class, float64 (C,).
+    seconds: float  # For the label map.
+    file: Path  # The complete label map as a palette PNG.
+    uncertainty: np.ndarray | None  # RGB picture of the entropy (h, w, 3); None without probabilities.
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """An image with each model's answer, from which the page is painted again when a control changes.
-
-    Attributes:
-        name: The file's name.
-        size: (height, width) of the complete image.
-        image: RGB as it is shown, uint8 (h, w, 3).
-        answers: One a model.
-    """
+    """An image with each model's answer, from which the page is painted again when a control changes."""
 
     name: str
-    size: tuple[int, int]
-    image: np.ndarray
+    size: tuple[int, int]  # (height, width) of the complete image.
+    image: np.ndarray  # RGB as it is shown, uint8 (h, w, 3).
     answers: Sequence[Answer]
 
 
@@ -108,7 +92,7 @@ class Clip:
 def kind_of(path: Path) -> str:
     """``'image'`` or ``'video'``, by the file's first bytes; an InputError if it is neither."""
     with path.open('rb') as file:
-        start = file.read(_LONGEST_BEGINNING)
+        start = file.read(16)
     for kind, at, beginnings in _BEGINNINGS:
         if start[at:].startswith(beginnings):
             return kind
@@ -121,9 +105,8 @@ def kind_of(path: Path) -> str:
 def label_image(models: Sequence[Model], path: Path, folder: Path, max_pixels: int = MAX_PIXELS) -> Labelled:
     """Label an image file with each model; the label maps are written below ``folder``.
 
-    Raises:
-        InputError: If the image cannot be read, is too small, has more than ``max_pixels``, or takes longer
-            than `MOST_SECONDS`; one model's answer is never cut short.
+    An InputError says that the image cannot be used, or that its turn did not come within `MOST_SECONDS`;
+    one model's answer is never cut short.
     """
     frame, end, answers = read_frame(path, max_pixels), time.monotonic() + MOST_SECONDS, []
     for at, model in enumerate(models):
@@ -160,36 +143,24 @@ def label_clip(
     folder: Path,
     opacity: float,
     max_pixels: int = MAX_PIXELS,
-    most_frames: int = MOST_FRAMES,
-    most_seconds: float = MOST_SECONDS,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Clip:
-    """Write the overlay of a video's first frames into ``folder``.
+    """Write the overlay of a video's first `MOST_FRAMES`, or those of `MOST_SECONDS`, into ``folder``.
 
-    Args:
-        model: Labels the frames.
-        path: The video.
-        folder: Made if missing.
-        opacity: Weight of the colours, 0 to 1.
-        max_pixels: Largest frame that is decoded.
-        most_frames: Later frames are left out.
-        most_seconds: Frames that are read after so many seconds are left out too.
-        progress: Called after each frame with the frames done, and how many there will be (None: not known).
-
-    Raises:
-        InputError: If not a single frame can be read, or the overlay cannot be written.
+    ``progress`` is called after each frame with the frames done, and how many there will be (None: not
+    known). An InputError says that not a single frame can be read, or that the overlay cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clip = Clip(folder / f'{path.stem}_overlay.mp4')
     start = time.perf_counter()
     with open_frames(str(path), max_pixels) as frames:
-        total = frames.total and min(frames.total, most_frames)
+        total = frames.total and min(frames.total, MOST_FRAMES)
         fps = frames.fps or DEFAULT_FPS
         sink = OverlayVideo(clip.path, frames.size, fps, model.segmenter.palette, opacity, frames.times)
 
         def bounded() -> Iterator[np.ndarray]:
             for number, frame in enumerate(frames):
-                if number == most_frames or time.perf_counter() > start + most_seconds:
+                if number == MOST_FRAMES or time.perf_counter() > start + MOST_SECONDS:
                     clip.notes.append(f'the first {number} frames; the command video labels complete videos')
                     return
                 yield frame
@@ -257,12 +228,12 @@ def entropy_picture(entropy: np.ndarray, num_classes: int) -> np.ndarray:
     return cv2.cvtColor(coloured, cv2.COLOR_BGR2RGB)
 
 
-def fit(pixels: np.ndarray, is_label: bool = False, most: int = MOST_SHOWN_PIXELS) -> np.ndarray:
-    """A picture or a label map made smaller, its ratio kept, until it has no more than ``most`` pixels."""
+def fit(pixels: np.ndarray, is_label: bool = False) -> np.ndarray:
+    """A picture or a label map made smaller, its ratio kept, until it has at most `MOST_SHOWN_PIXELS`."""
     height, width = pixels.shape[:2]
-    if height * width <= most:
+    if height * width <= MOST_SHOWN_PIXELS:
         return pixels
-    ratio = (most / (height * width)) ** 0.5
+    ratio = (MOST_SHOWN_PIXELS / (height * width)) ** 0.5
     size = (max(1, int(width * ratio)), max(1, int(height * ratio)))
     return cv2.resize(pixels, size, interpolation=cv2.INTER_NEAREST if is_label else cv2.INTER_AREA)
 
@@ -278,17 +249,9 @@ def demo(
     max_pixels: int = MAX_PIXELS,
     trust_proxy: bool = False,
 ) -> Iterator[str]:
-    """Serve the demo as long as the context is open, and yield its address; its folder is temporary.
+    """Serve one model, or two to be compared, while the context is open; yields the page's address.
 
-    Args:
-        models: One, or two to be compared.
-        host: Address to listen on.
-        port: The first free one from 7860 on by default.
-        max_pixels: Largest image or frame that is read.
-        trust_proxy: As in `server.Gate`.
-
-    Raises:
-        InputError: If Gradio is missing, or the address cannot be listened on.
+    Host, port and errors are as in `free_port`, ``trust_proxy`` as in `server.Gate`.
     """
     require_gradio()
     port = free_port(host, port)
@@ -317,17 +280,10 @@ def demo(
 
 
 class Page:
-    """The page and what its controls do; Gradio serves its ``blocks``.
-
-    Args:
-        models: One or two.
-        folder: Where results are written.
-        examples: Images to choose from.
-        max_pixels: Largest image or frame that is read.
-    """
+    """The page and what its controls do; Gradio serves its ``blocks``. Results are written to ``folder``."""
 
     def __init__(
-        self, models: Sequence[Model], folder: Path, examples: Sequence[Path], max_pixels: int = MAX_PIXELS
+        self, models: Sequence[Model], folder: Path, examples: Sequence[Path], max_pixels: int
     ) -> None:
         import gradio as gr
 

@@ -1,7 +1,5 @@
 """The demo's server: loopback by default, files of one folder only, no fetched addresses, no telemetry."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
@@ -11,21 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..compat import install_command
 from ..errors import InputError
 
-if TYPE_CHECKING:
-    import gradio
-
 LOOPBACK = ('127.0.0.1', 'localhost')
 _FIRST_PORT, _PORTS, _LAST_PORT = 7860, 100, 65535
 _LONGEST_REQUEST = 1_000_000  # Bytes of a request other than an upload: the page sends names and numbers.
-_DEEPEST = 50
 MOST_UPLOADED, MOST_KEPT = 200_000_000, 1_000_000_000  # Bytes of one upload, and of all files of visitors.
-_UPLOADS_AT_ONCE, _UPLOAD_SECONDS = 4, 600.0
-AT_ONCE = 2  # Requests of a kind: an image need not wait for a video.
+_UPLOAD_SECONDS = 600.0
+AT_ONCE = 2  # Uploads, and requests of a kind: an image need not wait for a video.
 EXAMPLES = 'examples'  # Their folder.
 _FORWARDED = (b'x-forwarded-', b'forwarded', b'x-gradio-server')  # Headers that change the page's addresses.
 _SHOWN = {'.png': 'image/png', '.mp4': 'video/mp4'}  # What the demo makes.
@@ -73,8 +67,7 @@ def private_gradio(folder: Path) -> Iterator[None]:
 def free_port(host: str, port: int | None) -> int:
     """The port to listen on: the one that is asked for, or the first free one from 7860 on.
 
-    Raises:
-        InputError: If the host is not an address of this machine, or the port is taken or out of range.
+    An InputError names a host that is not this machine's, or a port that is taken or out of range.
     """
     if port is not None and not 1 <= port <= _LAST_PORT:
         raise InputError(f'--port {port}: give 1 to {_LAST_PORT}')
@@ -94,18 +87,11 @@ def free_port(host: str, port: int | None) -> int:
 
 
 @contextmanager
-def serve(
-    page: gradio.Blocks, folder: Path, host: str, port: int, trust_proxy: bool = False, **style: Any
-) -> Iterator[str]:
-    """Serve a page as long as the context is open, and yield its address.
+def serve(page: Any, folder: Path, host: str, port: int, trust_proxy: bool, **style: Any) -> Iterator[str]:
+    """Serve a page, Gradio's Blocks, as long as the context is open, and yield its address.
 
-    Args:
-        page: The page, made within `private_gradio`.
-        folder: The only one whose files are served, Gradio's own pages aside.
-        host: Address to listen on.
-        port: As from `free_port`.
-        trust_proxy: As in `Gate`.
-        **style: ``css`` and ``theme`` of the page.
+    It is made within `private_gradio`; ``style`` are its ``css`` and ``theme``. Files are served from the
+    folder alone, Gradio's own aside.
     """
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -148,17 +134,12 @@ class Gate:
     - Requests in which a file is an address, which Gradio would fetch, are refused.
     - Uploads are bounded in size, number and time, replace the oldest files, and are never given back.
     - Of the other files, PNG and MP4 are shown; all else is only saved by browsers.
-
-    Args:
-        app: Gradio's application.
-        folder: That of all files.
-        trust_proxy: Whether a proxy sets the headers in which it names itself.
     """
 
-    def __init__(self, app: Any, folder: Path, trust_proxy: bool = False) -> None:
+    def __init__(self, app: Any, folder: Path, trust_proxy: bool) -> None:
         self._app, self._folder, self._trust_proxy = app, folder, trust_proxy
         self._uploaded: set[Path] = set()
-        self._slots, self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE), 0
+        self._slots = asyncio.Semaphore(AT_ONCE)
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
         """Pass a request on, or refuse it."""
@@ -226,12 +207,9 @@ class Gate:
 
         async def passed() -> None:
             async with self._slots:
-                self._uploads += 1
-                try:
-                    await asyncio.to_thread(make_room, self._folder, self._uploads * MOST_UPLOADED)
-                    await self._app(scope, bounded, noted)
-                finally:
-                    self._uploads -= 1
+                # Room for all that may come at once, this one included.
+                await asyncio.to_thread(make_room, self._folder, AT_ONCE * MOST_UPLOADED)
+                await self._app(scope, bounded, noted)
 
         try:
             await asyncio.wait_for(passed(), _UPLOAD_SECONDS)
@@ -295,12 +273,12 @@ async def _body(receive: Any) -> bytes | None:
 def names_address(body: bytes) -> bool:
     """Whether a request's JSON has an address as a file's path; True also if it is not JSON, or too deep."""
 
-    def is_found(value: Any, depth: int) -> bool:
+    def is_found(value: Any) -> bool:
         is_file = isinstance(value, dict) and '://' in str(value.get('path', ''))
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        return not depth or is_file or any(is_found(one, depth - 1) for one in parts)
+        return is_file or any(map(is_found, parts))
 
     try:
-        return is_found(json.loads(body or b'null'), _DEEPEST)
+        return is_found(json.loads(body or b'null'))
     except (ValueError, RecursionError):
         return True

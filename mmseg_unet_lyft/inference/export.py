@@ -1,7 +1,5 @@
 """Export a trained model to a file that maps uint8 frames to label maps, and compare it with PyTorch."""
 
-from __future__ import annotations
-
 import copy
 import json
 import tempfile
@@ -10,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -187,11 +184,7 @@ def _quietly() -> Iterator[None]:
 
 
 def to_program(frame_network: FrameNetwork) -> torch.export.ExportedProgram:
-    """The network as torch.export's program; number and size of frames stay free.
-
-    Raises:
-        InputError: If this torch, or the network, cannot keep them free.
-    """
+    """The network as torch.export's program; an InputError if number and size of frames cannot stay free."""
     if not hasattr(symbolic, 'backed_size_oblivious'):
         raise InputError(f'torch {torch.__version__}: exporting needs torch 2.8; pip install "torch>=2.8"')
     # A resize may make frames larger.
@@ -205,7 +198,7 @@ def to_program(frame_network: FrameNetwork) -> torch.export.ExportedProgram:
     inputs = [torch.zeros(2, 77, 101, 3, dtype=torch.uint8)]
     sides = (('N', 1), ('H', side), ('W', side))
     shapes: list = [{at: torch.export.Dim(name, min=least) for at, (name, least) in enumerate(sides)}]
-    if keeps_ratio(frame_network):
+    if any(keeps_ratio for _, keeps_ratio in frame_network.resizes):
         inputs.append(torch.zeros(65, 87))
         least = smallest_side(frame_network.model)
         shapes.append({at: torch.export.Dim(name, min=least) for at, name in enumerate('hw')})
@@ -231,12 +224,6 @@ def smallest_side(model: BaseSegmentor) -> int:
     return getattr(model.backbone, 'smallest_side', 16)
 
 
-def keeps_ratio(network: TorchNetwork | FrameNetwork) -> bool:
-    """Whether a network's size depends on the ratio of a frame's sides."""
-    return any(keeps for _, keeps in network.resizes)
-
-
-_CANVAS = 'canvas'
 # `runtimes.size_within` in ONNX, for the longer and the shorter side of a scale. Computed in torch.export's
 # symbols, every size in the network would be a formula of several lines.
 _RATIO_KEPT = """canvas (uint8[N, H, W, 3] frames) => (float[h, w] canvas)
@@ -257,11 +244,7 @@ _RATIO_KEPT = """canvas (uint8[N, H, W, 3] frames) => (float[h, w] canvas)
 
 
 def export_onnx(network: TorchNetwork, path: str | Path, **options) -> Path:
-    """Write a network, on the CPU, as an ``.onnx`` file for `Segmenter`; options are `FrameNetwork`'s.
-
-    Raises:
-        InputError: If onnx or onnxscript is not installed; otherwise as in `FrameNetwork`.
-    """
+    """Write a network, on the CPU, as an ``.onnx`` file for `Segmenter`; options are `FrameNetwork`'s."""
     # torch.onnx writes with onnxscript.
     runtimes.require(path, 'onnx', 'onnxscript')
     import onnx
@@ -273,7 +256,7 @@ def export_onnx(network: TorchNetwork, path: str | Path, **options) -> Path:
         written = torch.onnx.export(
             program,
             dynamo=True,
-            input_names=[FRAMES, _CANVAS][: len(program.graph_signature.user_inputs)],
+            input_names=[FRAMES, 'canvas'][: len(program.graph_signature.user_inputs)],
             output_names=frame_network.outputs,
             opset_version=18,
             external_data=False,
@@ -284,7 +267,8 @@ def export_onnx(network: TorchNetwork, path: str | Path, **options) -> Path:
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         del part.metadata_props[:]
     del model.graph.metadata_props[:]
-    if keeps_ratio(frame_network):
+    if len(model.graph.input) > 1:
+        # The file computes itself what the program takes as its second input.
         ((scale, _),) = network.resizes
         canvas = onnx.parser.parse_graph(_RATIO_KEPT.format(max(scale), min(scale)))
         model.graph.initializer.extend(canvas.initializer)
@@ -298,11 +282,7 @@ def export_onnx(network: TorchNetwork, path: str | Path, **options) -> Path:
 
 
 def convert_to_openvino(onnx_path: str | Path, path: str | Path) -> Path:
-    """Write an ``.onnx`` file as OpenVINO's ``.xml`` and ``.bin``, its metadata with it.
-
-    Raises:
-        InputError: If onnx or openvino is not installed.
-    """
+    """Write an ``.onnx`` file as OpenVINO's ``.xml`` and ``.bin``, its metadata with it."""
     runtimes.require(path, 'onnx', 'openvino')
     import onnx
     import openvino
@@ -349,7 +329,7 @@ def metadata_of(network: TorchNetwork, outputs: Sequence[str]) -> str:
     return json.dumps(fields)
 
 
-def _metadata_in(model: ModelProto) -> str:
+def _metadata_in(model: 'ModelProto') -> str:
     return next(entry.value for entry in model.metadata_props if entry.key == METADATA_KEY)
 
 
@@ -361,11 +341,7 @@ _QUANTISED = 'Conv ConvTranspose Relu LeakyRelu Clip MaxPool AveragePool Resize 
 
 
 def half_onnx(path: str | Path, out: str | Path) -> None:
-    """Write a float32 ``.onnx`` file with float16 weights: half as large. Loading it widens them again.
-
-    Raises:
-        InputError: If a package is missing, or the file cannot be read or is not a float32 export.
-    """
+    """Write a float32 export with float16 weights: half as large. Loading it widens them again."""
     model, metadata = _load(path)
     from onnx import TensorProto, helper, numpy_helper
 
@@ -389,10 +365,7 @@ def quantise_onnx(path: str | Path, out: str | Path, frames: Iterable[np.ndarray
     Args:
         path: From `export_onnx`.
         out: The file; may be ``path``.
-        frames: As the network will see them, BGR, uint8 (H, W, 3); read one by one.
-
-    Raises:
-        InputError: As in `half_onnx`, or if there are no frames.
+        frames: As the network will see them, BGR, uint8 (H, W, 3), at least one; read one by one.
     """
     model, metadata = _load(path)
     import onnx
@@ -404,10 +377,6 @@ def quantise_onnx(path: str | Path, out: str | Path, frames: Iterable[np.ndarray
     convolutions = [node.name for node in model.graph.node if node.op_type in _CONVOLUTIONS]
     between = names[names.index(convolutions[0]) + 1 : names.index(convolutions[-1])]
     batches = ({FRAMES: np.ascontiguousarray(frame[None])} for frame in frames)
-    first = next(batches, None)
-    if first is None:
-        raise InputError('int8 needs frames to calibrate with and there are none; give some 32')
-    batches = chain([first], batches)
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantised = f'{folder}/prepared.onnx', f'{folder}/int8.onnx'
         # Infer shapes only: norms are folded already, and its optimisations depend on the runtime's version.
@@ -429,20 +398,15 @@ def quantise_onnx(path: str | Path, out: str | Path, frames: Iterable[np.ndarray
         _save(onnx.load(quantised), out, metadata, 'int8')
 
 
-def _load(path: str | Path) -> tuple[ModelProto, dict]:
+def _load(path: str | Path) -> tuple['ModelProto', dict]:
     runtimes.require(path, 'onnx', 'onnxruntime')
     import onnx
 
-    if Path(path).suffix != '.onnx':
-        raise InputError(f'{path}: float16 and int8 start from an .onnx file; export that first')
-    precision = runtimes.open_exported(str(path), threads=1).precision
-    if precision != 'float32':
-        raise InputError(f'{path}: is {precision} already; start from the float32 file')
     model = onnx.load(str(path))
     return model, json.loads(_metadata_in(model))
 
 
-def _save(model: ModelProto, path: str | Path, metadata: dict, precision: str) -> None:
+def _save(model: 'ModelProto', path: str | Path, metadata: dict, precision: str) -> None:
     import onnx
 
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata | dict(precision=precision))})
@@ -542,26 +506,17 @@ class Export:
             raise InputError(f'--format torch has no {self.precision}; onnx and openvino have it')
         if self.path.suffix != suffix:
             raise InputError(f'{self.path}: files of --format {self.kind} end in {suffix}')
-        for part in self.parts():
+        for part in runtimes.parts_of(self.path):
             if part.exists() and not self.overwrite:
                 raise InputError(f'{part}: is there already; name another --out, or give --overwrite')
-
-    def parts(self) -> list[Path]:
-        """The files it consists of; the one to open comes last."""
-        return runtimes.parts_of(self.path)
 
 
 def export(segmenter: Segmenter, wanted: Export, say: Callable[[str], None]) -> None:
     """Write a model's file, compare it with the model, and move it into place with its checksum.
 
-    Args:
-        segmenter: The model, in PyTorch on the CPU.
-        wanted: What to write.
-        say: Takes lines on what was found.
-
-    Raises:
-        InputError: If the file is not accurate enough (it is deleted then), a package is missing, or
-            the model cannot be exported.
+    The model is in PyTorch on the CPU; ``say`` takes lines on what was found. An InputError says that the
+    file is not accurate enough (it is deleted then), that a package is missing, or that the model cannot be
+    exported.
     """
     wanted.check()
     if segmenter.thresholds is not None and any(segmenter.thresholds.dilations):
@@ -591,13 +546,14 @@ def export(segmenter: Segmenter, wanted: Export, say: Callable[[str], None]) -> 
 def _put_in_place(path: Path, wanted: Export) -> None:
     """Move a checked file and its parts' checksums to their final names."""
     runtimes.write_checksums(path)
-    checksums = [checksum_file(part) for part in wanted.parts()]
+    parts = runtimes.parts_of(wanted.path)
+    checksums = [checksum_file(part) for part in parts]
     for old in checksums:
         old.unlink(missing_ok=True)
     if wanted.kind == 'openvino':
         # Never the graph of one model next to the weights of another.
         wanted.path.unlink(missing_ok=True)
-    for part in (*wanted.parts(), *checksums):
+    for part in (*parts, *checksums):
         sync(path.with_name(part.name))
         path.with_name(part.name).replace(part)
     sync(wanted.path.parent)
@@ -668,14 +624,8 @@ def compare_formats(
 ) -> dict[str, dict[str, Any]]:
     """Size, accuracy and speed of a model in every format that can run here; the formats take turns.
 
-    Args:
-        segmenter: The model, in PyTorch on the CPU.
-        data_root: Of the frames to label; None for synthetic ones.
-        drives: As in `Export`.
-        calibrated_on: As in `Export`.
-        number: How many real frames are labelled.
-        starts: Cold starts of each in fresh processes.
-        show: Shows progress.
+    The model is in PyTorch on the CPU. ``number`` frames are labelled, chosen as in `Export`; each format is
+    started ``starts`` times in fresh processes.
 
     Returns:
         By format, for JSON: ``mb``; ``miou`` in percent, None without truth; ``same_pixels`` as in PyTorch,

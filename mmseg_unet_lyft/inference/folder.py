@@ -1,7 +1,5 @@
 """Label image files: find them, place their results, and skip those that are done."""
 
-from __future__ import annotations
-
 import glob
 import os
 from collections import Counter
@@ -178,15 +176,15 @@ class Done:
 
 
 def predict_images(
-    segmenter: Segmenter, images: Iterable[tuple[Path, Path]], outputs: Outputs, max_pixels: int = MAX_PIXELS
+    segmenter: 'Segmenter',
+    images: Iterable[tuple[Path, Path]],
+    outputs: Outputs,
+    max_pixels: int = MAX_PIXELS,
 ) -> Done:
     """Write the results of each image that lacks them, and a list of the images that cannot be read.
 
     A finished result carries its image's modification time; as long as both are the same, it is not made
     again. Images of more than ``max_pixels`` are not decoded.
-
-    Raises:
-        InputError: If a result cannot be written.
     """
     done = Done()
     for path, place in images:
@@ -221,7 +219,7 @@ def _time_of(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.is_file() else None
 
 
-def _label(segmenter: Segmenter, frame: np.ndarray, outputs: Outputs) -> dict[str, Callable[[Path], None]]:
+def _label(segmenter: 'Segmenter', frame: np.ndarray, outputs: Outputs) -> dict[str, Callable[[Path], None]]:
     """Label a BGR frame; what writes each kind of result to a path."""
     entropy, palette = None, segmenter.palette
     if 'uncertainty' in outputs.kinds:

@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -68,13 +66,11 @@ class Classes:
     data_sha256: str | None = None  # Hash of the training data's ``stats.json``.
 
 
-def checked_classes(fields: Any, path: str, remedy: str) -> Classes:
+def checked_classes(fields: Mapping, path: str, remedy: str) -> Classes:
     """Classes from a file's ``classes``, ``palette``, ``hood`` (``dict(spans, size)`` or None), ``scheme``.
 
-    Raises:
-        InputError: If a field is missing or cannot be used; the message names path and remedy.
+    An InputError names path and remedy.
     """
-    fields = fields if isinstance(fields, Mapping) else {}
     names, palette, hood = (fields.get(key) for key in ('classes', 'palette', 'hood'))
     part = 'list of class names'
     try:
@@ -102,11 +98,11 @@ class ExportedNetwork:
     Several threads may call it at once. Arguments and errors of each kind are those of `open_exported`.
     """
 
-    _errors: tuple[type[Exception], ...] = (RuntimeError,)
-
+    # A program's checks of sizes are assertions. What its metadata promise may be missing in a file.
+    _errors: tuple[type[Exception], ...] = (AssertionError, LookupError, RuntimeError, ValueError)
     passes = 1
 
-    def __init__(self, path: str, metadata: str | None) -> None:
+    def __init__(self, path: str, metadata: str | bytes | None) -> None:
         self.path = path
         if metadata is None:
             raise InputError(
@@ -130,7 +126,6 @@ class ExportedNetwork:
         classes = checked_classes(fields, path, _REMEDY)
         self.classes, self.palette, self.hood = classes.names, classes.palette, classes.hood
         self.scheme, self.data_sha256 = classes.scheme, classes.data_sha256
-        self.precision: str = fields.get('precision', 'float32')
         self.colours: str = fields['colours']
         self.gives_probabilities = PROBABILITIES in self.outputs
 
@@ -185,14 +180,15 @@ class ExportedNetwork:
     def _check_output(self, name: str, result: np.ndarray, shape: tuple[int, ...]) -> None:
         """Raise an InputError unless an output is what its name says, for frames of a shape (N, H, W)."""
         number, *size = shape
-        of_one, largest = {
-            LABEL_MAP: ((), len(self.classes) - 1),
-            MASKS: ((2,), 1),
-            PROBABILITIES: ((len(self.classes),), 1 + _ROUNDING),
+        dtype, of_one, largest = {
+            LABEL_MAP: (np.uint8, (), len(self.classes) - 1),
+            MASKS: (np.uint8, (2,), 1),
+            PROBABILITIES: (np.float32, (len(self.classes),), 1 + _ROUNDING),
         }[name]
+        is_shaped = result.dtype == dtype and result.shape == (number, *of_one, *size)
         # The comparison fails for nan, too.
-        if result.shape != (number, *of_one, *size) or not (result.min() >= 0 and result.max() <= largest):
-            found = f'{result.shape}, up to {result.max(initial=0)}, for frames {shape}'
+        if not is_shaped or not (result.min() >= 0 and result.max() <= largest):
+            found = f'{result.dtype} {result.shape}, up to {result.max(initial=0)}, for frames {shape}'
             raise InputError(
                 f'{self.path}: its {name} is {found} and {len(self.classes)} classes; {_REMEDY} again'
             )
@@ -218,19 +214,12 @@ class OnnxNetwork(ExportedNetwork):
                 )
             providers.insert(0, ('CUDAExecutionProvider', dict(device_id=index)))
         # ONNX Runtime's errors have no common base class.
-        self._errors = (state.InvalidProtobuf, state.Fail, state.InvalidGraph, state.InvalidArgument)
+        self._errors += (state.InvalidProtobuf, state.Fail, state.InvalidGraph, state.InvalidArgument)
         self._errors += (state.NoModel, state.NotImplemented, state.RuntimeException, state.EPFail)
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except self._errors as error:
             raise InputError(f'{path}: cannot be read as an ONNX model ({first_line(error)})') from error
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        _require_bytes(
-            path,
-            [(one.type == 'tensor(uint8)', len(one.shape)) for one in inputs],
-            {one.name: one.type == 'tensor(uint8)' for one in outputs},
-        )
-        self._input = inputs[0].name
         # Masks are not computed where label maps alone are asked for.
         self._asked_alone = onnxruntime.RunOptions()
         self._asked_alone.only_execute_path_to_fetches = True
@@ -238,7 +227,7 @@ class OnnxNetwork(ExportedNetwork):
         super().__init__(path, metadata)
 
     def _infer(self, frames: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
-        return self._session.run(list(outputs), {self._input: frames}, self._asked_alone)
+        return self._session.run(list(outputs), {FRAMES: frames}, self._asked_alone)
 
 
 class OpenVinoNetwork(ExportedNetwork):
@@ -260,12 +249,6 @@ class OpenVinoNetwork(ExportedNetwork):
             self._compiled = core.compile_model(model, 'CPU', settings)
         except RuntimeError as error:
             raise InputError(f'{path}: cannot be read as an OpenVINO model ({first_line(error)})') from error
-        byte = openvino.Type.u8
-        _require_bytes(
-            path,
-            [(one.element_type == byte, len(one.partial_shape)) for one in model.inputs],
-            {one.any_name: one.element_type == byte for one in model.outputs},
-        )
         # Requests hold a call's tensors, so each thread has its own.
         self._local = threading.local()
         has = model.has_rt_info([METADATA_KEY])
@@ -279,30 +262,11 @@ class OpenVinoNetwork(ExportedNetwork):
         return [results[output].copy() for output in outputs]
 
 
-def _require_bytes(path: str, inputs: list[tuple[bool, int]], outputs: dict[str, bool]) -> None:
-    """Raise unless inputs, as (is uint8, dimensions), are one batch of bytes, and outputs are bytes."""
-    if inputs != [(True, 4)]:
-        raise InputError(f'{path}: does not take one batch of uint8 frames (N, H, W, 3); {_REMEDY}')
-    for name, is_bytes in outputs.items():
-        if name in (LABEL_MAP, MASKS) and not is_bytes:
-            raise InputError(f'{path}: its {name} is not uint8; {_REMEDY}')
-
-
-# What torch raises for a file that is not a program, or a damaged one.
-_NOT_A_PROGRAM = (
-    *(AssertionError, AttributeError, BadZipFile, EOFError, KeyError, OSError, RuntimeError, TypeError),
-    *(UnpicklingError, ValueError),
-)
-
-
 class ProgramNetwork(ExportedNetwork):
     """A ``.pt2`` program of torch.export; needs torch, but not mmcv, mmengine or mmseg.
 
     Reading one can run code that the file brings: torch evaluates expressions in it and may unpickle.
     """
-
-    # A program's own checks of sizes are assertions.
-    _errors = (RuntimeError, AssertionError)
 
     def __init__(self, path: str, device: str = 'cpu', threads: int | None = None) -> None:
         require(path, 'torch')
@@ -324,11 +288,9 @@ class ProgramNetwork(ExportedNetwork):
             if kind != 'cpu':
                 program = move_to_device_pass(program, self.device)
             self._module = program.module()
-        except _NOT_A_PROGRAM as error:
+        except Exception as error:  # torch raises anything for a damaged file.
             raise InputError(f'{path}: cannot be read as a program ({first_line(error)})') from error
-        metadata = extra[METADATA_KEY]
-        text = metadata.decode(errors='replace') if isinstance(metadata, bytes) else metadata
-        super().__init__(path, text or None)
+        super().__init__(path, extra[METADATA_KEY] or None)
 
     def _infer(self, frames: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
         import torch
@@ -383,17 +345,10 @@ def write_checksums(path: Path) -> None:
 def open_exported(
     path: str, device: str = 'cpu', threads: int | None = None, trust: bool = False
 ) -> ExportedNetwork:
-    """The network in an exported file, by its suffix.
+    """The network in an exported file, by its suffix; arguments as in `Segmenter`.
 
-    Args:
-        path: The file.
-        device: ``'cpu'``, ``'cuda'`` or ``'cuda:N'``; OpenVINO has no CUDA.
-        threads: Computing threads of a call on a CPU; one a core by default.
-        trust: Whether a ``.pt2`` program may be read, which can run code that it brings.
-
-    Raises:
-        InputError: If the file cannot be read, was not exported here, or is a program that is not trusted; or
-            if the device does not exist.
+    An InputError says that the file cannot be read, was not exported here, or is a program that is not
+    trusted, or that the device does not exist.
     """
     suffix, parts = Path(path).suffix, parts_of(Path(path))
     for part in reversed(parts):

@@ -1,7 +1,5 @@
 """`Segmenter`: a trained model as a function from uint8 frames to uint8 label maps; its results."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -52,11 +50,7 @@ class Result:
         return overlay(self.frame, self.label, [colour[::-1] for colour in self.palette], alpha)
 
     def save(self, path: str | Path, alpha: float = 0.5) -> Path:
-        """Write `plot` as an image, by its suffix; returns the path.
-
-        Raises:
-            InputError: If the suffix is not an image's, or the file cannot be written.
-        """
+        """Write `plot` as an image, by its suffix; returns the path."""
         path = Path(path)
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             raise InputError(f'{path}: name an image ({", ".join(sorted(IMAGE_SUFFIXES))})')
@@ -111,7 +105,7 @@ class Segmenter:
 
     def __init__(
         self,
-        model: Config | str | Path,
+        model: 'Config | str | Path',
         checkpoint: str | Path | None = None,
         device: str | None = None,
         threads: int | None = None,
@@ -159,26 +153,19 @@ class Segmenter:
     def compile(self) -> None:
         """Compile the network by ``torch.compile`` at the next call: 5 to 15 seconds for each size of frames.
 
-        Label maps stay the same except where two classes tie to float32's rounding. It pays from about
-        a thousand frames on.
-
-        Raises:
-            InputError: If a compiler is missing, or the model is an exported file.
+        Label maps stay the same except where two classes tie to float32's rounding. It pays from some
+        thousand frames on. An InputError says that a compiler is missing, or that the model is exported.
         """
         if self.is_exported:
             raise InputError(f'{self.network.path}: is compiled by its own runtime; compile its checkpoint')
         self.network.compile()
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **options: Any) -> Segmenter:
+    def from_pretrained(cls, name: str | Path, **options: Any) -> 'Segmenter':
         """The model in a folder of `save_pretrained`, or in a repository on the Hugging Face Hub.
 
-        Args:
-            name: The folder, or ``'OWNER/REPOSITORY'``, which the extra ``[hub]`` downloads.
-            options: As of `Segmenter`.
-
-        Raises:
-            InputError: As in `Segmenter`, or if nothing is there.
+        ``name`` is the folder, or ``'OWNER/REPOSITORY'``, which the extra ``[hub]`` downloads; options and
+        errors are as in `Segmenter`.
         """
         if Path(name).exists():
             return cls(name, **options)
@@ -198,10 +185,7 @@ class Segmenter:
         """Write ``model.safetensors``, ``config.json`` and ``README.md``, the Hub's form; returns the folder.
 
         The weights are read again from the checkpoint. The README is the model card, with the run's paths and
-        command; one that is there stays.
-
-        Raises:
-            InputError: If the model is an exported file or has thresholds, or the folder cannot be written.
+        command; one that is there stays. An InputError refuses exported files and models with thresholds.
         """
         if self.is_exported:
             raise InputError(f'{self.network.path}: is an exported file; save its checkpoint')
@@ -214,12 +198,8 @@ class Segmenter:
     def push_to_hub(self, name: str, private: bool = True) -> str:
         """Upload a folder of `save_pretrained` to a repository (extra ``[hub]``); returns its address.
 
-        Args:
-            name: ``'OWNER/REPOSITORY'``, which is made if it does not exist.
-            private: Whether one that is made is private.
-
-        Raises:
-            InputError: As in `save_pretrained`, or if the Hub refuses.
+        ``name`` is ``'OWNER/REPOSITORY'``, which is made, ``private`` or not, if it does not exist. An
+        InputError as in `save_pretrained`, or if the Hub refuses.
         """
         require(name, 'huggingface_hub')
         from huggingface_hub import HfApi

@@ -328,7 +328,6 @@ class LyftExportedSegmentor(BaseModel):
 
     def __init__(self, path: str, device: str = 'cpu', trust: bool = False) -> None:
         super().__init__()
-        self.path = path
         # As many threads as PyTorch would take: each of several ranks has its share.
         self.network = open_exported(path, device, torch.get_num_threads(), trust)
         # DistributedDataParallel refuses a module that has no parameter.
@@ -339,24 +338,19 @@ class LyftExportedSegmentor(BaseModel):
     ) -> list[SegDataSample]:
         """Samples with ``pred_sem_seg``, uint8 (1, H, W), of BGR uint8 (3, H, W)."""
         if mode != 'predict':
-            raise InputError(f'{self.path}: is exported, and gives label maps alone; train its checkpoint')
-        frames = [frame.permute(1, 2, 0).cpu().numpy() for frame in inputs]
-        samples = [SegDataSample() for _ in frames] if data_samples is None else data_samples
-        for label, sample in zip(self._label_maps(frames), samples, strict=True):
-            sample.pred_sem_seg = PixelData(data=torch.from_numpy(label)[None])
-        return samples
-
-    def _label_maps(self, frames: list[np.ndarray]) -> list[np.ndarray]:
-        """Class ids, uint8 (H, W), of each frame; those of one size are labelled at once."""
-        for frame in frames:
-            if frame.dtype != np.uint8:
+            path = self.network.path
+            raise InputError(f'{path}: is exported, and gives label maps alone; train its checkpoint')
+        samples = [SegDataSample() for _ in inputs] if data_samples is None else data_samples
+        for frame, sample in zip(inputs, samples, strict=True):
+            if frame.dtype != torch.uint8:
                 raise InputError(
-                    f'{self.path}: takes frames of bytes, and the test pipeline makes them {frame.dtype}; '
+                    f'{self.network.path}: takes frames of bytes, the test pipeline makes {frame.dtype}; '
                     'leave to_float32 and Normalize out of it: what the network needs is in the file'
                 )
-        same = len({frame.shape for frame in frames}) == 1
-        batches = [np.stack(frames)] if same else [frame[None] for frame in frames]
-        return [label for batch in batches for label in self.network.label_maps(batch, 'BGR')]
+            # One by one: frames may differ in size, and a batch gains no time on a CPU.
+            label = self.network.label_maps(frame.permute(1, 2, 0)[None].cpu().numpy(), 'BGR')
+            sample.pred_sem_seg = PixelData(data=torch.from_numpy(label))
+        return samples
 
 
 def score_exported(
@@ -364,19 +358,10 @@ def score_exported(
 ) -> list[str]:
     """Replace a config's model, and its test pipeline's Resize, by an exported file, for a test run.
 
-    Args:
-        config: Changed in place.
-        path: The file.
-        device: The CPU by default; with ``'cuda'`` each of several ranks has its own GPU.
-        trust: Whether a file that is a program may be run.
-        uncertainty: Passes of Monte-Carlo dropout, which a file does not have.
-
-    Returns:
-        Lines on the config's Resize and thresholds, if it has any: the file's own are applied.
-
-    Raises:
-        InputError: If the file cannot be used, its classes are not the data set's, or the config asks for
-            what a file cannot do.
+    Returns lines on the config's Resize and thresholds, if it has any: the file's own are applied. With
+    ``'cuda'`` each of several ranks has its own GPU. An InputError says that the file cannot be used, that
+    its classes are not the data set's, or that the config, or ``uncertainty`` (passes of Monte-Carlo
+    dropout), asks for what a file cannot do.
     """
     device = f'cuda:{this_process.local_rank}' if device == 'cuda' else device or 'cpu'
     test_cfg = config.model.get('test_cfg') or {}
@@ -435,10 +420,7 @@ def write_safetensors(
         model: Any = dict(format=DESCRIPTION_FORMAT) | checked(meta.get(KEY), path)
     else:
         config = config if isinstance(config, Config) else load_config(config)
-        # An auxiliary head, which is not built, may be in the weights.
-        asked = {name: weight for name, weight in weights.items() if not name.startswith('auxiliary_head.')}
-        with torch.random.fork_rng(devices=[]):
-            check_weights(build(inference_part(config.model))[0], asked, path)
+        build_model(config, path, trust)  # Raises unless they fit each other.
         model = describe(config)
     found = {**meta, **_validation(content)}
     if 'dataset_meta' in found:

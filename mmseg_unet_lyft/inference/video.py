@@ -1,7 +1,5 @@
 """Label a stream of frames: how threads share the work, and which results are written."""
 
-from __future__ import annotations
-
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +10,7 @@ from fractions import Fraction
 from io import BufferedWriter, FileIO
 from pathlib import Path
 from queue import Empty, Queue
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import cv2
 import numpy as np
@@ -26,13 +24,8 @@ from .frames import FrameSource
 from .runtimes import require
 from .segmenter import Segmenter
 
-if TYPE_CHECKING:
-    import av
-
 KINDS = ('overlay', 'labels', 'json')
 FRAMES_NAME = 'frames.json'  # In a folder of labels: the names of those that this package wrote.
-# Compiling takes 5 to 15 s and saves a tenth of each frame's 0.15 s (docs/benchmarks.md).
-COMPILE_FROM_FRAMES = 1000
 DEFAULT_FPS = 10.0  # For frames without a rate of their own; what the challenge asks for.
 FRAMES_A_WORKER = 3  # Held at a time: one in work and two that wait, so that it never waits for the reader.
 
@@ -168,9 +161,7 @@ class OverlayVideo(Sink):
 
     If the process is killed, the file plays up to its last complete second. Odd sides of the frames get a row
     or a column repeated. With ``times``, as of a `FrameSource`, each frame is shown at its own.
-
-    Raises:
-        InputError: If the file cannot be written, PyAV is not installed, or the encoder refuses the size.
+    An InputError says that the file cannot be written, or that the encoder refuses the size.
     """
 
     def __init__(
@@ -210,10 +201,10 @@ class OverlayVideo(Sink):
             context.color_range = _LIMITED_RANGE
             context.open()
         except (OSError, av.FFmpegError) as error:
-            self._give_up()
+            failure = self._failed(error)
             if not isinstance(error, OSError):
                 path.unlink()
-            raise self._unwritable(error) from error
+            raise failure from error
 
     def prepare(self, frame: np.ndarray, result: np.ndarray) -> np.ndarray:
         """The overlay as I420, uint8 (3 H / 2, W)."""
@@ -233,7 +224,7 @@ class OverlayVideo(Sink):
         frame.pts, frame.time_base = self._ticks, self._clock
         self._mux(frame)
 
-    def _mux(self, frame: av.VideoFrame | None) -> None:
+    def _mux(self, frame: Any) -> None:
         """Encode a frame, or with None what the encoder holds back, and write it."""
         try:
             self._container.mux(self._stream.encode(frame))
@@ -242,22 +233,19 @@ class OverlayVideo(Sink):
                 self._container.close()
                 self._file.close()
         except (OSError, self._av.FFmpegError) as error:
-            self._give_up()
-            raise self._unwritable(error) from error
+            raise self._failed(error) from error
 
     def close(self) -> None:
         """Write what the encoder holds back, and the file's end."""
         if self._is_open:
             self._mux(None)
 
-    def _give_up(self) -> None:
-        """Close a file that cannot be completed; errors are ignored here, as the cause is known."""
+    def _failed(self, error: Exception) -> InputError:
+        """Close a file that cannot be completed, whatever closing raises, and name the cause."""
         self._is_open = False
         for part in ('_container', '_file'):
             with suppress(OSError, self._av.FFmpegError, AttributeError):
                 getattr(self, part).close()
-
-    def _unwritable(self, error: OSError | av.FFmpegError) -> InputError:
         if isinstance(error, OSError):
             return InputError(
                 f'{self.path}: cannot be written ({error.strerror}); make room, or name another --out'
@@ -350,41 +338,22 @@ class Outputs:
         palette = segmenter.palette
         with ExitStack() as stack:
             sinks: list[Sink] = []
-            for kind, path in self.paths(stem).items():
+            targets = list(self.paths(stem).items())
+            if self.stream is not None:
+                targets.append(('json', self.stream))
+            for kind, target in targets:
                 if kind == 'overlay':
                     fps = self.fps or source.fps or DEFAULT_FPS
                     # At another rate than the input's, frames keep no times.
                     times = None if self.fps else source.times
-                    sinks.append(OverlayVideo(path, source.size, fps, palette, self.opacity, times))
-                elif kind == 'json':
-                    sinks.append(ChallengeJson(path))
+                    sinks.append(OverlayVideo(target, source.size, fps, palette, self.opacity, times))
                 else:
-                    sinks.append(LabelFolder(path, palette))
-                stack.callback(sinks[-1].close)
-            if self.stream is not None:
-                sinks.append(ChallengeJson(self.stream))
+                    sinks.append(ChallengeJson(target) if kind == 'json' else LabelFolder(target, palette))
                 stack.callback(sinks[-1].close)
             yield sinks
 
 
 # --- the complete work ---
-
-
-def compile_if_it_pays(segmenter: Segmenter, total: int | None, wanted: bool | None) -> str | None:
-    """Compile a network if ``wanted`` (or raise an InputError), or with None if it can and pays.
-
-    Returns a line on it, None if it was not tried.
-    """
-    pays = not segmenter.is_exported and (total or 0) >= COMPILE_FROM_FRAMES
-    if not (pays if wanted is None else wanted):
-        return None
-    try:
-        segmenter.compile()
-    except InputError as error:
-        if wanted:
-            raise
-        return f'not compiled: {error}'
-    return 'compiling: the first frame takes 5 to 15 s longer'
 
 
 def label_video(

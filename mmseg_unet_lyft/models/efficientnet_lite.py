@@ -1,7 +1,5 @@
 """`LyftEfficientNetLite`: a small encoder with ImageNet weights and five maps, for `LyftUNetHead`."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 
@@ -135,11 +133,7 @@ class LyftEfficientNetLite(BaseModule):
             self.stages.append(stage)
 
     def init_weights(self) -> None:
-        """Initialise the weights: those of ImageNet, if ``pretrained``.
-
-        Raises:
-            InputError: If the package with the weights is not installed.
-        """
+        """Initialise the weights; an InputError if the package with those of ImageNet is not installed."""
         super().init_weights()
         if not self.pretrained:
             return
@@ -155,7 +149,7 @@ class LyftEfficientNetLite(BaseModule):
         # The same layers in the same order; the classifier follows them.
         self.load_state_dict(dict(zip(self.state_dict(), weights.values(), strict=False)))
 
-    def train(self, mode: bool = True) -> LyftEfficientNetLite:
+    def train(self, mode: bool = True) -> 'LyftEfficientNetLite':
         """As in PyTorch; batch norm stays in evaluation mode with ``norm_eval``."""
         super().train(mode)
         for module in self.modules():

@@ -5,6 +5,7 @@ classes.
 """
 
 import copy
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
@@ -102,23 +103,6 @@ class _SeededDropout(nn.Module):
         return inputs * mask.uniform_(generator=self.generator).lt_(kept).div_(kept)
 
 
-class _Remembered(nn.Module):
-    """Caches the outputs of a network that has no randomness and gets the same inputs in every pass."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.answers: list[tuple[Tensor, ...]] = []
-        self.place = 0
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """The maps of the next inputs: computed in the first pass, cached in later ones."""
-        if self.place == len(self.answers):
-            self.answers.append(self.network(inputs))
-        self.place += 1
-        return self.answers[self.place - 1]
-
-
 def active_dropouts(network: nn.Module) -> list[str]:
     """Names of the network's dropout layers with a ratio above 0."""
     layers = network.named_modules(remove_duplicate=False)
@@ -166,15 +150,21 @@ def monte_carlo(
         layer = twin.get_submodule(name)
         by_channel = not isinstance(layer, nn.Dropout)
         twin.set_submodule(name, _SeededDropout(layer.p, by_channel, generator))
+    total, compute, remembered = None, twin.backbone.forward, deque()
+
+    def forward(inputs: Tensor) -> tuple[Tensor, ...]:
+        # Each pass asks for the maps of the same views and windows, in the same order.
+        remembered.append(compute(inputs) if total is None else remembered.popleft())
+        return remembered[-1]
+
     if not any(isinstance(layer, _SeededDropout) for layer in twin.backbone.modules()):
-        twin.backbone = _Remembered(twin.backbone)
-    total = None
+        twin.backbone.forward = forward
     for _ in range(passes):
-        if isinstance(twin.backbone, _Remembered):
-            twin.backbone.place = 0
         # mmseg's sliding window writes into the metas.
         probabilities = to_probabilities(twin.inference(inputs, [dict(meta) for meta in metas]))
         total = probabilities if total is None else total.add_(probabilities)
+    # The copy refers to itself, and so lives until the next garbage collection.
+    remembered.clear()
     return total.div_(passes)
 
 

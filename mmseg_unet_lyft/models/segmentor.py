@@ -189,10 +189,12 @@ class LyftSegmentor(EncoderDecoder):
         if tuple(scales) == (1.0,) and not flip:
             return super().inference(inputs, batch_img_metas)
         plain = super().inference
-        probabilities = average_views(
-            lambda view: plain(view, _metas_of(view, batch_img_metas)), inputs, scales, flip
-        )
-        return to_logits(probabilities, self.out_channels)
+
+        def logits_of(view: Tensor) -> Tensor:
+            # mmseg's heads resize to an `img_shape` that is a torch.Size, otherwise to the padded frame.
+            return plain(view, [dict(meta, img_shape=view.shape[2:]) for meta in batch_img_metas])
+
+        return to_logits(average_views(logits_of, inputs, scales, flip), self.out_channels)
 
     def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
         """Samples with label maps of normalised images, float (N, C, H, W).
@@ -293,9 +295,3 @@ class LyftTTAModel(SegTTAModel):
             # The loss was of this view alone.
             sample.pop('val_loss', None)
         return merged
-
-
-def _metas_of(view: Tensor, metas: list[dict]) -> list[dict]:
-    """The images' meta information, changed for a scaled view of them, (N, 3, h, w)."""
-    # mmseg's heads resize to an `img_shape` that is a torch.Size, otherwise to the padded frame.
-    return [dict(meta, img_shape=view.shape[2:]) for meta in metas]

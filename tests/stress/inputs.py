@@ -37,7 +37,7 @@ _TINY = (
     'image_scale_wh=(96,64) crop_size=(64,64) base_channels=2 batch_size=2 num_workers=0 warmup_iters=1 '
     'train_drives=[F1,F62] val_drives=[F3] test_drives=[F2]'
 ).split()
-_JSON = ('--json', '--device', 'cpu', '--no-compile')
+_JSON = ('--json', '--device', 'cpu')
 
 
 class Place(NamedTuple):
