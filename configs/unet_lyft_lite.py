@@ -14,7 +14,9 @@ model = dict(
     ),
     decode_head=dict(
         in_channels=[16, 24, 40, 112, 320],  # lite2: 16, 24, 48, 120, 352
-        decoder_channels=(24, 32, 48, 96),  # of the decoder levels, finest (stride 2) first
+        decoder_channels=(32, 64, 96, 128),  # of the decoder levels, finest (stride 2) first
+        num_convs=1,  # in a level; wide levels of one learn faster than narrow ones of two
+        bilinear=True,  # upsample so, in place of transposed convolutions
     ),
 )
 train_dataloader = dict(
