@@ -33,12 +33,13 @@ from .guard import (
     end_workers,
 )
 
-_PREFIXES = ('train/', 'val/time', 'val/data_time')  # Scalars of each step, of training and of validation.
 _STOPPING = 'early_stopping'  # Key in the message hub, which checkpoints hold.
 _SPENT = 'seconds_trained'  # Likewise: time of training so far.
 # What Slurm, schedulers of spot machines, and Ctrl-C send; not all of them are on Windows.
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGUSR1')
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again, here with --resume.
+# Values of a scalar; mmengine keeps a million, copies them at each step, and saves them all.
+_KEPT_VALUES = 10_000
 _LONGEST_STOP_SECONDS = 30  # Time that schedulers leave between SIGTERM and SIGKILL.
 
 
@@ -51,17 +52,6 @@ def seed_step(seed: int, rank: int, step: int) -> None:
     random.seed(int(words[2]))
 
 
-def steps_to_keep(runner: Runner) -> int | None:
-    """How many values of a scalar the log's windows need; None where one needs all since the start."""
-    processor = runner.log_processor
-    windows = [processor.window_size, *(entry.get('window_size') for entry in processor.custom_cfg)]
-    if not all(isinstance(window, int) for window in windows):
-        return None
-    # A validation's own time is a mean over all its frames.
-    frames = len(runner.val_loop.dataloader) if runner.val_loop else 0
-    return max(*windows, frames, 1)
-
-
 @LOOPS.register_module()
 class LyftTrainLoop(IterBasedTrainLoop):
     """mmengine's loop by steps; a resumed run does what it would have done without the interruption.
@@ -69,7 +59,7 @@ class LyftTrainLoop(IterBasedTrainLoop):
     - Before each step all global random numbers are set to those of (seed, rank, step).
     - The loader goes on at its next sample at once: the sampler skips to it, nothing is read twice.
     - A validation that was due at the step resumed from, but not finished, is done first.
-    - Only the scalars that the log is computed from are kept, so that memory does not grow.
+    - Only the last 10,000 values of each scalar are kept, so that memory does not grow.
     - If a batch cannot be read, the run is saved before the error is raised.
     - A step is one of the optimizer: with ``accumulative_counts`` it reads that many batches, and all that
       counts steps (``max_iters``, intervals, schedules, log, checkpoints) counts these.
@@ -118,15 +108,12 @@ class LyftTrainLoop(IterBasedTrainLoop):
     def _train(self) -> None:
         """Make the steps that are left, and the validations after them."""
         runner, batches = self.runner, self._batches()
-        keep = steps_to_keep(runner)
         while self._iter < self._max_iters and not self.stop_training and not self.is_stopping:
             runner.model.train()
             self._make_step(batches)
-            # mmengine keeps a million values of each scalar, copies them at each step, and saves them all.
-            for name, history in runner.message_hub.log_scalars.items() if keep is not None else ():
-                if name.startswith(_PREFIXES):
-                    # Applied where the next value is added.
-                    history.max_length = keep
+            for history in runner.message_hub.log_scalars.values():
+                # Applied where the next value is added.
+                history.max_length = _KEPT_VALUES
             self._decide_current_val_interval()
             if self._is_validation_due() and not self.is_stopping:
                 runner.val_loop.run()
