@@ -243,6 +243,11 @@ def test_a_later_signal_ends_the_process_at_once(three_drives, tmp_path, monkeyp
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
+def test_an_interval_of_no_steps_is_refused(three_drives, tmp_path):
+    with pytest.raises(InputError, match='val_interval=0'):
+        run(tmp_path / 'run', val_interval=0)
+
+
 def test_a_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -101,10 +101,6 @@ class _Report:
     def check_types(self, parts: Iterable[str]) -> None:
         """Record every type in these parts of the config under which nothing is registered."""
         for part in parts:
-            for index, hook in enumerate(self._config.get(part) or ()):
-                if isinstance(hook, Mapping) and 'type' not in hook:
-                    self.broken.add(part)
-                    self.add('has no type', f'{part}.{index}')
             for key, name in _typed(self._config.get(part), part):
                 if find_class(name) is None:
                     self.broken.add(part)
@@ -196,8 +192,6 @@ def check_run(
                     check_weights(model, weights, load_from, remedy)
                 elif model is not None:
                     fitting_weights(model.state_dict(), weights, load_from)
-        if trains:
-            _check_intervals(config, report)
         if trains and model is not None:
             _try_step(config, model.to(device), built.get('train_dataloader'), report)
     report.require_none()
@@ -414,19 +408,6 @@ def _shared_frames(train: Mapping, scored: Mapping) -> list[str]:
 
 
 # --- the network -------------------------------------------------------------------------------------------
-
-
-def _check_intervals(config: Config, report: _Report) -> None:
-    """Record intervals of 0 steps, by which the loop and the log would divide."""
-    hooks = config.get('default_hooks') or {}
-    settings = {
-        'train_cfg.val_interval': config.get('train_cfg'),
-        'default_hooks.logger.interval': hooks.get('logger'),
-    }
-    for key, part in settings.items():
-        steps = part.get(key.rpartition('.')[2]) if isinstance(part, Mapping) else None
-        if isinstance(steps, int) and steps < 1:
-            report.add(f'{steps} steps; expected 1 or more', key)
 
 
 def _try_step(config: Config, model: nn.Module, loader: DataLoader | None, report: _Report) -> None:

@@ -75,6 +75,8 @@ class LyftTrainLoop(IterBasedTrainLoop):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.val_interval < 1:
+            raise InputError(f'val_interval={self.val_interval}: give 1 or more steps')
         # OpenMMLab's loop has started the workers, before the sampler and `StopOnSignalHook` are ready.
         self.dataloader_iterator = self.dataloader._iterator = None
 
