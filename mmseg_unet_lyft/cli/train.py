@@ -89,6 +89,7 @@ def _train(argv: list[str] | None) -> int:
 def _train_alone(args: argparse.Namespace, config: Config) -> int:
     """Train in a work dir that no other run writes to."""
     from ..engine import checkpoint, device, distributed, preflight
+    from ..engine.checkpoint_hook import describe_saved
     from ..engine.config import apply_stats
     from ..engine.runner import StartWeightsHook, build_runner
     from ..engine.train_loop import EXIT_STOPPED, StopOnSignalHook, TimeLimitHook
@@ -130,7 +131,7 @@ def _train_alone(args: argparse.Namespace, config: Config) -> int:
         say(checkpoint.describe_best(config.work_dir))
         say(f'wrote {config.work_dir}')
     if asked.signal:
-        say(f'stopped by {asked.signal}; {asked.describe()}')
+        say(f'stopped by {asked.signal}; {describe_saved(runner)}')
         asked.wait_for_ranks()
         distributed.leave_group()
     return EXIT_STOPPED if asked.signal else 0

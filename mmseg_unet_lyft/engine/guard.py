@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..errors import SHORTAGE, InputError
 from ..models.preprocessor import split_pixels
 from .checkpoint import newest_intact, saved_checkpoints, unwrapped
-from .checkpoint_hook import saver_of, with_present_options
+from .checkpoint_hook import describe_saved, saver_of, with_present_options
 
 POLICIES = ('stop', 'skip', 'rollback')
 # Raised by reading a dead worker's batch before the signal of its death arrives.
@@ -215,9 +215,7 @@ class Watchdog:
         os.write(2, line.encode())
 
     def _end(self, code: int) -> None:
-        saver = saver_of(self._runner)
-        saved = saver and saver.saved_step and f'saved last after step {saver.saved_step}'
-        line = f'ended with code {code}; {saved or "nothing is saved"}, go on with --resume\n'
+        line = f'ended with code {code}; {describe_saved(self._runner)}\n'
         with suppress(OSError):
             os.write(2, line.encode())
         end_workers()

@@ -21,7 +21,7 @@ from mmseg.registry import HOOKS, LOOPS
 from torch import nn
 
 from ..errors import InputError
-from .checkpoint_hook import VALIDATED, LyftCheckpointHook, saver_of
+from .checkpoint_hook import VALIDATED, saver_of
 from .guard import (
     LOST,
     ONE_REQUEST_SECONDS,
@@ -349,8 +349,6 @@ class StopOnSignalHook(Hook):
 
     def __init__(self) -> None:
         self.signal: str | None = None  # Name of the one that came.
-        self.has_saved = False  # Whether the run can go on from where it was stopped.
-        self.saved_step: int | None = None  # After which step it was saved last.
         self._before: dict[int, Any] = {}
         self._watchdog: Watchdog | None = None
         self._heard = 0.0  # When the first signal came.
@@ -402,10 +400,9 @@ class StopOnSignalHook(Hook):
             loop.beat = self._watchdog.beat
 
     def before_val(self, runner: Runner) -> None:
-        """Note whether what the run learnt is saved."""
+        """Note that a validation begins."""
         self._is_validating = True
         self._beat(f'the validation after step {runner.iter}')
-        self._note_saved(saver_of(runner), runner.iter)
 
     def after_val(self, runner: Runner) -> None:
         """Note that training goes on."""
@@ -423,7 +420,6 @@ class StopOnSignalHook(Hook):
         saver = saver_of(runner)
         if saver is not None and step and saver.saved_step != step:
             saver.save_after(runner, step)
-        self._note_saved(saver, step)
         # A launcher ends all ranks as soon as one has ended: none may end before rank 0 has saved.
         barrier()
         self._is_agreed = True
@@ -441,10 +437,6 @@ class StopOnSignalHook(Hook):
         if self.signal is not None:
             raise StoppedError(self.signal)
 
-    def _note_saved(self, saver: LyftCheckpointHook | None, step: int) -> None:
-        self.saved_step = saver and saver.saved_step
-        self.has_saved = self.saved_step == step
-
     def is_asked(self) -> bool:
         """Whether a signal came to any rank."""
         if get_world_size() == 1:
@@ -452,14 +444,6 @@ class StopOnSignalHook(Hook):
         asked = torch.tensor(float(self.signal is not None), device=get_device())
         all_reduce(asked, op='max')
         return bool(asked)
-
-    def describe(self) -> str:
-        """Text for the user on what a stopped run has saved."""
-        if self.has_saved:
-            return 'all is saved, go on with --resume'
-        if self.saved_step:
-            return f'saved last after step {self.saved_step}, go on from there with --resume'
-        return 'nothing was saved for it'
 
     def wait_for_ranks(self) -> None:
         """Wait for the other ranks, if all stopped after one step: none ends while another still reports."""

@@ -223,8 +223,8 @@ def test_a_signal_saves_the_run_ends_both_ranks_and_nothing_survives(endless, tm
     launcher.send_signal(getattr(signal, name))
     stdout, stderr = launcher.communicate(timeout=PATIENCE_SECONDS)
     assert launcher.returncode == EXIT_STOPPED, stderr
-    assert f'stopped by {name}; all is saved, go on with --resume' in stdout
     (saved,) = tmp_path.glob('iter_*.pth')
+    assert f'stopped by {name}; saved after step {saved.stem[5:]}, go on with --resume' in stdout
     assert is_intact(saved)
     assert all_end(ranks + workers)
 
