@@ -367,30 +367,6 @@ def saved(path, **options):
     return str(path)
 
 
-@pytest.mark.parametrize('steps', [None, ['LoadImageFromFile', 'LoadLyftLabel', 'PackSegInputs']])
-@pytest.mark.parametrize('wanted', [64, 96])
-def test_the_trial_step_is_of_corners_unless_the_network_takes_one_size(
-    three_drives, monkeypatch, steps, wanted
-):
-    config = configured(crop_size=(96, 80), image_scale_wh=(144, 96), scale_range=(1, 1))
-    if steps:
-        pipeline = [dict(type=name) for name in steps]
-        pipeline.insert(2, dict(type='Resize', scale=(80, 96), keep_ratio=False))
-        config.train_dataloader.update(collate_fn=dict(type='pseudo_collate'))
-        config.train_dataloader.dataset.pipeline = pipeline
-        config.model.data_preprocessor = dict(type='LyftDataPreProcessor', size=(96, 80))
-    seen = []
-
-    def loss(self, inputs, data_samples):
-        seen.append((*inputs.shape[2:], *data_samples[0].gt_sem_seg.shape))
-        assert inputs.shape[2] == wanted
-        return dict(loss=self.decode_head.conv_seg.weight.sum())
-
-    monkeypatch.setattr('mmseg_unet_lyft.models.segmentor.LyftSegmentor.loss', loss)
-    assert check_run(config, TRAINING) == []
-    assert seen == [(64, 64) * 2, (96, 80) * 2][: 1 if wanted == 64 else 2]
-
-
 @pytest.mark.stack
 def test_a_run_is_resumed_with_its_own_weights_alone(three_drives):
     path = saved('iter_5.pth', base_channels=4)

@@ -9,7 +9,7 @@ import textwrap
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import IterBasedTrainLoop, Runner
-from mmengine.structures import PixelData
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import DATASETS, MODELS, PARAM_SCHEDULERS
 from torch import nn
@@ -37,7 +36,6 @@ from ..datasets.lyft_carla import LyftCarlaDataset
 from ..datasets.packed import is_address, is_packed
 from ..datasets.transforms import LyftRandomResizedCrop
 from ..errors import InputError, find_input_error, message_of, printable, remedy_of, shorten_list
-from ..models.preprocessor import split_pixels
 from ..models.segmentor import check_widths
 from ..processes import this_process
 from .checkpoint import TRAINED_WITH, check_weights, fitting_weights, read_weights
@@ -52,7 +50,6 @@ _OF_TEST = ('test_cfg', 'test_evaluator')
 # Raised by constructors, transforms and layers for arguments or inputs that they do not take.
 _MISTAKES = (AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
 _TRIAL_FRAMES = 2  # Batch norm needs two where the lowest maps have one pixel.
-_TRIAL_SIDE = 64  # Pixels: a step on complete crops of 384x512 takes a CPU seconds.
 # Frames of a split that are looked into, spread over it: enough to see a wrong scheme, read in 0.1 s.
 _LOOKED_INTO, _LISTED = 8, 10
 # A socket's name has 107 bytes on Linux, 103 on macOS; of these multiprocessing takes 32: /pymp-x/listener-x.
@@ -440,36 +437,15 @@ def _try_step(config: Config, model: nn.Module, loader: DataLoader | None, repor
     with report.trying('model', f'in one training step with {len(indices)} frames: '):
         check_labels(batch, model)
         model = revert_sync_batchnorm(model).train()
-        preprocessor = model.data_preprocessor
-        padded_size = getattr(preprocessor, 'size', None)
-        # A step on complete crops takes a CPU seconds. Only networks that take one size alone need it.
-        with suppress(*_MISTAKES):
-            preprocessor.size = padded_size and tuple(min(length, _TRIAL_SIDE) for length in padded_size)
-            model.train_step(_corners(batch), wrapper)
-            return
-        preprocessor.size = padded_size
-        if isinstance(model, EncoderDecoder):
-            check_widths(model, preprocessor(_corners(batch), True)['inputs'])
-        model.train_step(batch, wrapper)
+        try:
+            model.train_step(batch, wrapper)
+        except _MISTAKES:
+            if isinstance(model, EncoderDecoder):
+                check_widths(model, model.data_preprocessor(batch, True)['inputs'])
+            raise
 
 
 def _counts_steps(train_cfg: Mapping) -> bool:
     """Whether a training loop knows no epochs."""
     loop = find_class(train_cfg.get('type'))
     return issubclass(loop, IterBasedTrainLoop) if loop else not train_cfg.get('by_epoch', True)
-
-
-def _corners(batch: dict) -> dict:
-    """A batch of corners of a batch's frames and labels, at most `_TRIAL_SIDE` high and wide."""
-    side = slice(_TRIAL_SIDE)
-    if 'pixels' in batch:
-        images, labels = (part[..., side, side] for part in split_pixels(batch['pixels'], batch['crop_size']))
-        pixels = torch.cat([images.permute(0, 2, 3, 1).flatten(1), labels.flatten(1)], dim=1)
-        return dict(batch, pixels=pixels, crop_size=tuple(labels.shape[1:]))
-    samples = []
-    for sample in batch['data_samples']:
-        corner = sample.new()
-        for name, value in sample.items():
-            corner.set_field(value[side, side] if isinstance(value, PixelData) else value, name)
-        samples.append(corner)
-    return dict(batch, inputs=[image[..., side, side] for image in batch['inputs']], data_samples=samples)
