@@ -31,7 +31,7 @@ from ..compat import register_classes
 from ..datasets.carla import SCHEMES, Scheme, drives_of_split, tags_to_ids
 from ..datasets.checks import count_tags, only_class
 from ..datasets.image_io import read_header, read_raw_label, require_same_size
-from ..datasets.layout import MissingDrivesError, find_pairs, leaf_datasets, our_datasets
+from ..datasets.layout import MissingDrivesError, leaf_datasets, our_datasets
 from ..datasets.lyft_carla import LyftCarlaDataset
 from ..datasets.packed import is_address, is_packed
 from ..datasets.transforms import LyftRandomResizedCrop
@@ -388,20 +388,14 @@ def _shared_frames(train: Mapping, scored: Mapping) -> list[str]:
     roots = [Path(dataset.get('data_root') or '') for dataset in (train, scored)]
     splits = [dataset.get('split', 'train') for dataset in (train, scored)]
     is_one_root = roots[0].resolve() == roots[1].resolve() or not roots[0].is_dir()
-    files: list[dict[tuple, str]] = [{}, {}]
     try:
         # Packed frames cannot be compared with files.
         if is_one_root or is_packed(roots[0]) != is_packed(roots[1]):
             return sorted(set(drives_of_split(splits[0])) & set(drives_of_split(splits[1])))
-        for root, split, found in zip(roots, splits, files, strict=True):
-            found |= {known: known[0] for known in known_frames(root, split)}
-            for path in (Path(pair['img_path']) for pair in find_pairs(root, split)):
-                # Packed frames are not files; a broken link is reported where its frame is read.
-                if path.exists():
-                    found[path.stat().st_dev, path.stat().st_ino] = str(path)
+        ours, theirs = (known_frames(root, split) for root, split in zip(roots, splits, strict=True))
     except InputError:
         return []  # About frames that this run does not read, or reported already.
-    return [path for one, path in files[1].items() if one in files[0]]
+    return [name for name, *_ in sorted({*ours} & {*theirs})]
 
 
 # --- the network -------------------------------------------------------------------------------------------
