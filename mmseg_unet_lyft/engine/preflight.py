@@ -3,7 +3,6 @@
 import copy
 import difflib
 import os
-import random
 import tempfile
 import textwrap
 import traceback
@@ -171,7 +170,7 @@ def check_run(
     if trains and config.get('resume') and config.get('load_from'):
         load_from, remedy = config.load_from, _RESUME_REMEDY
     report, model = _Report(config), None
-    with _without_traces(config) as device:
+    with _in_scope(config) as device:
         report.check_types([*_OF_RUN, *(_OF_TRAINING if trains else _OF_TEST)])
         # Not an exported file, which takes as long to open as to run.
         if (trains or load_from) and 'model' not in report.broken:
@@ -198,32 +197,28 @@ def check_run(
 def check_data(config: Config, *loaders: str) -> None:
     """As `check_run`, for commands that read the loaders' frames and run no network."""
     report = _Report(config)
-    with _without_traces(config):
+    with _in_scope(config):
         for name in loaders:
             _check_loader(config, name, None, report)
     report.require_none()
 
 
 @contextmanager
-def _without_traces(config: Config) -> Iterator[torch.device]:
-    """Yield the device to train on, in the config's registry scope; random states are restored at the end."""
+def _in_scope(config: Config) -> Iterator[torch.device]:
+    """Yield the device to train on, in the config's registry scope; the run's warnings are left to it."""
     register_classes()
     device = torch.device(get_device())
     if device.type == 'cuda':
         rank = this_process.local_rank if this_process.is_launched else torch.cuda.current_device()
         device = torch.device('cuda', rank % torch.cuda.device_count())
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002  (what transforms of others draw from)
     with (
         DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmseg'),
-        torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter('ignore')  # The run itself will give them.
         try:
             yield device
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
             if device.type == 'cuda':
                 torch.cuda.empty_cache()
 
