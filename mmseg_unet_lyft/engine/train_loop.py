@@ -1,7 +1,5 @@
 """The training loop: every step's random numbers follow from its number, so that a run resumes exactly."""
 
-from __future__ import annotations
-
 import random
 import signal
 import threading
@@ -69,7 +67,7 @@ class LyftTrainLoop(IterBasedTrainLoop):
 
     is_stopping = False  # Set to end training after this step; a validation due there is left for later.
     guard: Guard | None = None  # Makes the steps; `LyftGuardHook` sets one with its own options.
-    stopper: StopOnSignalHook | None = None  # Asked within steps of several batches.
+    stopper: 'StopOnSignalHook | None' = None  # Asked within steps of several batches.
     stall_seconds: float | None = STALL_SECONDS  # Set by `LyftGuardHook`.
     accumulate = 1  # Batches of a step.
 
@@ -355,7 +353,7 @@ class StopOnSignalHook(Hook):
         self._is_agreed = False
         self._is_validating = False
 
-    def __enter__(self) -> StopOnSignalHook:
+    def __enter__(self) -> 'StopOnSignalHook':
         """Take the signals over."""
         if threading.current_thread() is not threading.main_thread():
             return self
