@@ -30,6 +30,7 @@ POLICIES = ('stop', 'skip', 'rollback')
 LOST = (ConnectionError, EOFError, FileNotFoundError)
 # What gloo says where another rank is gone or does not answer; the weights are as before the step then.
 _GONE = 'gloo|pair closure|Timed out waiting'
+_MOST_IN_A_ROW = 10  # Such steps after which a run that skips or rolls back ends.
 STALL_SECONDS = 600.0  # Time without progress after which a run ends, by default.
 # `timeout`, Slurm and systemd signal a process, and then the group that it is in.
 ONE_REQUEST_SECONDS = 1.0
@@ -251,12 +252,10 @@ class Guard:
     Args:
         runner: The run; its only optimizer and its hooks are built.
         policy: One of `POLICIES`.
-        patience: Number of such steps in a row after which a run that skips or rolls back ends.
     """
 
-    def __init__(self, runner: Runner, policy: str = 'stop', patience: int = 10) -> None:
-        self.runner, self.policy, self.patience = runner, policy, patience
-        self.in_a_row = 0
+    def __init__(self, runner: Runner, policy: str = 'stop') -> None:
+        self.runner, self.policy, self.in_a_row = runner, policy, 0
         self._model = unwrapped(runner.model)
         self._buffers = list(self._model.buffers())
         self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
@@ -356,7 +355,7 @@ class Guard:
             self.save()
             remedy = "bound the gradient with optim_wrapper.clip_grad={'max_norm':1}"
             raise InputError(f'{said}. Lower learning_rate, {remedy}, or set on_nonfinite=skip or rollback')
-        if self.in_a_row >= self.patience:
+        if self.in_a_row >= _MOST_IN_A_ROW:
             self.save()
             raise InputError(f'{said}. {self.in_a_row} such steps in a row; lower learning_rate')
         done = f'rolled back to {_roll_back(self.runner)}' if self.policy == 'rollback' else 'skipped'

@@ -197,7 +197,6 @@ class LyftGuardHook(Hook):
 
     Args:
         on_nonfinite: What to do at a loss or gradient that is not finite: one of `guard.POLICIES`.
-        patience: Number of such steps in a row after which a run that skips or rolls back ends.
         stall_seconds: Time without progress after which the train command ends the run, all processes and
             code 75; None waits for ever.
     """
@@ -205,9 +204,7 @@ class LyftGuardHook(Hook):
     # After the checkpoint hook, which learns its folder in `before_train`.
     priority = 'LOWEST'
 
-    def __init__(
-        self, on_nonfinite: str = 'stop', patience: int = 10, stall_seconds: float | None = STALL_SECONDS
-    ) -> None:
+    def __init__(self, on_nonfinite: str = 'stop', stall_seconds: float | None = STALL_SECONDS) -> None:
         # The old spelling.
         on_nonfinite = {'roll back': 'rollback'}.get(on_nonfinite, on_nonfinite)
         if on_nonfinite not in POLICIES:
@@ -215,12 +212,12 @@ class LyftGuardHook(Hook):
             raise InputError(f'on_nonfinite={on_nonfinite!r}: choose one of {names}')
         if stall_seconds is not None and not stall_seconds > 0:
             raise InputError(f'stall_seconds={stall_seconds!r}: give more than 0, or None for no limit')
-        self.on_nonfinite, self.patience, self.stall_seconds = on_nonfinite, patience, stall_seconds
+        self.on_nonfinite, self.stall_seconds = on_nonfinite, stall_seconds
 
     def before_train(self, runner: Runner) -> None:
         """Give the loop its guard; warn where another loop has none."""
         if isinstance(runner.train_loop, LyftTrainLoop):
-            runner.train_loop.guard = Guard(runner, self.on_nonfinite, self.patience)
+            runner.train_loop.guard = Guard(runner, self.on_nonfinite)
             runner.train_loop.stall_seconds = self.stall_seconds
         else:
             kind = type(runner.train_loop).__name__
