@@ -238,15 +238,10 @@ def open_segmenter(args: argparse.Namespace, config: 'Config | None', model: str
     phase(f'opening {model}')
     words = (model,) if config is None else (config, model)
     given = {name: getattr(args, name, None) for name in ('threads', 'thresholds')}
-    return Segmenter(*words, device=_device(args, config, model), trust=args.trust, **given)
+    return Segmenter(*words, device=device_of(args, config, model), trust=args.trust, **given)
 
 
-def computes_on_cpu(args: argparse.Namespace, config: 'Config | str | None', model: str) -> bool:
-    """Whether a command line's model will compute on a CPU; errors as in `open_segmenter`."""
-    return _device(args, config, model).startswith('cpu')
-
-
-def _device(args: argparse.Namespace, config: 'Config | str | None', model: str) -> str:
+def device_of(args: argparse.Namespace, config: 'Config | str | None', model: str) -> str:
     """The device for a command line's model, after `require_runtime`."""
     if config is None and model.endswith(inference.EXPORTED):
         return args.device or 'cpu'
