@@ -34,7 +34,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` with ``--version`` and ``--debug`` that suggests corrections of mistyped words.
+    """An ``ArgumentParser`` with ``--version`` and ``--debug`` that suggests corrections of mistyped options.
 
     The description keeps its line breaks.
     """
@@ -76,13 +76,6 @@ class CommandParser(argparse.ArgumentParser):
             elif action.help is not argparse.SUPPRESS:
                 known += action.option_strings
         return known
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        try:
-            super()._check_value(action, value)
-        except argparse.ArgumentError as error:
-            error.message += did_you_mean(str(value), map(str, action.choices))
-            raise
 
 
 def say(*lines: str) -> None:
