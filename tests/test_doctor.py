@@ -71,24 +71,6 @@ def test_where_only_exported_files_run_commands_still_work(tmp_path):
         assert f'no {name}' in found['optional'][0]['found']
 
 
-def test_a_version_outside_of_what_the_package_asks_for_is_named(environment):  # noqa: F811
-    others = {'numpy': '3.1.0', 'pillow': '12.0.0', 'rich': '14.0.0', 'torch': '2.13.0'}
-    environment.distributions(ONEDL | others)
-    info = environment.folder / 'mmseg_unet_lyft-0.1.0.dist-info'
-    info.mkdir()
-    (info / 'METADATA').write_text(
-        'Metadata-Version: 2.1\nName: mmseg_unet_lyft\nVersion: 0.1.0\nRequires-Dist: numpy<3,>=1.24\n'
-        'Requires-Dist: rich<16,>=13\n'
-    )
-    # The folder of an editable install would say the same of the clone.
-    _, found = findings_in(environment)
-    assert found['libraries'][0]['advice'] == (
-        "outside the range of the package; fix it with: pip install 'numpy<3,>=1.24'"
-    )
-    (stack,) = found['mm stack']
-    assert (stack['found'].partition(' 1.')[0], stack['advice']) == ('OneDL: onedl-mmsegmentation', '')
-
-
 def test_it_imports_neither_torch_nor_a_stack(tmp_path):
     code = (
         'import sys\nfrom mmseg_unet_lyft.cli.doctor import main\nmain([])\n'

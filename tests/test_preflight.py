@@ -1,8 +1,6 @@
 """Before the first step: whatever is wrong with config, data and weights is found, and reported at once."""
 
 import json
-import os
-import random
 import re
 import shutil
 import tempfile
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import DefaultScope
-from mmseg.registry import MODELS, TRANSFORMS
+from mmseg.registry import MODELS
 from PIL import Image
 
 import mmseg_unet_lyft.register  # noqa: F401
@@ -84,29 +82,12 @@ def test_independent_mistakes_are_reported_at_once(three_drives, kaggle, capsys)
     assert not Path('run').exists()
 
 
-class GlobalNoise:
-    """A transform that draws from all global random numbers."""
-
-    def __init__(self, **_):
-        pass
-
-    def __call__(self, results):
-        torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002
-        return results
-
-
 @pytest.mark.parametrize('name', ['unet_lyft.py', 'unet_lyft_bn.py'])
 def test_a_correct_run_passes_without_a_note_and_nothing_is_changed(three_drives, name):
-    TRANSFORMS.register_module('GlobalNoise', module=GlobalNoise, force=True)
     config = configured(name)
-    config.train_dataloader.dataset.pipeline.insert(0, dict(type='GlobalNoise'))
     before = config.to_dict()
-    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     assert check_run(config, TRAINING) == []
     assert config.to_dict() == before
-    assert torch.equal(torch.get_rng_state(), states[0])
-    assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
-    assert random.getstate() == states[2]
     assert not Path('run').exists()
 
 
@@ -163,9 +144,6 @@ def test_types_that_a_run_does_not_build_are_passed_over(three_drives):
         ('param_scheduler.0.start_factor', 3.0, r'param_scheduler\.0: '),
         ('param_scheduler.1.by_epoch', True, r'param_scheduler\.1: by_epoch=True'),
         ('custom_hooks.0.type', None, r'custom_hooks\.0\.type: .* None'),
-        ('custom_hooks.0', dict(wanted=True), r'custom_hooks\.0: '),
-        ('train_cfg.val_interval', 0, r'train_cfg\.val_interval: 0 '),
-        ('default_hooks.logger.interval', 0, r'default_hooks\.logger\.interval: 0 '),
         ('train_dataloader.persistent_workers', True, 'train_dataloader: .*persistent_workers'),
         ('train_dataloader.dataset.indices', [0, 6], r'train_dataloader\.dataset: IndexError'),
         ('train_dataloader.dataset.pipeline.0.ratio_range', (2, 1), r'.*ratio_range=\(2, 1\)'),
@@ -237,8 +215,7 @@ def test_a_test_is_judged_by_what_the_checkpoint_was_trained_on(three_drives):
         assert check_run(configured(test_drives=['F1']), ['test_dataloader'], load_from=path) == []
 
 
-@pytest.mark.parametrize('link', [os.symlink, os.link])
-def test_one_file_in_two_roots_is_found_through_links(three_drives, link):
+def test_a_frame_in_two_roots_is_found_by_its_name_and_bytes(three_drives):
     shutil.copytree('frames', 'other')
     config = configured(train_drives=['F3'], val_drives=['F3'])
     config.val_dataloader.dataset.data_root = 'other'
@@ -248,9 +225,6 @@ def test_one_file_in_two_roots_is_found_through_links(three_drives, link):
         Image.open(path).save(path, compress_level=0)
     assert check_run(config, TRAINING) == []
     image = Path('other/dataA/dataA/CameraRGB/F3-1.png')
-    image.unlink()
-    link(Path('frames/dataA/dataA/CameraRGB/F3-1.png').resolve(), image)
-    assert problem_of(config).startswith(f'train_drives and val_drives share {image}: ')
     image.unlink()
     image.symlink_to('nowhere.png')
     assert problem_of(config).startswith(f'{image}: ')
@@ -368,30 +342,6 @@ def saved(path, **options):
     run = dict(optimizer={}, param_schedulers=[], message_hub={}, meta=dict(epoch=0, iter=5))
     torch.save(dict(run, state_dict=weights), path)
     return str(path)
-
-
-@pytest.mark.parametrize('steps', [None, ['LoadImageFromFile', 'LoadLyftLabel', 'PackSegInputs']])
-@pytest.mark.parametrize('wanted', [64, 96])
-def test_the_trial_step_is_of_corners_unless_the_network_takes_one_size(
-    three_drives, monkeypatch, steps, wanted
-):
-    config = configured(crop_size=(96, 80), image_scale_wh=(144, 96), scale_range=(1, 1))
-    if steps:
-        pipeline = [dict(type=name) for name in steps]
-        pipeline.insert(2, dict(type='Resize', scale=(80, 96), keep_ratio=False))
-        config.train_dataloader.update(collate_fn=dict(type='pseudo_collate'))
-        config.train_dataloader.dataset.pipeline = pipeline
-        config.model.data_preprocessor = dict(type='LyftDataPreProcessor', size=(96, 80))
-    seen = []
-
-    def loss(self, inputs, data_samples):
-        seen.append((*inputs.shape[2:], *data_samples[0].gt_sem_seg.shape))
-        assert inputs.shape[2] == wanted
-        return dict(loss=self.decode_head.conv_seg.weight.sum())
-
-    monkeypatch.setattr('mmseg_unet_lyft.models.segmentor.LyftSegmentor.loss', loss)
-    assert check_run(config, TRAINING) == []
-    assert seen == [(64, 64) * 2, (96, 80) * 2][: 1 if wanted == 64 else 2]
 
 
 @pytest.mark.stack

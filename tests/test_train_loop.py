@@ -21,7 +21,7 @@ from mmseg_unet_lyft.datasets.lyft_carla import LyftCarlaDataset
 from mmseg_unet_lyft.engine.checkpoint import use_resume
 from mmseg_unet_lyft.engine.config import load_config
 from mmseg_unet_lyft.engine.device import use_amp
-from mmseg_unet_lyft.engine.train_loop import EXIT_STOPPED, StopOnSignalHook, TimeLimitHook, steps_to_keep
+from mmseg_unet_lyft.engine.train_loop import EXIT_STOPPED, StopOnSignalHook, TimeLimitHook
 from mmseg_unet_lyft.errors import InputError
 
 from .conftest import ROOT, SMALL, flip_bit
@@ -227,7 +227,7 @@ def test_a_signal_saves_the_run_and_ends_it(
 ):
     whole = run(tmp_path / 'whole', seed=3, accumulate=accumulate)
     asked, stopped = run_stopped(tmp_path / 'run', At(at, send(name), where), accumulate=accumulate)
-    assert (asked.signal, asked.has_saved, stopped and stopped.iter) == (name, True, ended)
+    assert (asked.signal, stopped and stopped.iter) == (name, ended)
     assert steps_in(tmp_path / 'run') == saved
     assert signal.getsignal(getattr(signal, name)) == signal.SIG_DFL
     resumed = run(tmp_path / 'run', resume='auto', accumulate=accumulate)
@@ -243,6 +243,11 @@ def test_a_later_signal_ends_the_process_at_once(three_drives, tmp_path, monkeyp
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
+def test_an_interval_of_no_steps_is_refused(three_drives, tmp_path):
+    with pytest.raises(InputError, match='val_interval=0'):
+        run(tmp_path / 'run', val_interval=0)
+
+
 def test_a_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -254,18 +259,17 @@ def test_a_signal_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(('at', 'saved'), [(2, None), (4, 3)])
-def test_a_signal_in_a_validation_tells_how_far_the_run_was_saved(three_drives, tmp_path, at, saved):
+@pytest.mark.parametrize(('at', 'saved'), [(2, []), (4, [3])])
+def test_a_signal_in_a_validation_leaves_what_was_saved_before_it(three_drives, tmp_path, at, saved):
     interval = {'default_hooks.checkpoint.interval': 3}
     asked, _ = run_stopped(tmp_path / 'run', At(at, send('SIGTERM'), 'frame'), **interval)
-    assert (asked.has_saved, asked.saved_step) == (False, saved)
-    assert ('step 3' in asked.describe()) == bool(saved)
+    assert (asked.signal, steps_in(tmp_path / 'run')) == ('SIGTERM', saved)
 
 
-def test_a_loop_of_mmengines_own_is_stopped_too_and_says_what_was_saved(three_drives, tmp_path):
+def test_a_loop_of_mmengines_own_is_stopped_too(three_drives, tmp_path):
     others = {'train_cfg.type': 'IterBasedTrainLoop', 'default_hooks.checkpoint.type': 'CheckpointHook'}
     asked, _ = run_stopped(tmp_path / 'run', At(2, send('SIGTERM')), **others)
-    assert (asked.signal, asked.has_saved) == ('SIGTERM', False)
+    assert asked.signal == 'SIGTERM'
 
 
 def train_on_slow_frames(*arguments):
@@ -313,8 +317,8 @@ def test_a_stop_of_the_complete_process_group_saves_the_run_and_leaves_no_proces
         os.killpg(process.pid, getattr(signal, name))
     said, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_STOPPED, said
-    assert 'all is saved, go on with --resume' in said
-    assert len(steps_in(tmp_path / 'run')) == 1
+    (saved,) = steps_in(tmp_path / 'run')
+    assert f'saved after step {saved}, go on with --resume' in said
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 
@@ -345,7 +349,7 @@ def test_a_stopped_worker_is_named_and_no_process_is_left(three_drives, tmp_path
     if ended == EXIT_STOPPED:
         assert f'loader worker (pid {worker}) is stopped' in said
         (saved,) = steps_in(tmp_path / 'run')
-        assert f'saved last after step {saved}' in said
+        assert f'saved after step {saved}' in said
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 
@@ -367,7 +371,7 @@ def test_a_validation_that_stalls_ends_the_run_and_leaves_no_process(three_drive
     assert re.search(
         r'the validation after step 1 made no progress .*loader worker \(pid \d+\) is stopped', said
     )
-    assert 'saved last after step 1' in said
+    assert 'saved after step 1' in said
     # What is killed stays as a zombie until the system notices.
     stats = [path.read_text().rpartition(')')[2].split() for path in Path('/proc').glob('[0-9]*/stat')]
     assert not [state for state, _, group, *_ in stats if int(group) == process.pid and state != 'Z']
@@ -405,16 +409,13 @@ def logged(work_dir):
 
 
 @pytest.mark.stack
-def test_only_what_the_log_is_made_of_is_remembered_and_it_stays_the_same(
+def test_only_the_last_values_of_a_scalar_are_remembered_and_the_log_stays_the_same(
     three_drives, tmp_path, monkeypatch
 ):
-    bounded = train(tmp_path / 'bounded')
-    # Three frames of a validation reach back further than the window of two.
-    assert steps_to_keep(bounded) == 3
-    found = lengths(bounded)
+    whole = train(tmp_path / 'whole')
+    monkeypatch.setattr('mmseg_unet_lyft.engine.train_loop._KEPT_VALUES', 3)
+    found = lengths(train(tmp_path / 'bounded'))
     assert (found['train/loss'], found['train/lr'], found['val/time'], found['val/mIoU']) == (3, 3, 3, 3)
     assert max(found.values()) == 3
-    monkeypatch.setattr('mmseg_unet_lyft.engine.train_loop.steps_to_keep', lambda runner: None)
-    whole = train(tmp_path / 'whole')
     assert (lengths(whole)['train/loss'], lengths(whole)['val/time']) == (6, 9)
     assert logged(tmp_path / 'bounded') == logged(tmp_path / 'whole')

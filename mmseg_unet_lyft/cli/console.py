@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, TextIO
@@ -33,7 +34,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` with ``--version`` and ``--debug`` that suggests corrections of mistyped words.
+    """An ``ArgumentParser`` with ``--version`` and ``--debug`` that suggests corrections of mistyped options.
 
     The description keeps its line breaks.
     """
@@ -41,7 +42,9 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, **given: Any) -> None:
         super().__init__(**{'formatter_class': argparse.RawDescriptionHelpFormatter, **given})
         self.add_argument('--version', action='version', version=f'mmseg_unet_lyft {__version__}')
-        self.add_argument('--debug', action=_ShowTracebacks, nargs=0, help='show tracebacks of errors')
+        self.add_argument(
+            '--debug', action='store_true', default=argparse.SUPPRESS, help='show tracebacks of errors'
+        )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
         """The parsed command line; exits with 2 if it is wrong."""
@@ -56,6 +59,8 @@ class CommandParser(argparse.ArgumentParser):
             known = self._options(found)
             meant = [did_you_mean(word.partition('=')[0], known) for word in unknown if word.startswith('-')]
             self.error(f'unrecognized arguments: {" ".join(unknown)}{"".join(meant)}')
+        if 'debug' in found:
+            show_tracebacks()
         return found
 
     def error(self, message: str) -> NoReturn:
@@ -71,23 +76,6 @@ class CommandParser(argparse.ArgumentParser):
             elif action.help is not argparse.SUPPRESS:
                 known += action.option_strings
         return known
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        try:
-            super()._check_value(action, value)
-        except argparse.ArgumentError as error:
-            error.message += did_you_mean(str(value), map(str, action.choices))
-            raise
-
-
-class _ShowTracebacks(argparse.Action):
-    """``--debug``; leaves nothing in the namespace."""
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**{**given, 'dest': argparse.SUPPRESS, 'default': argparse.SUPPRESS})
-
-    def __call__(self, *_: Any) -> None:
-        show_tracebacks()
 
 
 def say(*lines: str) -> None:
@@ -176,24 +164,19 @@ class ProgressLines:
             self._shown, self._shown_at = self.done, now
             rate = self.done / (now - self._start)
             of = f' of {total}, {100 * self.done // total} %' if total else ''
-            left = f', {clock((total - self.done) / rate)} left' if total and self.done <= total else ''
+            seconds = round((total - self.done) / rate) if total else -1  # A total may be an estimate.
+            left = f', {timedelta(seconds=seconds)} left' if seconds >= 0 else ''
             self._write(f'{self.done}{of}, {rate:.3g} a second{left}')
 
     def close(self) -> None:
         """Write the last line."""
         seconds = time.monotonic() - self._start
-        self._write(f'{self.done} in {clock(seconds)}, {self.done / max(seconds, 1e-9):.3g} a second')
+        took, rate = timedelta(seconds=round(seconds)), self.done / max(seconds, 1e-9)
+        self._write(f'{self.done} in {took}, {rate:.3g} a second')
 
     def _write(self, text: str) -> None:
         sys.stderr.write(f'{self._what}: {text}\n')
         sys.stderr.flush()
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any: ``0:07``, ``1:02:03``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours}:{minutes:02d}:{rest:02d}' if hours else f'{minutes}:{rest:02d}'
 
 
 class Stop(threading.Event):

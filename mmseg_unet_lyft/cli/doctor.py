@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -263,7 +262,7 @@ def _opencv() -> Finding:
     if len(builds) > 1:
         advice = f'they overwrite each other; keep one: pip uninstall -y {" ".join(builds)}, then install it'
         return Finding('OpenCV', named, advice)
-    return Finding('OpenCV', named, _out_of_range(dict.fromkeys(builds, 'opencv-python')))
+    return Finding('OpenCV', named)
 
 
 def _libraries() -> Iterator[Finding]:
@@ -275,27 +274,9 @@ def _libraries() -> Iterator[Finding]:
         missing = [name for name in names if name not in there]
         needed = [name for name in missing if name in _NEEDED]
         advice = f'commands need them; install with: pip install {" ".join(needed)}' if needed else ''
-        advice = advice or _out_of_range({name: name for name in names if name in there})
         if not advice and missing and what == _EVERYWHERE:
             advice = f'some commands need them; install with: pip install {" ".join(missing)}'
         yield Finding(what, ', '.join(said), advice, stops=bool(needed))
-
-
-def _out_of_range(names: dict[str, str]) -> str:
-    """Advice on distributions, each with its name in the package's requirements, outside their ranges."""
-    try:
-        required = metadata.requires(_PACKAGE) or []
-        from packaging.requirements import Requirement
-    # A clone that is not installed has no versions, and packaging comes with an extra.
-    except (metadata.PackageNotFoundError, ImportError):
-        return ''
-    ranges = {one.name: one.specifier for one in map(Requirement, required)}
-    wrong = [
-        f"'{name}{ranges[asked]}'"
-        for name, asked in names.items()
-        if asked in ranges and not ranges[asked].contains(installed_version(name), prereleases=True)
-    ]
-    return f'outside the range of the package; fix it with: pip install {" ".join(wrong)}' if wrong else ''
 
 
 EXIT_UNUSABLE = 1

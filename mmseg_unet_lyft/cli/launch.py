@@ -18,10 +18,8 @@ def _launch(argv: list[str] | None) -> int:
     from ..compat import require_stack
 
     require_stack()
-    from ..engine.distributed import check_gpus, run_ranks
+    from ..engine.distributed import run_ranks
 
-    # One message here instead of one from each rank.
-    check_gpus(args.processes, on_cpu='--device cpu' in ' '.join(args.arguments).replace('=', ' '))
     return run_ranks(args.processes, args.tool, args.arguments)
 
 

@@ -1,7 +1,5 @@
 """Options shared by several commands, and the config and model that they select."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Callable
@@ -170,7 +168,7 @@ def _passes(text: str) -> int:
     return int(text)
 
 
-def load_named_config(args: argparse.Namespace, name: str) -> Config:
+def load_named_config(args: argparse.Namespace, name: str) -> 'Config':
     """The config of that name, with ``--cfg-options`` and ``--data-root`` applied."""
     from ..engine.config import load_config, parse_options
 
@@ -181,7 +179,7 @@ def load_named_config(args: argparse.Namespace, name: str) -> Config:
     return load_config(name, options)
 
 
-def read_config(args: argparse.Namespace) -> Config:
+def read_config(args: argparse.Namespace) -> 'Config':
     """The config of a run: `load_named_config`, with ``--work-dir`` and ``--launcher`` applied too."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     config = load_named_config(args, args.config)
@@ -203,7 +201,7 @@ def require_runtime(config: str | None, model: str) -> None:
         require_stack()
 
 
-def model_config(args: argparse.Namespace, config: str | None) -> Config | None:
+def model_config(args: argparse.Namespace, config: str | None) -> 'Config | None':
     """The config named before a checkpoint, with ``--cfg-options`` applied; None if none is named.
 
     An InputError if it cannot be read, or ``--cfg-options`` are given without a config.
@@ -233,22 +231,17 @@ def named_model(
     return (configs[0] if configs else None), model
 
 
-def open_segmenter(args: argparse.Namespace, config: Config | None, model: str) -> Segmenter:
+def open_segmenter(args: argparse.Namespace, config: 'Config | None', model: str) -> 'Segmenter':
     """The model of a command line on the device it names; ``config`` is from `model_config`."""
     from ..inference.segmenter import Segmenter
 
     phase(f'opening {model}')
     words = (model,) if config is None else (config, model)
     given = {name: getattr(args, name, None) for name in ('threads', 'thresholds')}
-    return Segmenter(*words, device=_device(args, config, model), trust=args.trust, **given)
+    return Segmenter(*words, device=device_of(args, config, model), trust=args.trust, **given)
 
 
-def computes_on_cpu(args: argparse.Namespace, config: Config | str | None, model: str) -> bool:
-    """Whether a command line's model will compute on a CPU; errors as in `open_segmenter`."""
-    return _device(args, config, model).startswith('cpu')
-
-
-def _device(args: argparse.Namespace, config: Config | str | None, model: str) -> str:
+def device_of(args: argparse.Namespace, config: 'Config | str | None', model: str) -> str:
     """The device for a command line's model, after `require_runtime`."""
     if config is None and model.endswith(inference.EXPORTED):
         return args.device or 'cpu'

@@ -8,18 +8,17 @@ import sys
 from pathlib import Path
 
 from .. import inference
-from ..errors import InputError, decoration
+from ..errors import decoration
 from .console import CommandParser, guarded, phase, progress, say
 from .options import add_common, add_run_arguments, add_uncertainty, check_run_paths, read_config
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line, ``checkpoint`` being what is scored."""
+    """The command line."""
     parser = CommandParser(description=__doc__)
-    add, exported = parser.add_argument, ', '.join(inference.EXPORTED)
+    add = parser.add_argument
     add_common(parser, 'config')
-    add('checkpoint', nargs='?', help='checkpoint, or exported file')
-    add('--model', metavar='FILE', help=f'exported file ({exported}) instead of the checkpoint')
+    add('checkpoint', help=f'checkpoint, or exported file ({", ".join(inference.EXPORTED)})')
     add_common(parser, '--trust')
     add_run_arguments(parser)
     add('--out', metavar='DIR', help='write the predicted ids of every frame as palette PNGs')
@@ -31,14 +30,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add_uncertainty(parser, what)
     # Options may stand between the config and the checkpoint.
     args = parser.parse_intermixed_args(argv)
-    if args.checkpoint and args.model:
-        raise InputError(f'{args.checkpoint} and --model {args.model}: name one of them')
-    args.checkpoint = args.checkpoint or args.model
-    if not args.checkpoint:
-        raise InputError(
-            f'{args.config}: nothing to score; name a checkpoint after it, or an exported file ({exported}) '
-            'with --model'
-        )
     check_run_paths(args, args.checkpoint)
     return args
 

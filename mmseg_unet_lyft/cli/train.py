@@ -3,8 +3,6 @@
 python tools/train.py configs/unet_lyft.py --data-root data/lyft
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from contextlib import nullcontext
@@ -61,7 +59,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _progress(runner: Runner) -> str:
+def _progress(runner: 'Runner') -> str:
     """What a run is doing."""
     is_validating = not getattr(runner.model, 'training', True)
     return f'validation after step {runner.iter}' if is_validating else f'step {runner.iter + 1}'
@@ -86,9 +84,10 @@ def _train(argv: list[str] | None) -> int:
         return _train_alone(args, config)
 
 
-def _train_alone(args: argparse.Namespace, config: Config) -> int:
+def _train_alone(args: argparse.Namespace, config: 'Config') -> int:
     """Train in a work dir that no other run writes to."""
     from ..engine import checkpoint, device, distributed, preflight
+    from ..engine.checkpoint_hook import describe_saved
     from ..engine.config import apply_stats
     from ..engine.runner import StartWeightsHook, build_runner
     from ..engine.train_loop import EXIT_STOPPED, StopOnSignalHook, TimeLimitHook
@@ -130,7 +129,7 @@ def _train_alone(args: argparse.Namespace, config: Config) -> int:
         say(checkpoint.describe_best(config.work_dir))
         say(f'wrote {config.work_dir}')
     if asked.signal:
-        say(f'stopped by {asked.signal}; {asked.describe()}')
+        say(f'stopped by {asked.signal}; {describe_saved(runner)}')
         asked.wait_for_ranks()
         distributed.leave_group()
     return EXIT_STOPPED if asked.signal else 0

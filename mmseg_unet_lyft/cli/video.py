@@ -15,7 +15,7 @@ from .options import (
     add_common,
     add_label_arguments,
     add_model_arguments,
-    computes_on_cpu,
+    device_of,
     model_config,
     open_segmenter,
     ranged,
@@ -36,7 +36,7 @@ def _run(args: argparse.Namespace, data: TextIO | None) -> int:
     outputs = Outputs(args.out, kinds, args.opacity, args.fps, data)
     stem = stem_of(source)
     outputs.check(source, stem, args.overwrite)
-    plan = plan_work(model, computes_on_cpu(args, config, model), args.workers)
+    plan = plan_work(model, device_of(args, config, model).startswith('cpu'), args.workers)
     args.threads = plan.threads
     with ExitStack() as stack:
         frames = stack.enter_context(open_frames(source, int(args.max_megapixels * 1e6)))

@@ -191,6 +191,13 @@ def saver_of(runner: Runner) -> LyftCheckpointHook | None:
     return next((hook for hook in runner.hooks if isinstance(hook, LyftCheckpointHook)), None)
 
 
+def describe_saved(runner: Runner) -> str:
+    """Text for the user on how far a run that ends is saved."""
+    saver = saver_of(runner)
+    is_saved = saver is not None and saver.saved_step
+    return f'saved after step {saver.saved_step}, go on with --resume' if is_saved else 'nothing is saved'
+
+
 def follow_config(runner: Runner, checkpoint: dict[str, Any]) -> None:
     """Make a run that is resumed follow its config; call it in ``after_load_checkpoint``.
 

@@ -17,21 +17,20 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
-from mmengine.runner import Runner, save_checkpoint
-from mmengine.structures import BaseDataElement
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..errors import SHORTAGE, InputError
 from ..models.preprocessor import split_pixels
 from .checkpoint import newest_intact, saved_checkpoints, unwrapped
-from .checkpoint_hook import BACKEND, saver_of, with_present_options
+from .checkpoint_hook import describe_saved, saver_of, with_present_options
 
 POLICIES = ('stop', 'skip', 'rollback')
-FOLDER = 'nonfinite'  # In the work dir: batches whose loss or gradient was not finite.
 # Raised by reading a dead worker's batch before the signal of its death arrives.
 LOST = (ConnectionError, EOFError, FileNotFoundError)
 # What gloo says where another rank is gone or does not answer; the weights are as before the step then.
 _GONE = 'gloo|pair closure|Timed out waiting'
+_MOST_IN_A_ROW = 10  # Such steps after which a run that skips or rolls back ends.
 STALL_SECONDS = 600.0  # Time without progress after which a run ends, by default.
 # `timeout`, Slurm and systemd signal a process, and then the group that it is in.
 ONE_REQUEST_SECONDS = 1.0
@@ -82,22 +81,6 @@ def check_labels(batch: dict, model: nn.Module) -> None:
             f'head has {num_classes} classes, ids from 0 to {num_classes - 1}, and {ignore_index} does not '
             'count. Set decode_head.num_classes, or correct the label'
         )
-
-
-def plain_batch(batch: Any) -> Any:
-    """A batch as tensors, numbers, text and containers of them, which a checkpoint file may hold."""
-    if isinstance(batch, BaseDataElement):
-        return plain_batch({**batch.metainfo, **dict(batch.all_items())})
-    if isinstance(batch, dict):
-        return {str(key): plain_batch(value) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return [plain_batch(value) for value in batch]
-    if isinstance(batch, Tensor):
-        return batch.detach().cpu()
-    if batch is None or type(batch) in (bool, int, float, str):
-        return batch
-    # NumPy's numbers and arrays.
-    return plain_batch(batch.tolist()) if hasattr(batch, 'tolist') else str(batch)
 
 
 # --- steps that must not be made ---------------------------------------------------------------------------
@@ -233,9 +216,7 @@ class Watchdog:
         os.write(2, line.encode())
 
     def _end(self, code: int) -> None:
-        saver = saver_of(self._runner)
-        saved = saver and saver.saved_step and f'saved last after step {saver.saved_step}'
-        line = f'ended with code {code}; {saved or "nothing is saved"}, go on with --resume\n'
+        line = f'ended with code {code}; {describe_saved(self._runner)}\n'
         with suppress(OSError):
             os.write(2, line.encode())
         end_workers()
@@ -262,21 +243,19 @@ class NonFiniteError(Exception):
 class Guard:
     """Makes a run's training steps, and lets no step with a loss that is not finite change the weights.
 
-    A step whose loss, or gradient over all ranks, is not finite is reported, its batch is saved, and the
-    policy decides: ``'stop'`` saves the run as it was before the step, and ends it; ``'skip'`` makes the next
-    step, with weights and running statistics as they were; ``'rollback'`` first takes weights, optimizer and
-    average back to the last checkpoint. With float16 on a GPU, the loss scaler itself skips gradients that
+    A step whose loss, or gradient over all ranks, is not finite is reported, and the policy decides:
+    ``'stop'`` saves the run as it was before the step, and ends it; ``'skip'`` makes the next step, with
+    weights and running statistics as they were; ``'rollback'`` first takes weights, optimizer and average
+    back to the last checkpoint. With float16 on a GPU, the loss scaler itself skips gradients that
     overflow, and only the loss counts.
 
     Args:
         runner: The run; its only optimizer and its hooks are built.
         policy: One of `POLICIES`.
-        patience: Number of such steps in a row after which a run that skips or rolls back ends.
     """
 
-    def __init__(self, runner: Runner, policy: str = 'stop', patience: int = 10) -> None:
-        self.runner, self.policy, self.patience = runner, policy, patience
-        self.in_a_row = 0
+    def __init__(self, runner: Runner, policy: str = 'stop') -> None:
+        self.runner, self.policy, self.in_a_row = runner, policy, 0
         self._model = unwrapped(runner.model)
         self._buffers = list(self._model.buffers())
         self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
@@ -376,7 +355,7 @@ class Guard:
             self.save()
             remedy = "bound the gradient with optim_wrapper.clip_grad={'max_norm':1}"
             raise InputError(f'{said}. Lower learning_rate, {remedy}, or set on_nonfinite=skip or rollback')
-        if self.in_a_row >= self.patience:
+        if self.in_a_row >= _MOST_IN_A_ROW:
             self.save()
             raise InputError(f'{said}. {self.in_a_row} such steps in a row; lower learning_rate')
         done = f'rolled back to {_roll_back(self.runner)}' if self.policy == 'rollback' else 'skipped'
@@ -385,26 +364,18 @@ class Guard:
         self.runner.logger.warning(line)
 
     def _describe(self, what: str) -> str:
-        """Step, learning rate, files and where they were saved; each rank saves its own batches."""
+        """Step, learning rate and the files of its batches; every rank has to call it."""
         runner = self.runner
         # If no rank's loss explains a gradient that is not finite, any batch may be the cause.
         bad = [made for made in self._made if not all(loss.isfinite().all() for loss in made[1])]
-        batches = [batch for batch, _ in bad or self._made]
-        mine = None
-        if bad or what != 'loss':
-            path = str(Path(runner.work_dir) / FOLDER / f'step_{runner.iter + 1}_rank_{get_rank()}.pth')
-            losses = [float(loss) for _, many in self._made for loss in many]
-            content = dict(batches=plain_batch(batches), losses=losses)
-            save_checkpoint(content, path, backend_args=dict(backend=BACKEND))
-            metas = [meta for batch in batches for meta in _metas_of(batch)]
-            mine = path, [str(meta['img_path']) for meta in metas if meta.get('img_path')]
-        found = [one for one in all_gather_object(mine) if one]
-        names = ', '.join(name for _, names in found for name in names)
-        paths = ', '.join(path for path, _ in found)
+        suspects = bad if what == 'loss' else bad or self._made
+        metas = [meta for batch, _ in suspects for meta in _metas_of(batch)]
+        mine = [str(meta['img_path']) for meta in metas if meta.get('img_path')]
+        names = ', '.join(name for names in all_gather_object(mine) for name in names)
         rates = sorted({f'{rate:g}' for rates in runner.optim_wrapper.get_lr().values() for rate in rates})
         return (
             f'step {runner.iter + 1}: the {what} is not finite, at learning rate {", ".join(rates)}; '
-            f'batch of {names or "unnamed frames"}, saved as {paths}'
+            f'batch of {names or "unnamed frames"}'
         )
 
 

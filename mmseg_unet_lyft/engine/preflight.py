@@ -3,13 +3,12 @@
 import copy
 import difflib
 import os
-import random
 import tempfile
 import textwrap
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import IterBasedTrainLoop, Runner
-from mmengine.structures import PixelData
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import DATASETS, MODELS, PARAM_SCHEDULERS
 from torch import nn
@@ -32,12 +30,11 @@ from ..compat import register_classes
 from ..datasets.carla import SCHEMES, Scheme, drives_of_split, tags_to_ids
 from ..datasets.checks import count_tags, only_class
 from ..datasets.image_io import read_header, read_raw_label, require_same_size
-from ..datasets.layout import MissingDrivesError, find_pairs, leaf_datasets, our_datasets
+from ..datasets.layout import MissingDrivesError, leaf_datasets, our_datasets
 from ..datasets.lyft_carla import LyftCarlaDataset
 from ..datasets.packed import is_address, is_packed
 from ..datasets.transforms import LyftRandomResizedCrop
 from ..errors import InputError, find_input_error, message_of, printable, remedy_of, shorten_list
-from ..models.preprocessor import split_pixels
 from ..models.segmentor import check_widths
 from ..processes import this_process
 from .checkpoint import TRAINED_WITH, check_weights, fitting_weights, read_weights
@@ -52,7 +49,6 @@ _OF_TEST = ('test_cfg', 'test_evaluator')
 # Raised by constructors, transforms and layers for arguments or inputs that they do not take.
 _MISTAKES = (AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
 _TRIAL_FRAMES = 2  # Batch norm needs two where the lowest maps have one pixel.
-_TRIAL_SIDE = 64  # Pixels: a step on complete crops of 384x512 takes a CPU seconds.
 # Frames of a split that are looked into, spread over it: enough to see a wrong scheme, read in 0.1 s.
 _LOOKED_INTO, _LISTED = 8, 10
 # A socket's name has 107 bytes on Linux, 103 on macOS; of these multiprocessing takes 32: /pymp-x/listener-x.
@@ -101,10 +97,6 @@ class _Report:
     def check_types(self, parts: Iterable[str]) -> None:
         """Record every type in these parts of the config under which nothing is registered."""
         for part in parts:
-            for index, hook in enumerate(self._config.get(part) or ()):
-                if isinstance(hook, Mapping) and 'type' not in hook:
-                    self.broken.add(part)
-                    self.add('has no type', f'{part}.{index}')
             for key, name in _typed(self._config.get(part), part):
                 if find_class(name) is None:
                     self.broken.add(part)
@@ -178,7 +170,7 @@ def check_run(
     if trains and config.get('resume') and config.get('load_from'):
         load_from, remedy = config.load_from, _RESUME_REMEDY
     report, model = _Report(config), None
-    with _without_traces(config) as device:
+    with _in_scope(config) as device:
         report.check_types([*_OF_RUN, *(_OF_TRAINING if trains else _OF_TEST)])
         # Not an exported file, which takes as long to open as to run.
         if (trains or load_from) and 'model' not in report.broken:
@@ -196,8 +188,6 @@ def check_run(
                     check_weights(model, weights, load_from, remedy)
                 elif model is not None:
                     fitting_weights(model.state_dict(), weights, load_from)
-        if trains:
-            _check_intervals(config, report)
         if trains and model is not None:
             _try_step(config, model.to(device), built.get('train_dataloader'), report)
     report.require_none()
@@ -207,32 +197,28 @@ def check_run(
 def check_data(config: Config, *loaders: str) -> None:
     """As `check_run`, for commands that read the loaders' frames and run no network."""
     report = _Report(config)
-    with _without_traces(config):
+    with _in_scope(config):
         for name in loaders:
             _check_loader(config, name, None, report)
     report.require_none()
 
 
 @contextmanager
-def _without_traces(config: Config) -> Iterator[torch.device]:
-    """Yield the device to train on, in the config's registry scope; random states are restored at the end."""
+def _in_scope(config: Config) -> Iterator[torch.device]:
+    """Yield the device to train on, in the config's registry scope; the run's warnings are left to it."""
     register_classes()
     device = torch.device(get_device())
     if device.type == 'cuda':
         rank = this_process.local_rank if this_process.is_launched else torch.cuda.current_device()
         device = torch.device('cuda', rank % torch.cuda.device_count())
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002  (what transforms of others draw from)
     with (
         DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmseg'),
-        torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter('ignore')  # The run itself will give them.
         try:
             yield device
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
             if device.type == 'cuda':
                 torch.cuda.empty_cache()
 
@@ -397,36 +383,17 @@ def _shared_frames(train: Mapping, scored: Mapping) -> list[str]:
     roots = [Path(dataset.get('data_root') or '') for dataset in (train, scored)]
     splits = [dataset.get('split', 'train') for dataset in (train, scored)]
     is_one_root = roots[0].resolve() == roots[1].resolve() or not roots[0].is_dir()
-    files: list[dict[tuple, str]] = [{}, {}]
     try:
         # Packed frames cannot be compared with files.
         if is_one_root or is_packed(roots[0]) != is_packed(roots[1]):
             return sorted(set(drives_of_split(splits[0])) & set(drives_of_split(splits[1])))
-        for root, split, found in zip(roots, splits, files, strict=True):
-            found |= {known: known[0] for known in known_frames(root, split)}
-            for path in (Path(pair['img_path']) for pair in find_pairs(root, split)):
-                # Packed frames are not files; a broken link is reported where its frame is read.
-                if path.exists():
-                    found[path.stat().st_dev, path.stat().st_ino] = str(path)
+        ours, theirs = (known_frames(root, split) for root, split in zip(roots, splits, strict=True))
     except InputError:
         return []  # About frames that this run does not read, or reported already.
-    return [path for one, path in files[1].items() if one in files[0]]
+    return [name for name, *_ in sorted({*ours} & {*theirs})]
 
 
 # --- the network -------------------------------------------------------------------------------------------
-
-
-def _check_intervals(config: Config, report: _Report) -> None:
-    """Record intervals of 0 steps, by which the loop and the log would divide."""
-    hooks = config.get('default_hooks') or {}
-    settings = {
-        'train_cfg.val_interval': config.get('train_cfg'),
-        'default_hooks.logger.interval': hooks.get('logger'),
-    }
-    for key, part in settings.items():
-        steps = part.get(key.rpartition('.')[2]) if isinstance(part, Mapping) else None
-        if isinstance(steps, int) and steps < 1:
-            report.add(f'{steps} steps; expected 1 or more', key)
 
 
 def _try_step(config: Config, model: nn.Module, loader: DataLoader | None, report: _Report) -> None:
@@ -459,36 +426,15 @@ def _try_step(config: Config, model: nn.Module, loader: DataLoader | None, repor
     with report.trying('model', f'in one training step with {len(indices)} frames: '):
         check_labels(batch, model)
         model = revert_sync_batchnorm(model).train()
-        preprocessor = model.data_preprocessor
-        padded_size = getattr(preprocessor, 'size', None)
-        # A step on complete crops takes a CPU seconds. Only networks that take one size alone need it.
-        with suppress(*_MISTAKES):
-            preprocessor.size = padded_size and tuple(min(length, _TRIAL_SIDE) for length in padded_size)
-            model.train_step(_corners(batch), wrapper)
-            return
-        preprocessor.size = padded_size
-        if isinstance(model, EncoderDecoder):
-            check_widths(model, preprocessor(_corners(batch), True)['inputs'])
-        model.train_step(batch, wrapper)
+        try:
+            model.train_step(batch, wrapper)
+        except _MISTAKES:
+            if isinstance(model, EncoderDecoder):
+                check_widths(model, model.data_preprocessor(batch, True)['inputs'])
+            raise
 
 
 def _counts_steps(train_cfg: Mapping) -> bool:
     """Whether a training loop knows no epochs."""
     loop = find_class(train_cfg.get('type'))
     return issubclass(loop, IterBasedTrainLoop) if loop else not train_cfg.get('by_epoch', True)
-
-
-def _corners(batch: dict) -> dict:
-    """A batch of corners of a batch's frames and labels, at most `_TRIAL_SIDE` high and wide."""
-    side = slice(_TRIAL_SIDE)
-    if 'pixels' in batch:
-        images, labels = (part[..., side, side] for part in split_pixels(batch['pixels'], batch['crop_size']))
-        pixels = torch.cat([images.permute(0, 2, 3, 1).flatten(1), labels.flatten(1)], dim=1)
-        return dict(batch, pixels=pixels, crop_size=tuple(labels.shape[1:]))
-    samples = []
-    for sample in batch['data_samples']:
-        corner = sample.new()
-        for name, value in sample.items():
-            corner.set_field(value[side, side] if isinstance(value, PixelData) else value, name)
-        samples.append(corner)
-    return dict(batch, inputs=[image[..., side, side] for image in batch['inputs']], data_samples=samples)

@@ -1,7 +1,5 @@
 """The training loop: every step's random numbers follow from its number, so that a run resumes exactly."""
 
-from __future__ import annotations
-
 import random
 import signal
 import threading
@@ -21,7 +19,7 @@ from mmseg.registry import HOOKS, LOOPS
 from torch import nn
 
 from ..errors import InputError
-from .checkpoint_hook import VALIDATED, LyftCheckpointHook, saver_of
+from .checkpoint_hook import VALIDATED, saver_of
 from .guard import (
     LOST,
     ONE_REQUEST_SECONDS,
@@ -33,12 +31,13 @@ from .guard import (
     end_workers,
 )
 
-_PREFIXES = ('train/', 'val/time', 'val/data_time')  # Scalars of each step, of training and of validation.
 _STOPPING = 'early_stopping'  # Key in the message hub, which checkpoints hold.
 _SPENT = 'seconds_trained'  # Likewise: time of training so far.
 # What Slurm, schedulers of spot machines, and Ctrl-C send; not all of them are on Windows.
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGUSR1')
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again, here with --resume.
+# Values of a scalar; mmengine keeps a million, copies them at each step, and saves them all.
+_KEPT_VALUES = 10_000
 _LONGEST_STOP_SECONDS = 30  # Time that schedulers leave between SIGTERM and SIGKILL.
 
 
@@ -51,17 +50,6 @@ def seed_step(seed: int, rank: int, step: int) -> None:
     random.seed(int(words[2]))
 
 
-def steps_to_keep(runner: Runner) -> int | None:
-    """How many values of a scalar the log's windows need; None where one needs all since the start."""
-    processor = runner.log_processor
-    windows = [processor.window_size, *(entry.get('window_size') for entry in processor.custom_cfg)]
-    if not all(isinstance(window, int) for window in windows):
-        return None
-    # A validation's own time is a mean over all its frames.
-    frames = len(runner.val_loop.dataloader) if runner.val_loop else 0
-    return max(*windows, frames, 1)
-
-
 @LOOPS.register_module()
 class LyftTrainLoop(IterBasedTrainLoop):
     """mmengine's loop by steps; a resumed run does what it would have done without the interruption.
@@ -69,7 +57,7 @@ class LyftTrainLoop(IterBasedTrainLoop):
     - Before each step all global random numbers are set to those of (seed, rank, step).
     - The loader goes on at its next sample at once: the sampler skips to it, nothing is read twice.
     - A validation that was due at the step resumed from, but not finished, is done first.
-    - Only the scalars that the log is computed from are kept, so that memory does not grow.
+    - Only the last 10,000 values of each scalar are kept, so that memory does not grow.
     - If a batch cannot be read, the run is saved before the error is raised.
     - A step is one of the optimizer: with ``accumulative_counts`` it reads that many batches, and all that
       counts steps (``max_iters``, intervals, schedules, log, checkpoints) counts these.
@@ -79,12 +67,14 @@ class LyftTrainLoop(IterBasedTrainLoop):
 
     is_stopping = False  # Set to end training after this step; a validation due there is left for later.
     guard: Guard | None = None  # Makes the steps; `LyftGuardHook` sets one with its own options.
-    stopper: StopOnSignalHook | None = None  # Asked within steps of several batches.
+    stopper: 'StopOnSignalHook | None' = None  # Asked within steps of several batches.
     stall_seconds: float | None = STALL_SECONDS  # Set by `LyftGuardHook`.
     accumulate = 1  # Batches of a step.
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.val_interval < 1:
+            raise InputError(f'val_interval={self.val_interval}: give 1 or more steps')
         # OpenMMLab's loop has started the workers, before the sampler and `StopOnSignalHook` are ready.
         self.dataloader_iterator = self.dataloader._iterator = None
 
@@ -118,15 +108,12 @@ class LyftTrainLoop(IterBasedTrainLoop):
     def _train(self) -> None:
         """Make the steps that are left, and the validations after them."""
         runner, batches = self.runner, self._batches()
-        keep = steps_to_keep(runner)
         while self._iter < self._max_iters and not self.stop_training and not self.is_stopping:
             runner.model.train()
             self._make_step(batches)
-            # mmengine keeps a million values of each scalar, copies them at each step, and saves them all.
-            for name, history in runner.message_hub.log_scalars.items() if keep is not None else ():
-                if name.startswith(_PREFIXES):
-                    # Applied where the next value is added.
-                    history.max_length = keep
+            for history in runner.message_hub.log_scalars.values():
+                # Applied where the next value is added.
+                history.max_length = _KEPT_VALUES
             self._decide_current_val_interval()
             if self._is_validation_due() and not self.is_stopping:
                 runner.val_loop.run()
@@ -210,7 +197,6 @@ class LyftGuardHook(Hook):
 
     Args:
         on_nonfinite: What to do at a loss or gradient that is not finite: one of `guard.POLICIES`.
-        patience: Number of such steps in a row after which a run that skips or rolls back ends.
         stall_seconds: Time without progress after which the train command ends the run, all processes and
             code 75; None waits for ever.
     """
@@ -218,9 +204,7 @@ class LyftGuardHook(Hook):
     # After the checkpoint hook, which learns its folder in `before_train`.
     priority = 'LOWEST'
 
-    def __init__(
-        self, on_nonfinite: str = 'stop', patience: int = 10, stall_seconds: float | None = STALL_SECONDS
-    ) -> None:
+    def __init__(self, on_nonfinite: str = 'stop', stall_seconds: float | None = STALL_SECONDS) -> None:
         # The old spelling.
         on_nonfinite = {'roll back': 'rollback'}.get(on_nonfinite, on_nonfinite)
         if on_nonfinite not in POLICIES:
@@ -228,12 +212,12 @@ class LyftGuardHook(Hook):
             raise InputError(f'on_nonfinite={on_nonfinite!r}: choose one of {names}')
         if stall_seconds is not None and not stall_seconds > 0:
             raise InputError(f'stall_seconds={stall_seconds!r}: give more than 0, or None for no limit')
-        self.on_nonfinite, self.patience, self.stall_seconds = on_nonfinite, patience, stall_seconds
+        self.on_nonfinite, self.stall_seconds = on_nonfinite, stall_seconds
 
     def before_train(self, runner: Runner) -> None:
         """Give the loop its guard; warn where another loop has none."""
         if isinstance(runner.train_loop, LyftTrainLoop):
-            runner.train_loop.guard = Guard(runner, self.on_nonfinite, self.patience)
+            runner.train_loop.guard = Guard(runner, self.on_nonfinite)
             runner.train_loop.stall_seconds = self.stall_seconds
         else:
             kind = type(runner.train_loop).__name__
@@ -360,15 +344,13 @@ class StopOnSignalHook(Hook):
 
     def __init__(self) -> None:
         self.signal: str | None = None  # Name of the one that came.
-        self.has_saved = False  # Whether the run can go on from where it was stopped.
-        self.saved_step: int | None = None  # After which step it was saved last.
         self._before: dict[int, Any] = {}
         self._watchdog: Watchdog | None = None
         self._heard = 0.0  # When the first signal came.
         self._is_agreed = False
         self._is_validating = False
 
-    def __enter__(self) -> StopOnSignalHook:
+    def __enter__(self) -> 'StopOnSignalHook':
         """Take the signals over."""
         if threading.current_thread() is not threading.main_thread():
             return self
@@ -413,10 +395,9 @@ class StopOnSignalHook(Hook):
             loop.beat = self._watchdog.beat
 
     def before_val(self, runner: Runner) -> None:
-        """Note whether what the run learnt is saved."""
+        """Note that a validation begins."""
         self._is_validating = True
         self._beat(f'the validation after step {runner.iter}')
-        self._note_saved(saver_of(runner), runner.iter)
 
     def after_val(self, runner: Runner) -> None:
         """Note that training goes on."""
@@ -434,7 +415,6 @@ class StopOnSignalHook(Hook):
         saver = saver_of(runner)
         if saver is not None and step and saver.saved_step != step:
             saver.save_after(runner, step)
-        self._note_saved(saver, step)
         # A launcher ends all ranks as soon as one has ended: none may end before rank 0 has saved.
         barrier()
         self._is_agreed = True
@@ -452,10 +432,6 @@ class StopOnSignalHook(Hook):
         if self.signal is not None:
             raise StoppedError(self.signal)
 
-    def _note_saved(self, saver: LyftCheckpointHook | None, step: int) -> None:
-        self.saved_step = saver and saver.saved_step
-        self.has_saved = self.saved_step == step
-
     def is_asked(self) -> bool:
         """Whether a signal came to any rank."""
         if get_world_size() == 1:
@@ -463,14 +439,6 @@ class StopOnSignalHook(Hook):
         asked = torch.tensor(float(self.signal is not None), device=get_device())
         all_reduce(asked, op='max')
         return bool(asked)
-
-    def describe(self) -> str:
-        """Text for the user on what a stopped run has saved."""
-        if self.has_saved:
-            return 'all is saved, go on with --resume'
-        if self.saved_step:
-            return f'saved last after step {self.saved_step}, go on from there with --resume'
-        return 'nothing was saved for it'
 
     def wait_for_ranks(self) -> None:
         """Wait for the other ranks, if all stopped after one step: none ends while another still reports."""

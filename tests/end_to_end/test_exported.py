@@ -58,9 +58,9 @@ def of_checkpoint(files, drawn_root, tmp_path_factory):
 
 def test_a_program_is_scored_on_trust_alone(of_checkpoint, files, drawn_root, tmp_path, capsys):
     program = export_program(Segmenter(files['.pth']).network, tmp_path / 'unet.pt2')
-    assert score(CONFIG, drawn_root, tmp_path / 'work', '--model', program) == 2
+    assert score(CONFIG, drawn_root, tmp_path / 'work', program) == 2
     assert f'error: {program}: ' in capsys.readouterr().err
-    assert score(CONFIG, drawn_root, tmp_path / 'work', '--model', program, '--trust') == 0
+    assert score(CONFIG, drawn_root, tmp_path / 'work', program, '--trust') == 0
     assert scores(tmp_path / 'work')['confusion'] == of_checkpoint['confusion']
 
 
@@ -69,7 +69,7 @@ def test_an_exported_file_scores_as_its_checkpoint_does_to_the_pixel(
     files, of_checkpoint, drawn_root, tmp_path, capsys
 ):
     out, show = tmp_path / 'ids', tmp_path / 'panels'
-    words = ['--model', files['.onnx'], '--out', out, '--show-dir', show, '--baselines']
+    words = [files['.onnx'], '--out', out, '--show-dir', show, '--baselines']
     assert score(CONFIG, drawn_root, tmp_path, *words) == 0
     printed, found = capsys.readouterr().out, scores(tmp_path)
     assert f'wrote {tmp_path / "scores.json"}' in printed
@@ -106,9 +106,7 @@ def test_classes_of_another_data_set_are_refused_before_anything_is_done(files, 
 @pytest.mark.parametrize(
     ('words', 'options', 'message'),
     [
-        (['x.pth', '--model', 'x.onnx'], [], 'x.pth and --model x.onnx: '),
-        ([], [], 'configs/unet_lyft_bn.py: '),
-        (['--model', 'no.onnx'], [], 'no.onnx: '),
+        (['no.onnx'], [], 'no.onnx: '),
         (['x.onnx', '--uncertainty'], [], '--uncertainty 10: x.onnx '),
         (['x.onnx'], ['test_flip=True'], 'model.test_cfg.flip=True: x.onnx '),
         (['x.onnx'], ['window_size=(48,64)'], 'model.test_cfg.mode=slide: x.onnx '),

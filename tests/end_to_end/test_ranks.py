@@ -124,10 +124,8 @@ def test_early_stopping_stops_all_ranks_at_once(proofs):
     assert first['early_stop'] == second['early_stop'] == alone['early_stop'] == dict(steps=2)
 
 
-def test_a_bad_loss_on_one_rank_is_skipped_on_both_and_its_batch_is_kept(proofs):
-    first, second, alone = (proof['guarded'] for proof in proofs[:3])
-    assert first['kept'] == second['kept'] == ['step_3_rank_1.pth']
-    assert alone['kept'] == ['step_3_rank_0.pth']
+def test_a_bad_loss_on_one_rank_is_skipped_on_both(proofs):
+    first, second = (proof['guarded'] for proof in proofs[:2])
     assert_equal(first['weights'], second['weights'])
     assert all(weight.isfinite().all() for weight in first['weights'].values())
 
@@ -225,8 +223,8 @@ def test_a_signal_saves_the_run_ends_both_ranks_and_nothing_survives(endless, tm
     launcher.send_signal(getattr(signal, name))
     stdout, stderr = launcher.communicate(timeout=PATIENCE_SECONDS)
     assert launcher.returncode == EXIT_STOPPED, stderr
-    assert f'stopped by {name}; all is saved, go on with --resume' in stdout
     (saved,) = tmp_path.glob('iter_*.pth')
+    assert f'stopped by {name}; saved after step {saved.stem[5:]}, go on with --resume' in stdout
     assert is_intact(saved)
     assert all_end(ranks + workers)
 
