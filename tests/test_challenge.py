@@ -393,9 +393,11 @@ def test_labels_that_would_move_others_up_or_hold_wrong_ids_are_named(kaggle, tm
     assert refusal(capsys, answer, labels).startswith(f'{label}: class id 77 at (row 0, col 0)')
     label.unlink()
     assert 'F1-2.png: has no label' in refusal(capsys, answer, root)
-    # Images saved as JPEG do not matter.
-    for path in (root / 'dataA/dataA/CameraRGB').iterdir():
-        path.rename(path.with_suffix('.jpg'))
+    # An image may be a JPEG.
+    image = root / 'dataA/dataA/CameraRGB/F1-2.png'
+    image.rename(image.with_suffix('.jpg'))
+    assert 'F1-2.jpg: has no label' in refusal(capsys, answer, root)
+    image.with_suffix('.jpg').unlink()
     assert len(read_truth(root)) == 1
     for folder in ('dataA/dataA', 'dataB/dataB'):
         kaggle.add('F1-2', folder=folder)

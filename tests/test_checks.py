@@ -159,6 +159,10 @@ def test_tags_in_another_channel_are_named_with_it(frames, channel):
     kind, name, message = only(frames.root)
     assert (kind, name) == ('other_channel', 'F1-7.png')
     assert f'{("red", "green", "blue")[channel]} holds values up to 12' in message
+    inspection = inspect(frames.root, accept=['other_channel'], workers=1)
+    assert not inspection.problems
+    (judged,) = (one for one in inspection.judged if one.files.name == 'F1-7')
+    assert judged.tag_pixels[:13].all()
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'P'])

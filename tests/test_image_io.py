@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmseg_unet_lyft.datasets.dataset_stats import load_stats
 from mmseg_unet_lyft.datasets.files import read_object
-from mmseg_unet_lyft.datasets.image_io import SIGNATURE, read_image, read_label, read_raw_label
+from mmseg_unet_lyft.datasets.image_io import SIGNATURE, read_header, read_image, read_label, read_raw_label
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.inference.frames import read_frame
 
@@ -46,6 +46,24 @@ def png_of_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
 
 def header(width: int = 4, height: int = 4, colour: int = 0) -> tuple[bytes, bytes]:
     return b'IHDR', struct.pack('>IIBBBBB', width, height, 8, colour, 0, 0, 0)
+
+
+def test_a_jpeg_image_is_not_turned_and_a_damaged_one_is_named(tmp_path):
+    path, turned = tmp_path / 'image.jpg', Image.Exif()
+    turned[0x0112] = 6  # Shown turned by a quarter.
+    Image.fromarray(np.full((8, 16, 3), (200, 100, 50), np.uint8)).save(path, exif=turned, quality=95)
+    image = read_image(path)
+    assert image.shape == (8, 16, 3)
+    assert np.abs(image.astype(int) - (50, 100, 200)).max() <= 3
+    assert read_header(path).size == (8, 16)
+    content = path.read_bytes()
+    for damaged in (content[:-20], content[:40], b'', b'x' * 99):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=f'{path}: '):
+            read_image(path)
+    Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(path, format='PNG')
+    with pytest.raises(InputError, match=f'{path}: is not a JPEG'):
+        read_header(path)
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'L', 'LA', 'P'])

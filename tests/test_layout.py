@@ -92,6 +92,17 @@ def test_links_that_lead_out_of_the_root_are_refused_unless_accepted(kaggle, tmp
     assert [one.files.name for one in found.valid] == ['F1-0', 'F1-1']
 
 
+def test_images_may_be_jpegs_but_not_twice(kaggle):
+    images = [kaggle.add(f'F1-{number}')[0] for number in range(3)]
+    images[1].rename(images[1].with_suffix('.jpg'))
+    images[2].rename(images[2].with_suffix('.JPEG'))
+    assert [Path(pair['img_path']).name for pair in find_pairs(kaggle.root, 'train')] == [
+        'F1-0.png', 'F1-1.jpg', 'F1-2.JPEG',
+    ]  # fmt: skip
+    shutil.copy(images[0], images[0].with_suffix('.jpg'))
+    assert problems(kaggle.root) == [('same_name', f'{FOLDER}/CameraRGB/F1-0.png')]
+
+
 def test_an_image_or_a_label_that_is_missing_is_named(kaggle):
     kaggle.add('F1-0')
     labels = [kaggle.add(f'F1-{number}')[1] for number in range(1, 8)]

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from unittest.mock import Mock
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -183,6 +184,22 @@ def test_palettes_of_tags_are_packed_as_the_tags(frames, tmp_path):
         picture.save(path)
     prepare(frames.root, tmp_path / 'out', workers=1)
     np.testing.assert_array_equal(PackedFrames(tmp_path / 'out').read('label', path.stem), expected)
+
+
+def test_jpeg_images_are_packed_as_opencv_decodes_them(frames, tmp_path):
+    slope = np.add.outer(4 * np.arange(24), 3 * np.arange(32))
+    for number, path in enumerate(sorted(frames.root.glob('*/*/CameraRGB/*.png'))):
+        smooth = np.dstack([slope, 255 - slope, slope // 2 + number]).astype(np.uint8)
+        Image.fromarray(smooth).save(path.with_suffix('.jpg'), quality=95)
+        path.unlink()
+    prepare(frames.root, tmp_path / 'out', workers=1)
+    packed_frames = PackedFrames(tmp_path / 'out')
+    assert list(packed_frames.frames) == ['F1-0', 'F1-1', 'F2-0', 'F3-0', 'F901-0']
+    for pair in find_pairs(frames.root, ['F1', 'F901']):
+        expected = cv2.imread(pair['img_path'])
+        found = packed_frames.read('image', Path(pair['img_path']).stem)
+        assert np.ptp(expected) > 50
+        assert np.abs(found.astype(int) - expected).max() <= 2
 
 
 def test_one_run_at_a_time_and_files_of_strangers_stay(frames, tmp_path):

@@ -14,7 +14,9 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options shared by commands that check raw data."""
     add, releases = parser.add_argument, "CARLA's: 0.8 (default), 0.9.10, 0.9.14 or newer"
     add('--simulator', default='0.8', metavar='RELEASE', help=releases)
-    what = 'problems to accept, as palette; cityscapes converts colours to tags'
+    what = (
+        'problems to accept; cityscapes converts colours to tags, other_channel reads tags in green or blue'
+    )
     add('--accept', nargs='+', default=[], metavar='KIND', help=what)
     add('--workers', type=int, help='processes (one per core)')
 

@@ -51,8 +51,8 @@ KINDS = {
 }
 # Kinds that leave a frame readable, so that a caller may accept them.
 ACCEPTABLE = tuple(
-    'extra_file duplicate_folder link wrong_size palette greyscale cityscapes green_blue one_tag '
-    'duplicate_image replaced gone new'.split()
+    'extra_file duplicate_folder link wrong_size palette greyscale cityscapes other_channel green_blue '
+    'one_tag duplicate_image replaced gone new'.split()
 )
 
 THUMBNAIL_WH = (40, 30)
@@ -169,7 +169,7 @@ def check_options(simulator: str, accept: Sequence[str], workers: int | None = N
 
 def converted_to(simulator: str, accept: Sequence[str]) -> str | None:
     """The release to whose tags colours of the CityScapes palette are converted; None if they are refused."""
-    return simulator if 'cityscapes' in accept else None
+    return simulator if {'cityscapes', 'other_channel'} & {*accept} else None
 
 
 def _judge_all(
@@ -216,7 +216,8 @@ def _judge_frame(
 ) -> tuple[Judged, np.ndarray | None]:
     """A judged frame and its vehicle pixels, uint8 {0, 1} (H, W); None for these if it is not valid."""
     judged = Judged(files)
-    image = _read(judged, root, files.image, _image)
+    is_jpeg = Path(files.image).suffix.lower() in image_io.JPEG_SUFFIXES
+    image = _read(judged, root, files.image, _jpeg_image if is_jpeg else _image)
     raw_label = _read(judged, root, files.label, partial(_label, converted_to(simulator, accept)))
     if image is not None:
         judged.size = image.shape[:2]
@@ -250,11 +251,15 @@ def _read(judged: Judged, root: Path, path: str, decode: Callable) -> np.ndarray
         return decode(judged, content)
     except image_io.FileFaultError as fault:
         judged.note(fault.kind, path, str(fault))
-        if decode is _image or fault.kind != 'jpeg':
+        if path == judged.files.image or fault.kind != 'jpeg':
             return None
         # A JPEG label is decoded all the same: its smeared ids are counted for the report.
         pixels = image_io.decode(content)
         return None if pixels is None else image_io.red_channel(pixels)
+
+
+def _jpeg_image(judged: Judged, content: bytes) -> np.ndarray:
+    return image_io.pixels_of_image(content, judged.files.image)
 
 
 def _image(judged: Judged, content: bytes) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Reads images and labels from PNG files or packed frames, and finds what is wrong with a file."""
+"""Reads images and labels from PNG and JPEG files or packed frames; finds what is wrong with a file."""
 
 import io
 import struct
@@ -19,6 +19,7 @@ from .packed import is_address, read_packed
 
 SIGNATURE = b'\x89PNG\r\n\x1a\n'
 JPEG_SIGNATURE = b'\xff\xd8\xff'
+JPEG_SUFFIXES = ('.jpg', '.jpeg')
 # The first chunk's fields. Source: PNG specification, section 11.2.2 (IHDR).
 _HEADER, _HEADER_AT = struct.Struct('>IIBB'), 16
 HEADER_BYTES = _HEADER_AT + _HEADER.size
@@ -28,7 +29,7 @@ BYTES_A_PIXEL = 8  # At most, in a file: RGBA of 16 bits, uncompressed.
 IMAGE_BYTES = BYTES_A_PIXEL * LARGEST_PIXELS
 # More pixels than any network is trained on; a stranger's model must not resize frames to more.
 LARGEST_RESIZED_PIXELS = 2**24
-GREYSCALE, PALETTE, GREYSCALE_ALPHA = 0, 3, 4  # Colour types.
+GREYSCALE, RGB, PALETTE, GREYSCALE_ALPHA = 0, 2, 3, 4  # Colour types.
 _GLANCE_STEP = 8  # Every 8th row and column show which colours a label has.
 _RESTORE = 'restore it from the archive'
 _WANTED = 'expected 8-bit RGB with the tag in red'
@@ -87,14 +88,42 @@ def check_png(content: bytes) -> Header:
         raise FileFaultError('not_png', f'is not a PNG file; {_RESTORE}')
     if header is None:
         raise FileFaultError('damaged', f'cut short; {_RESTORE}')
-    height, width = header.size
-    if height * width > LARGEST_PIXELS:
-        message = f'declares {height}x{width} (height x width) pixels, more than {LARGEST_PIXELS}; {_RESTORE}'
-        raise FileFaultError('wrong_size', message)
+    _check_size(header.size)
     fault = damage(content)
     if fault is not None:
         raise FileFaultError('damaged', f'damaged or cut short ({fault}); {_RESTORE}')
     return header
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    height, width = size
+    if height * width > LARGEST_PIXELS:
+        message = f'declares {height}x{width} (height x width) pixels, more than {LARGEST_PIXELS}; {_RESTORE}'
+        raise FileFaultError('wrong_size', message)
+
+
+@contextmanager
+def _jpeg(content: bytes) -> Iterator[Image.Image]:
+    """A JPEG, not yet decoded; a `FileFaultError` if it is none, too large, or found damaged in the block."""
+    try:
+        with Image.open(io.BytesIO(content), formats=['JPEG']) as image:
+            _check_size(image.size[::-1])
+            yield image
+    except UnidentifiedImageError:
+        raise FileFaultError('damaged', f'is not a JPEG, as its suffix says; {_RESTORE}') from None
+    except (SyntaxError, OSError, Image.DecompressionBombError) as error:
+        raise FileFaultError('damaged', f'damaged or cut short ({error}); {_RESTORE}') from None
+
+
+def pixels_of_image(content: bytes, path: str | Path) -> np.ndarray:
+    """An image's pixels, BGR, uint8 (H, W, 3), of a PNG or, by the path's suffix, a JPEG; not turned by EXIF.
+
+    A `FileFaultError` says that it is not an intact one.
+    """
+    if Path(path).suffix.lower() not in JPEG_SUFFIXES:
+        return pixels_of_png(content)
+    with _jpeg(content) as image:
+        return np.ascontiguousarray(np.asarray(image.convert('RGB'))[..., ::-1])
 
 
 def decode(content: bytes, flag: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
@@ -123,7 +152,8 @@ def tags_of_png(content: bytes, release: str | None = None) -> tuple[np.ndarray,
     """CARLA's tags in a label PNG, uint8 (H, W): red in RGB, RGBA and a palette's colours, or the grey value.
 
     With them comes a fault that leaves them readable, if there is one: grey, green and blue not 0, or
-    colours. With a ``release``, a key of `SIMULATORS`, colours of the CityScapes palette become its tags.
+    colours. With a ``release``, a key of `SIMULATORS`, colours of the CityScapes palette become its tags, and
+    tags in green or blue are read where red is 0.
 
     Raises:
         FileFaultError: If the file is not an intact PNG of 8 bits, or its tags are not in red.
@@ -158,7 +188,10 @@ def tags_of_png(content: bytes, release: str | None = None) -> tuple[np.ndarray,
     if not tags.any():
         name, held = ('green', green) if green.any() else ('blue', blue)
         message = f'red is 0 everywhere and {name} holds values up to {held.max()}: saved as BGR? {_WANTED}'
-        raise FileFaultError('other_channel', message)
+        fault = FileFaultError('other_channel', f'{message}, or prepare_data --accept other_channel')
+        if release is None:
+            raise fault
+        return held, fault
     message = f'green or blue is not 0 in {cv2.countNonZero(rest)} pixels, first at (row {row}, col {column})'
     return tags, FileFaultError('green_blue', f'{message}; {_WANTED}. Colours in place of tags?')
 
@@ -202,18 +235,13 @@ def _named(path: str | Path) -> Iterator[None]:
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of a PNG, without reading the rest; an InputError names a file that is not a PNG."""
+    """The header of an image, a PNG's without reading the rest; an InputError names a file that has none."""
     with _named(path):
+        if Path(path).suffix.lower() in JPEG_SUFFIXES:
+            with _jpeg(read_bytes(path)) as image:
+                return Header(image.size[::-1], 8, RGB)
         content = read_bytes(path, HEADER_BYTES)
         return header_of(content) or check_png(content)
-
-
-def read_png(path: str | Path) -> bytes:
-    """The bytes of an intact PNG; an InputError names a file that is missing, too large or damaged."""
-    with _named(path):
-        content = read_bytes(path)
-        check_png(content)
-    return content
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -221,7 +249,7 @@ def read_image(path: str | Path) -> np.ndarray:
     if is_address(path):
         return read_packed(str(path))
     with _named(path):
-        return pixels_of_png(read_bytes(path))
+        return pixels_of_image(read_bytes(path), path)
 
 
 def read_raw_label(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ..errors import InputError, shorten_list
 from .carla import drives_of_split, parse_name
 from .files import read_object, write_json
+from .image_io import JPEG_SUFFIXES
 from .packed import IMAGE, LABEL, is_packed, open_packed
 
 KAGGLE_NAME = 'kumaresanmanickavelu/lyft-udacity-challenge'
@@ -22,7 +23,6 @@ REPORT_FOLDER = 'inspection'  # In a prepared root: the reports and the manifest
 _DEEPEST_LEVEL = 3
 # macOS and Windows leave these in folders, and macOS a ._NAME.png for each file in an archive.
 _JUNK = ('.DS_Store', 'Thumbs.db', 'desktop.ini')
-_JPEG_SUFFIXES = ('.jpg', '.jpeg')
 
 
 class MissingDrivesError(InputError):
@@ -96,12 +96,15 @@ def list_frames(root: Path) -> Listing:
     inside = os.path.realpath(root) + os.sep
     for folder in camera_folders(root, listing):
         place = PurePosixPath(folder)
-        for name in png_names(root, folder, listing):
-            names[place.name][str(place.parent), name] = path = str(place / name)
+        for name in frame_names(root, folder, listing):
+            path, key = str(place / name), (str(place.parent), Path(name).stem)
+            if names[place.name].setdefault(key, path) != path:
+                message = f'{names[place.name][key]} has the same name; remove one of the two'
+                listing.note('same_name', path, message, key[1])
             target = os.path.realpath(root / path)
             if not target.startswith(inside):
                 remedy = 'copy the file there, or run prepare_data with --accept link'
-                listing.note('link', path, f'a link to {target}, outside {root}; {remedy}', Path(name).stem)
+                listing.note('link', path, f'a link to {target}, outside {root}; {remedy}', key[1])
     if not (any(names.values()) or listing.problems):
         raise InputError(
             f'{root}: no PNG in a {IMAGE_FOLDER} or {LABEL_FOLDER} folder; expected '
@@ -139,8 +142,8 @@ def camera_folders(root: Path, listing: Listing) -> Iterator[str]:
             subfolders.clear()
 
 
-def png_names(root: Path, folder: str, listing: Listing) -> Iterator[str]:
-    """Names of the PNG files of a camera folder, sorted; anything else there is noted."""
+def frame_names(root: Path, folder: str, listing: Listing) -> Iterator[str]:
+    """Names of a camera folder's PNG files, and of images' JPEG files, sorted; anything else is noted."""
     try:
         entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -150,13 +153,14 @@ def png_names(root: Path, folder: str, listing: Listing) -> Iterator[str]:
         if entry.name in _JUNK or entry.name.startswith('._'):
             continue
         path, suffix = f'{folder}/{entry.name}', Path(entry.name).suffix.lower()
-        if suffix == '.png' and not entry.name.startswith('.'):
+        of_frames = ('.png', *JPEG_SUFFIXES) if folder.endswith(IMAGE_FOLDER) else ('.png',)
+        if suffix in of_frames and not entry.name.startswith('.'):
             yield entry.name
-        elif suffix in _JPEG_SUFFIXES and folder.endswith(LABEL_FOLDER):
+        elif suffix in JPEG_SUFFIXES and folder.endswith(LABEL_FOLDER):
             message = 'a label saved as JPEG: its class ids are smeared; restore the PNG from the archive'
             listing.note('jpeg', path, message, Path(entry.name).stem)
         else:
-            what = 'a folder' if Path(entry).is_dir() else 'not a PNG file'
+            what = 'a folder' if Path(entry).is_dir() else f'not a file of {" or ".join(of_frames)}'
             listing.note('extra_file', path, f'{what}, so not a frame of the data; move it away')
 
 
@@ -164,7 +168,7 @@ def _pair(images: dict[tuple[str, str], str], labels: dict[tuple[str, str], str]
     first: dict[str, str] = {}
     for key in sorted(images.keys() | labels.keys()):
         there = [names[key] for names in (images, labels) if key in names]
-        path, stem = there[0], Path(key[1]).stem
+        path, stem = there[0], key[1]
         if len(there) < 2:
             missing, folder = ('label', LABEL_FOLDER) if key in images else ('image', IMAGE_FOLDER)
             listing.note(f'missing_{missing}', path, f'has no {missing} of this name in {folder}', stem)
@@ -243,11 +247,11 @@ def find_labels(root: Path) -> list[str]:
         paths = [frame.label for frame in listing.frames]
         paths += [path for path in listing.alone if PurePosixPath(path).parent.name == LABEL_FOLDER]
     else:
-        paths = list(png_names(root, '.', listing))
+        paths = list(frame_names(root, '.', listing))
     for problem in listing.problems:
         path = PurePosixPath(problem.path)
         # A JPEG among the images does no harm here; among the labels it does.
-        is_jpeg = path.suffix.lower() in _JPEG_SUFFIXES and path.parent.name != IMAGE_FOLDER
+        is_jpeg = path.suffix.lower() in JPEG_SUFFIXES and path.parent.name != IMAGE_FOLDER
         if is_jpeg or problem.kind in ('unreadable', 'missing_label', 'same_name'):
             message = 'without it, the labels after it would move up'
             raise InputError(f'{root / problem.path}: {problem.message}; {message}')

@@ -11,7 +11,7 @@ from ..compat import quiet_import
 from ..errors import InputError
 from .carla import CARLA_CLASSES, CARLA_PALETTE, get_scheme, hood_spans
 from .dataset_stats import load_stats, scheme_of_root
-from .image_io import read_label, read_png
+from .image_io import read_image, read_label
 from .layout import find_pairs
 from .packed import is_address
 from .sampler import StreamIndex
@@ -99,5 +99,5 @@ class LyftCarlaDataset(BaseSegDataset):
             isinstance(step, LoadImageFromFile) for step in self.pipeline.transforms
         ):
             # mmcv's loader fails at a damaged file with an assertion, and fills a truncated one with grey.
-            read_png(frame['img_path'])
+            read_image(frame['img_path'])
         return self.pipeline(frame)
