@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..processes import cores, map_in_order
 from . import image_io
 from .carla import SIMULATORS, VEHICLES, unknown_tags
-from .dataset_stats import Stats, gather
+from .dataset_stats import DriveStats, Stats
 from .layout import FrameFiles, ManifestEntry, Problem, compare_manifests, list_frames
 
 # What each kind of problem is called in tables, in the order they are shown.
@@ -58,8 +58,8 @@ ACCEPTABLE = tuple(
 THUMBNAIL_WH = (40, 30)
 # The leak report compares every fourth label pixel in each direction.
 LABEL_STEP = 4
-# Frames a worker reads before it reports.
-CHUNK_FRAMES = 16
+# Another process takes a second to start: the time of reading so many frames.
+FRAMES_A_WORKER = 16
 _MAX_TAGS = 256
 
 Show = Callable[[Iterable, int], Iterable]
@@ -141,7 +141,7 @@ def inspect(
         *listing.problems,
         *(problem for one in judged for problem in one.problems),
         *_wrong_sizes(judged, size),
-        *_duplicates(root, judged),
+        *_duplicates(judged),
         *_only_tag(judged, simulator),
         *(compare_manifests(baseline, files) if baseline is not None else ()),
     ]
@@ -150,8 +150,24 @@ def inspect(
     accepted = [problem for problem in found if problem.kind in accept]
     problems = [problem for problem in found if problem.kind not in accept]
     inspection = Inspection(root, simulator, judged, problems, accepted, size, Stats(), files)
-    inspection.stats = gather(inspection.of_one_size, simulator, size, hoods.get(size))
+    inspection.stats = _gather(inspection, hoods.get(size))
     return inspection
+
+
+def _gather(found: Inspection, hood: np.ndarray | None) -> Stats:
+    """Sums of valid frames of one size; ``hood``, bool (H, W), is where every frame has a vehicle."""
+    num_tags = len(SIMULATORS[found.simulator].tags)
+    stats = Stats(found.simulator, found.size, {}, hood if hood is not None and hood.any() else None)
+    hood_pixels = 0 if stats.hood is None else int(stats.hood.sum())
+    for one in found.of_one_size:
+        zeros = (np.zeros(shape, np.int64) for shape in (num_tags, (2, 3)))
+        drive = stats.drives.setdefault(one.files.drive, DriveStats(0, 0, *zeros))
+        drive.frames += 1
+        drive.pixels += found.size[0] * found.size[1]
+        drive.tag_pixels += one.tag_pixels[:num_tags]
+        drive.channel_sums += one.channel_sums
+        drive.hood_pixels += hood_pixels
+    return stats
 
 
 def check_options(simulator: str, accept: Sequence[str], workers: int | None = None) -> None:
@@ -181,15 +197,15 @@ def _judge_all(
     show: Show,
 ) -> tuple[list[Judged], dict[tuple[int, int], np.ndarray]]:
     """Judge all frames; also, by size, the pixels that are vehicle in every valid one, bool (H, W)."""
-    chunks = [frames[first : first + CHUNK_FRAMES] for first in range(0, len(frames), CHUNK_FRAMES)]
     hoods: dict[tuple[int, int], np.ndarray] = {}
+    judge = partial(_judge_frame, root, simulator, accept)
+    processes = min(workers or cores(), -(-len(frames) // FRAMES_A_WORKER))
 
     def results() -> Iterator[Judged]:
-        tasks = ((root, chunk, simulator, tuple(accept)) for chunk in chunks)
-        for part, masks in map_in_order(_judge_chunk, tasks, min(workers or cores(), len(chunks))):
-            for size, mask in masks.items():
-                hoods[size] = hoods[size] & mask if size in hoods else mask
-            yield from part
+        for one, vehicles in map_in_order(judge, frames, processes):
+            if vehicles is not None:
+                hoods[one.size] = hoods[one.size] & vehicles if one.size in hoods else vehicles
+            yield one
 
     judged = list(show(results(), len(frames)))
     return judged, {
@@ -198,23 +214,10 @@ def _judge_all(
     }
 
 
-def _judge_chunk(task: tuple[Path, list[FrameFiles], str, Sequence[str]]) -> tuple[list[Judged], dict]:
-    """Judge some frames; also, by size, the pixels that are vehicle in all valid ones, packed to bits."""
-    root, frames, simulator, accept = task
-    judged, hoods = [], {}
-    for files in frames:
-        one, vehicles = _judge_frame(root, files, simulator, accept)
-        judged.append(one)
-        if vehicles is not None:
-            size = vehicles.shape
-            hoods[size] = vehicles if size not in hoods else cv2.bitwise_and(hoods[size], vehicles)
-    return judged, {size: np.packbits(hood) for size, hood in hoods.items()}
-
-
 def _judge_frame(
-    root: Path, files: FrameFiles, simulator: str, accept: Sequence[str]
+    root: Path, simulator: str, accept: Sequence[str], files: FrameFiles
 ) -> tuple[Judged, np.ndarray | None]:
-    """A judged frame and its vehicle pixels, uint8 {0, 1} (H, W); None for these if it is not valid."""
+    """A judged frame and its vehicle pixels, packed to bits; None for these if it is not valid."""
     judged = Judged(files)
     is_jpeg = Path(files.image).suffix.lower() in image_io.JPEG_SUFFIXES
     image = _read(judged, root, files.image, _jpeg_image if is_jpeg else _image)
@@ -224,7 +227,7 @@ def _judge_frame(
         judged.channel_sums = channel_sums(image)
         judged.thumbnail = cv2.resize(image, THUMBNAIL_WH, interpolation=cv2.INTER_AREA)
     if raw_label is not None:
-        judged.tag_pixels = count_tags(raw_label)
+        judged.tag_pixels = np.bincount(raw_label.ravel(), minlength=_MAX_TAGS)
         num_tags = len(SIMULATORS[simulator].tags)
         if judged.tag_pixels[num_tags:].any():
             judged.note('bad_id', files.label, unknown_tags(raw_label, num_tags))
@@ -239,7 +242,7 @@ def _judge_frame(
     judged.small_label, judged.small_size = zlib.compress(small, 1), small.shape
     is_vehicle = np.zeros(_MAX_TAGS, np.uint8)
     is_vehicle[: len(SIMULATORS[simulator].tags)] = np.equal(SIMULATORS[simulator].to_carla13, VEHICLES)
-    return judged, cv2.LUT(raw_label, is_vehicle)
+    return judged, np.packbits(cv2.LUT(raw_label, is_vehicle))
 
 
 def _read(judged: Judged, root: Path, path: str, decode: Callable) -> np.ndarray | None:
@@ -279,16 +282,6 @@ def _label(release: str | None, judged: Judged, content: bytes) -> np.ndarray:
     return tags
 
 
-def count_tags(raw_label: np.ndarray) -> np.ndarray:
-    """Pixels of each tag, int64 (256,)."""
-    flat = raw_label.ravel()
-    if flat.size % 2:
-        return np.bincount(flat, minlength=_MAX_TAGS)
-    # Counting pairs of pixels takes half as long as counting pixels.
-    pairs = np.bincount(flat.view(np.uint16), minlength=_MAX_TAGS**2).reshape(_MAX_TAGS, _MAX_TAGS)
-    return pairs.sum(axis=0) + pairs.sum(axis=1)
-
-
 def channel_sums(image: np.ndarray) -> np.ndarray:
     """Exact sums of R, G, B and of their squares over a BGR uint8 image, int64 (2, 3)."""
     pixels = image.shape[0] * image.shape[1]
@@ -312,17 +305,15 @@ def _wrong_sizes(judged: list[Judged], size: tuple[int, int]) -> Iterator[Proble
             yield Problem('wrong_size', one.files.image, message, one.files.name)
 
 
-def _duplicates(root: Path, judged: list[Judged]) -> Iterator[Problem]:
+def _duplicates(judged: list[Judged]) -> Iterator[Problem]:
     """A problem for each image whose pixels equal those of an earlier frame."""
     first: dict[tuple, Judged] = {}
     for one in judged:
         if one.size is None:
             continue
-        # By decoded pixels: the same image may be compressed differently.
+        # By decoded pixels: the same image may be compressed differently. Equal sums and thumbnails suffice.
         other = first.setdefault((one.size, one.channel_sums.tobytes(), one.thumbnail.tobytes()), one)
-        paths = (root / other.files.image, root / one.files.image)
-        # Equal keys make it almost certain; the pixels decide.
-        if other is one or not np.array_equal(*map(image_io.read_image, paths)):
+        if other is one:
             continue
         tags = (other.tag_pixels, one.tag_pixels)
         unlike = all(tag is not None for tag in tags) and not np.array_equal(*tags)

@@ -1,13 +1,10 @@
 """`stats.json`: sums over a data root's pixels, which class weights, mean and deviation follow from."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,13 +16,9 @@ from .carla import (
     get_scheme,
     hood_of_spans,
     hood_spans,
-    median_frequency_weights,
 )
 from .files import JSON_BYTES, read_regular, write_json
 from .packed import index_hash
-
-if TYPE_CHECKING:
-    from .checks import Judged
 
 STATS_NAME = 'stats.json'
 VERSION = 1
@@ -100,22 +93,6 @@ class Stats:
         return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 
-def gather(frames: Sequence[Judged], simulator: str, size: tuple[int, int], hood: np.ndarray | None) -> Stats:
-    """Sums of valid frames of one size; ``hood``, bool (H, W), is where every frame has a vehicle."""
-    num_tags = len(SIMULATORS[simulator].tags)
-    stats = Stats(simulator, size, {}, hood if hood is not None and hood.any() else None)
-    hood_pixels = 0 if stats.hood is None else int(stats.hood.sum())
-    for one in frames:
-        zeros = (np.zeros(shape, np.int64) for shape in (num_tags, (2, 3)))
-        drive = stats.drives.setdefault(one.files.drive, DriveStats(0, 0, *zeros))
-        drive.frames += 1
-        drive.pixels += size[0] * size[1]
-        drive.tag_pixels += one.tag_pixels[:num_tags]
-        drive.channel_sums += one.channel_sums
-        drive.hood_pixels += hood_pixels
-    return stats
-
-
 @lru_cache(maxsize=16)
 def scheme_of_root(name: str, stats_root: str | None) -> Scheme:
     """A label scheme, with the measured hood of a data root that has a ``stats.json``; read once.
@@ -128,13 +105,6 @@ def scheme_of_root(name: str, stats_root: str | None) -> Scheme:
         return scheme
     stats.check_scheme(scheme)
     return replace(scheme, hood=np.zeros(stats.size, bool) if stats.hood is None else stats.hood)
-
-
-def class_weights(percent: np.ndarray) -> np.ndarray:
-    """`carla.median_frequency_weights` of pixel shares in percent; 1 for an absent class."""
-    weights = np.ones(len(percent))
-    weights[percent > 0] = median_frequency_weights(percent[percent > 0])
-    return weights
 
 
 def write_stats(path: Path, stats: Stats) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -39,7 +39,7 @@ RAW_FOLDER, LEFT_OUT_NAME = 'raw', 'left_out.json'
 # The Kaggle archive expands 1.0 times: PNGs are compressed already.
 _LARGEST_EXPANSION = 40
 # macOS puts a second, hidden copy of every name into this folder of an archive.
-_JUNK_FOLDER = '__MACOSX'
+_JUNK_FOLDER = '__MACOSX/'
 # Frames decoded at once, by up to as many threads: 15 MB of pixels at 600x800.
 _CHUNK = 8
 # Upper bounds of an index entry and of a .npy header.
@@ -169,37 +169,25 @@ def unzip(archive: Path, out: Path, show: Show = _unshown) -> None:
 
 def _checked_members(archive: Path, opened: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """The files of an archive; an InputError if one must not be unpacked."""
-    members: dict[str, zipfile.ZipInfo] = {}
     for member in opened.infolist():
-        reason = 'is in it twice' if member.filename in members else _refusal(member)
-        if reason:
-            raise InputError(f'{archive}: {member.filename!r} {reason}; nothing was unpacked')
-        if not member.is_dir() and PurePosixPath(member.filename).parts[0] != _JUNK_FOLDER:
-            members[member.filename] = member
-    expanded, size = sum(member.file_size for member in members.values()), archive.stat().st_size
+        # The name in the archive: in `filename`, zipfile may have replaced this system's separators.
+        name, kind = member.orig_filename, stat.S_IFMT(member.external_attr >> 16)
+        reasons = {
+            'lies outside the folder': re.search(r'^/|^[A-Za-z]:|\\|\0|(^|/)\.\.(/|$)', name),
+            'is a link or a device': kind not in (0, stat.S_IFREG, stat.S_IFDIR),
+            'is encrypted': member.flag_bits & 0x1,
+        }
+        for reason in (reason for reason, holds in reasons.items() if holds):
+            raise InputError(f'{archive}: {name!r} {reason}; nothing was unpacked')
+    files = [one for one in opened.infolist() if not one.is_dir()]
+    members = [one for one in files if not one.filename.startswith(_JUNK_FOLDER)]
+    expanded, size = sum(member.file_size for member in members), archive.stat().st_size
     if expanded > _LARGEST_EXPANSION * size:
         raise InputError(
             f'{archive}: would expand {expanded / size:.0f} times, to {expanded / 1e9:.2f} GB; more than '
             f'{_LARGEST_EXPANSION} times is refused, nothing was unpacked'
         )
-    return list(members.values())
-
-
-def _refusal(member: zipfile.ZipInfo) -> str | None:
-    """Why a member must not be unpacked; None if it may."""
-    # The name in the archive: in `filename`, zipfile may have replaced this system's separators.
-    name = member.orig_filename
-    parts = re.split(r'[/\\]', name)
-    if name.startswith(('/', '\\')) or '..' in parts or re.match('[A-Za-z]:', name) or '\0' in name:
-        return 'lies outside the folder'
-    if '\\' in name:
-        return 'has a backslash in its name'
-    if not member.is_dir() and parts[-1] in ('', '.'):
-        return 'is not a usable file name'
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return 'is a link' if kind == stat.S_IFLNK else 'is not a plain file'
-    return 'is encrypted' if member.flag_bits & 0x1 else None
+    return members
 
 
 def _check_folder(archive: Path, out: Path, members: list[zipfile.ZipInfo]) -> None:
@@ -225,16 +213,6 @@ def _packed_bytes(opened: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> in
                 header = image_io.header_of(file.read(image_io.HEADER_BYTES))
             pixels += min(header.size[0] * header.size[1], image_io.LARGEST_PIXELS) if header else 0
     return packed.BYTES_PER_PIXEL * pixels
-
-
-def pack(pairs: Sequence[dict], out: Path, show: Show = _unshown) -> None:
-    """Pack frames into a folder, as `Packing` does; ``show`` wraps the frames and takes their number.
-
-    An InputError says that a frame is damaged, the disk too small, or the folder one of other packed frames.
-    """
-    packing = Packing(pairs, Path(out))
-    packing.check()
-    packing.write(show)
 
 
 class Packing:
@@ -295,8 +273,8 @@ class Packing:
         """Arrays of these names: of a run that was killed before it wrote the index, or of a removed one."""
         return [self.out / file for file in self.shapes if os.path.lexists(self.out / file)]
 
-    def write(self, show: Show) -> None:
-        """Write arrays and index, unless the folder is packed."""
+    def write(self, show: Show = _unshown) -> None:
+        """Write arrays and index, unless the folder is packed; ``show`` wraps the frames."""
         if packed.is_packed(self.out):
             return
         # A frame's entry in the index: size, row, checksums.
