@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .console import CommandParser, guarded, progress, say
+from .options import ranged
 
 
 def add_check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
         'problems to accept; cityscapes converts colours to tags, other_channel reads tags in green or blue'
     )
     add('--accept', nargs='+', default=[], metavar='KIND', help=what)
-    add('--workers', type=int, help='processes (one per core)')
+    add('--workers', type=ranged(int, 1), help='processes (one per core)')
 
 
 def _inspect_data(argv: list[str] | None) -> None:
