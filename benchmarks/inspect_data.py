@@ -19,7 +19,7 @@ import cv2
 from benchmarks.common import alternate, at_least, script, timed
 from mmseg_unet_lyft.cli.console import CommandParser
 from mmseg_unet_lyft.datasets import image_io
-from mmseg_unet_lyft.datasets.checks import CHUNK_FRAMES, inspect
+from mmseg_unet_lyft.datasets.checks import inspect
 from mmseg_unet_lyft.datasets.layout import FrameFiles, list_frames
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.evaluation.leak import measure_leaks
@@ -33,24 +33,20 @@ def add_options(parser: CommandParser) -> None:
     parser.add_argument('--workers', type=at_least(1), default=cores(), help='processes (one a core)')
 
 
-def decode_chunk(task: tuple[Path, list[FrameFiles]]) -> int:
-    """Read and decode both files of some frames, nothing else; returns how many values came out."""
-    root, frames = task
+def decode_frame(root: Path, frame: FrameFiles) -> int:
+    """Read and decode both files of a frame, nothing else; returns how many values came out."""
     values = 0
-    for frame in frames:
-        for path in (frame.image, frame.label):
-            pixels = image_io.decode((root / path).read_bytes(), cv2.IMREAD_UNCHANGED)
-            if pixels is None:
-                raise InputError(f'{root / path}: cannot be decoded; see tools/inspect_data.py {root}')
-            values += pixels.size
+    for path in (frame.image, frame.label):
+        pixels = image_io.decode((root / path).read_bytes(), cv2.IMREAD_UNCHANGED)
+        if pixels is None:
+            raise InputError(f'{root / path}: cannot be decoded; see tools/inspect_data.py {root}')
+        values += pixels.size
     return values
 
 
 def decode_all(root: Path, workers: int) -> int:
-    """Decode every frame below a root, in chunks and processes as `inspect` does."""
-    frames = list_frames(root).frames
-    chunks = [frames[first : first + CHUNK_FRAMES] for first in range(0, len(frames), CHUNK_FRAMES)]
-    return sum(map_in_order(decode_chunk, ((root, chunk) for chunk in chunks), min(workers, len(chunks))))
+    """Decode every frame below a root, in processes as `inspect` does."""
+    return sum(map_in_order(partial(decode_frame, root), list_frames(root).frames, workers))
 
 
 def measure(args: argparse.Namespace, show: Show) -> dict:

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..processes import cores, map_in_order
 from . import image_io
 from .carla import SIMULATORS, VEHICLES, unknown_tags
-from .dataset_stats import Stats, gather
+from .dataset_stats import DriveStats, Stats
 from .layout import FrameFiles, ManifestEntry, Problem, compare_manifests, list_frames
 
 # What each kind of problem is called in tables, in the order they are shown.
@@ -58,8 +58,8 @@ ACCEPTABLE = tuple(
 THUMBNAIL_WH = (40, 30)
 # The leak report compares every fourth label pixel in each direction.
 LABEL_STEP = 4
-# Frames a worker reads before it reports.
-CHUNK_FRAMES = 16
+# Another process takes a second to start: the time of reading so many frames.
+FRAMES_A_WORKER = 16
 _MAX_TAGS = 256
 
 Show = Callable[[Iterable, int], Iterable]
@@ -150,8 +150,24 @@ def inspect(
     accepted = [problem for problem in found if problem.kind in accept]
     problems = [problem for problem in found if problem.kind not in accept]
     inspection = Inspection(root, simulator, judged, problems, accepted, size, Stats(), files)
-    inspection.stats = gather(inspection.of_one_size, simulator, size, hoods.get(size))
+    inspection.stats = _gather(inspection, hoods.get(size))
     return inspection
+
+
+def _gather(found: Inspection, hood: np.ndarray | None) -> Stats:
+    """Sums of valid frames of one size; ``hood``, bool (H, W), is where every frame has a vehicle."""
+    num_tags = len(SIMULATORS[found.simulator].tags)
+    stats = Stats(found.simulator, found.size, {}, hood if hood is not None and hood.any() else None)
+    hood_pixels = 0 if stats.hood is None else int(stats.hood.sum())
+    for one in found.of_one_size:
+        zeros = (np.zeros(shape, np.int64) for shape in (num_tags, (2, 3)))
+        drive = stats.drives.setdefault(one.files.drive, DriveStats(0, 0, *zeros))
+        drive.frames += 1
+        drive.pixels += found.size[0] * found.size[1]
+        drive.tag_pixels += one.tag_pixels[:num_tags]
+        drive.channel_sums += one.channel_sums
+        drive.hood_pixels += hood_pixels
+    return stats
 
 
 def check_options(simulator: str, accept: Sequence[str], workers: int | None = None) -> None:
@@ -181,15 +197,15 @@ def _judge_all(
     show: Show,
 ) -> tuple[list[Judged], dict[tuple[int, int], np.ndarray]]:
     """Judge all frames; also, by size, the pixels that are vehicle in every valid one, bool (H, W)."""
-    chunks = [frames[first : first + CHUNK_FRAMES] for first in range(0, len(frames), CHUNK_FRAMES)]
     hoods: dict[tuple[int, int], np.ndarray] = {}
+    judge = partial(_judge_frame, root, simulator, accept)
+    processes = min(workers or cores(), -(-len(frames) // FRAMES_A_WORKER))
 
     def results() -> Iterator[Judged]:
-        tasks = ((root, chunk, simulator, tuple(accept)) for chunk in chunks)
-        for part, masks in map_in_order(_judge_chunk, tasks, min(workers or cores(), len(chunks))):
-            for size, mask in masks.items():
-                hoods[size] = hoods[size] & mask if size in hoods else mask
-            yield from part
+        for one, vehicles in map_in_order(judge, frames, processes):
+            if vehicles is not None:
+                hoods[one.size] = hoods[one.size] & vehicles if one.size in hoods else vehicles
+            yield one
 
     judged = list(show(results(), len(frames)))
     return judged, {
@@ -198,23 +214,10 @@ def _judge_all(
     }
 
 
-def _judge_chunk(task: tuple[Path, list[FrameFiles], str, Sequence[str]]) -> tuple[list[Judged], dict]:
-    """Judge some frames; also, by size, the pixels that are vehicle in all valid ones, packed to bits."""
-    root, frames, simulator, accept = task
-    judged, hoods = [], {}
-    for files in frames:
-        one, vehicles = _judge_frame(root, files, simulator, accept)
-        judged.append(one)
-        if vehicles is not None:
-            size = vehicles.shape
-            hoods[size] = vehicles if size not in hoods else cv2.bitwise_and(hoods[size], vehicles)
-    return judged, {size: np.packbits(hood) for size, hood in hoods.items()}
-
-
 def _judge_frame(
-    root: Path, files: FrameFiles, simulator: str, accept: Sequence[str]
+    root: Path, simulator: str, accept: Sequence[str], files: FrameFiles
 ) -> tuple[Judged, np.ndarray | None]:
-    """A judged frame and its vehicle pixels, uint8 {0, 1} (H, W); None for these if it is not valid."""
+    """A judged frame and its vehicle pixels, packed to bits; None for these if it is not valid."""
     judged = Judged(files)
     image = _read(judged, root, files.image, _image)
     raw_label = _read(judged, root, files.label, partial(_label, converted_to(simulator, accept)))
@@ -238,7 +241,7 @@ def _judge_frame(
     judged.small_label, judged.small_size = zlib.compress(small, 1), small.shape
     is_vehicle = np.zeros(_MAX_TAGS, np.uint8)
     is_vehicle[: len(SIMULATORS[simulator].tags)] = np.equal(SIMULATORS[simulator].to_carla13, VEHICLES)
-    return judged, cv2.LUT(raw_label, is_vehicle)
+    return judged, np.packbits(cv2.LUT(raw_label, is_vehicle))
 
 
 def _read(judged: Judged, root: Path, path: str, decode: Callable) -> np.ndarray | None:

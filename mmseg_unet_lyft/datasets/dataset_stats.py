@@ -1,13 +1,10 @@
 """`stats.json`: sums over a data root's pixels, which class weights, mean and deviation follow from."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,9 +20,6 @@ from .carla import (
 )
 from .files import JSON_BYTES, read_regular, write_json
 from .packed import index_hash
-
-if TYPE_CHECKING:
-    from .checks import Judged
 
 STATS_NAME = 'stats.json'
 VERSION = 1
@@ -98,22 +92,6 @@ class Stats:
         pixels = sum(one.pixels for one in chosen)
         mean, square = sum(one.channel_sums for one in chosen) / pixels
         return mean, np.sqrt(np.maximum(square - mean**2, 0))
-
-
-def gather(frames: Sequence[Judged], simulator: str, size: tuple[int, int], hood: np.ndarray | None) -> Stats:
-    """Sums of valid frames of one size; ``hood``, bool (H, W), is where every frame has a vehicle."""
-    num_tags = len(SIMULATORS[simulator].tags)
-    stats = Stats(simulator, size, {}, hood if hood is not None and hood.any() else None)
-    hood_pixels = 0 if stats.hood is None else int(stats.hood.sum())
-    for one in frames:
-        zeros = (np.zeros(shape, np.int64) for shape in (num_tags, (2, 3)))
-        drive = stats.drives.setdefault(one.files.drive, DriveStats(0, 0, *zeros))
-        drive.frames += 1
-        drive.pixels += size[0] * size[1]
-        drive.tag_pixels += one.tag_pixels[:num_tags]
-        drive.channel_sums += one.channel_sums
-        drive.hood_pixels += hood_pixels
-    return stats
 
 
 @lru_cache(maxsize=16)
