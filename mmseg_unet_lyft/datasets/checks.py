@@ -226,7 +226,7 @@ def _judge_frame(
         judged.channel_sums = channel_sums(image)
         judged.thumbnail = cv2.resize(image, THUMBNAIL_WH, interpolation=cv2.INTER_AREA)
     if raw_label is not None:
-        judged.tag_pixels = count_tags(raw_label)
+        judged.tag_pixels = np.bincount(raw_label.ravel(), minlength=_MAX_TAGS)
         num_tags = len(SIMULATORS[simulator].tags)
         if judged.tag_pixels[num_tags:].any():
             judged.note('bad_id', files.label, unknown_tags(raw_label, num_tags))
@@ -275,16 +275,6 @@ def _label(release: str | None, judged: Judged, content: bytes) -> np.ndarray:
     if fault:
         judged.note(fault.kind, judged.files.label, str(fault))
     return tags
-
-
-def count_tags(raw_label: np.ndarray) -> np.ndarray:
-    """Pixels of each tag, int64 (256,)."""
-    flat = raw_label.ravel()
-    if flat.size % 2:
-        return np.bincount(flat, minlength=_MAX_TAGS)
-    # Counting pairs of pixels takes half as long as counting pixels.
-    pairs = np.bincount(flat.view(np.uint16), minlength=_MAX_TAGS**2).reshape(_MAX_TAGS, _MAX_TAGS)
-    return pairs.sum(axis=0) + pairs.sum(axis=1)
 
 
 def channel_sums(image: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 
 from ..compat import register_classes
 from ..datasets.carla import SCHEMES, Scheme, drives_of_split, tags_to_ids
-from ..datasets.checks import count_tags, only_class
+from ..datasets.checks import only_class
 from ..datasets.image_io import read_header, read_raw_label, require_same_size
 from ..datasets.layout import MissingDrivesError, find_pairs, leaf_datasets, our_datasets
 from ..datasets.lyft_carla import LyftCarlaDataset
@@ -315,7 +315,8 @@ def _look_into(dataset: LyftCarlaDataset, report: _Report) -> tuple[int, int] | 
 def _tag_problems(labels: Mapping[str, np.ndarray], scheme: Scheme) -> list[str]:
     """Faults of labels, uint8 (H, W) by path: tags unknown to the scheme, or evidently of another one."""
     faults = []
-    tag_pixels = sum((count_tags(label) for label in labels.values()), np.zeros(256, np.int64))
+    counts = [np.bincount(label.ravel(), minlength=256) for label in labels.values()]
+    tag_pixels = sum(counts, np.zeros(256, np.int64))
     fitting = _fitting_scheme(tag_pixels)
     for path, label in labels.items():
         try:
