@@ -22,8 +22,6 @@ from .sampler import RandomKey, uniforms
 
 # How many pixels earlier a window may begin, to start where both pixel grids meet.
 _ALIGNING_PIXELS = 16
-# Every 16th row and column show which class may dominate.
-_GLANCE_STEP = 16
 # As in mmseg's RandomCrop: a crop dominated by one class is chosen again, at most ten times.
 _CROP_TRIES = 10
 # Parts of a sample's random numbers.
@@ -133,12 +131,8 @@ def window_ids(raw_label: np.ndarray, source: tuple[slice, slice], scheme: Schem
 
 def is_dominated(label: np.ndarray, largest_share: float) -> bool:
     """Whether one class has at least this share of a label map, or all; uint8 (H, W), none ignored."""
-    glance = label[::_GLANCE_STEP, ::_GLANCE_STEP]
-    likely = int(np.bincount(glance.ravel()).argmax())
-    pixels = cv2.countNonZero(cv2.compare(label, likely, cv2.CMP_EQ))
-    if pixels <= (1 - largest_share) * label.size:
-        # Another class may have the share after all.
-        pixels = int(np.bincount(label.ravel()).max())
+    # Four times as fast as NumPy; OpenCV counts in float32, which is exact up to 16 million pixels.
+    pixels = int(cv2.calcHist([label], [0], None, [256], [0, 256]).max())
     return pixels == label.size or pixels >= largest_share * label.size
 
 
