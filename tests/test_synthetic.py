@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -148,16 +149,14 @@ def test_an_interrupted_run_is_completed_and_intact_pictures_are_kept(tmp_path):
     write_scenes(tmp_path / 'whole', SMALL, workers=1)
 
     def stop_early(frames, total):
-        yield next(frames)
+        yield from islice(frames, 5)
         raise KeyboardInterrupt
 
     root = tmp_path / 'cut'
     with pytest.raises(KeyboardInterrupt):
         write_scenes(root, SMALL, workers=1, show=stop_early)
     assert read_marker(root)['complete'] is False
-    image, label = frame_paths(root, '02_00', 2)
-    image.unlink()
-    unfinished(label).write_bytes(b'half')
+    unfinished(frame_paths(root, '02_00', 2)[1]).write_bytes(b'half')
     kept = frame_paths(root, 'F3', 0)[0]
     kept_at = kept.stat().st_mtime_ns
     assert write_scenes(root, SMALL, workers=1) == 1
@@ -169,28 +168,28 @@ def test_an_interrupted_run_is_completed_and_intact_pictures_are_kept(tmp_path):
 def test_a_foreign_file_is_named_and_never_deleted(tmp_path, earlier):
     if earlier:
         write_scenes(tmp_path, SMALL, workers=1)
+        frame_paths(tmp_path, 'F3', 0)[0].unlink()
     foreign = frame_paths(tmp_path, 'F1', 0)[0]
     foreign.parent.mkdir(parents=True, exist_ok=True)
     foreign.write_bytes(b'a real frame')
     before = tree(tmp_path)
     with pytest.raises(InputError, match=re.escape(str(foreign.relative_to(tmp_path)))):
-        write_scenes(tmp_path, SceneRecipe(('F3',), 2, 0, 64, 96), overwrite=True)
+        write_scenes(tmp_path, SMALL)
     assert tree(tmp_path) == before
 
 
-def test_another_recipe_needs_overwrite_and_then_leaves_nothing_of_the_first(tmp_path):
+def test_scenes_of_another_recipe_are_refused_and_stay(tmp_path):
     write_scenes(tmp_path, SMALL, workers=1)
+    before = tree(tmp_path)
     other = SceneRecipe(('F3',), 2, 9, 64, 96)
-    with pytest.raises(InputError, match=r'drive 3 \(asked: 2\), seed 0 \(asked: 9\); .*--overwrite'):
+    with pytest.raises(InputError, match=r'drive 3 \(asked: 2\), seed 0 \(asked: 9\); '):
         write_scenes(tmp_path, other)
-    assert write_scenes(tmp_path, other, overwrite=True, workers=1) == 2
-    assert read_marker(tmp_path)['seed'] == 9
-    assert len(list(tmp_path.rglob('*.png'))) == 4
+    assert tree(tmp_path) == before
     # By another version of the generator.
     marker = read_marker(tmp_path) | {'generator_version': 0}
     (tmp_path / 'DRAWN_SCENES.json').write_text(json.dumps(marker))
     with pytest.raises(InputError, match=rf'generator_version 0 \(asked: {GENERATOR_VERSION}\)'):
-        write_scenes(tmp_path, other)
+        write_scenes(tmp_path, SMALL)
 
 
 @pytest.mark.parametrize(
@@ -219,8 +218,8 @@ def test_command_draws_and_says_where(tmp_path, capsys):
     assert set(SceneRecipe().drives) == {drive for drives in SPLITS.values() for drive in drives}
     assert main(options) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f'already there: all 14 frames (7 drives) in {out}'
-    assert main([*options[:-2], 'F2', '--overwrite']) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f'wrote 2 of 2 frames (1 drives) in {out}'
+    assert main([*options[:-2], 'F2']) == 2
+    assert 'drives 07_00 .. F2 (asked: F2 .. F2)' in capsys.readouterr().err
     file = tmp_path / 'notes.txt'
     file.write_text('keep')
     for impossible in (file, file / 'inner'):

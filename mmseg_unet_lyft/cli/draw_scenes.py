@@ -19,7 +19,6 @@ def _draw_scenes(argv: list[str] | None) -> None:
     add(
         '--drives', nargs='+', metavar='NAME', default=['train', 'val', 'test'], help='splits or drives (all)'
     )
-    add('--overwrite', action='store_true', help='delete an earlier drawing made with other options')
     args = parser.parse_args(argv)
     from ..compat import require_opencv
 
@@ -29,9 +28,7 @@ def _draw_scenes(argv: list[str] | None) -> None:
 
     drives = tuple(drive for name in args.drives for drive in SPLITS.get(name, (name,)))
     recipe = SceneRecipe(drives, args.frames, args.seed, args.height, args.width)
-    drawn = write_scenes(
-        args.out, recipe, args.overwrite, show=lambda frames, total: progress(frames, total, 'drawing')
-    )
+    drawn = write_scenes(args.out, recipe, show=lambda frames, total: progress(frames, total, 'drawing'))
     total = len(drives) * args.frames
     written = f'wrote {drawn} of' if drawn else 'already there: all'
     say(f'{written} {total} frames ({len(drives)} drives) in {args.out}')

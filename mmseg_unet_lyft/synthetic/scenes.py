@@ -7,6 +7,7 @@ NumPy and OpenCV.
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -24,7 +25,7 @@ from .world import build_world, visible_things
 GENERATOR_VERSION = 2
 ALL_DRIVES = tuple(drive for drives in SPLITS.values() for drive in drives)
 SMALLEST = 64
-CHUNK_FRAMES = 8  # Frames a worker draws before it reports.
+FRAMES_A_WORKER = 8  # Fewer are drawn sooner than another process starts.
 
 Frame = tuple[str, int]
 
@@ -116,64 +117,53 @@ def recipe_of(marker: dict) -> SceneRecipe:
 def write_scenes(
     out: Path,
     recipe: SceneRecipe,
-    overwrite: bool = False,
     workers: int | None = None,
     show: Callable[[Iterable, int], Iterable] = lambda frames, total: frames,
 ) -> int:
     """Draw scenes into a folder that is new, empty or of an earlier run; returns how many frames it drew.
 
-    Existing frames are kept, so a killed run can be completed; ``overwrite`` deletes those of another recipe
-    first. ``workers`` are processes, one per core by default. ``show`` wraps the finished frames. An
-    InputError says that the folder cannot be written or holds anything else.
+    Existing frames are kept, so a killed run can be completed. ``workers`` are processes, one per core by
+    default. ``show`` wraps the finished frames. An InputError says that the folder cannot be written or
+    holds anything else.
     """
     out = Path(out)
     missing = [one for one in recipe.frames if not all(path.is_file() for path in frame_paths(out, *one))]
     if not missing and read_marker(out) == recipe.marker(complete=True):
         return 0
-    if _make_room(out, recipe, overwrite):
-        missing = list(recipe.frames)
+    _refuse_others(out, recipe)
     write_json(out / MARKER_NAME, recipe.marker(complete=False))
-    starts = range(0, len(missing), CHUNK_FRAMES)
-    tasks = [(out, recipe, missing[start : start + CHUNK_FRAMES]) for start in starts]
-    done = map_in_order(_draw_chunk, tasks, min(workers or cores(), len(tasks)))
-    for _ in show((frame for chunk in done for frame in chunk), len(missing)):
+    processes = min(workers or cores(), -(-len(missing) // FRAMES_A_WORKER))
+    for _ in show(map_in_order(partial(_write_frame, out, recipe), missing, processes), len(missing)):
         pass
     write_json(out / MARKER_NAME, recipe.marker(complete=True))
     return len(missing)
 
 
-def _draw_chunk(task: tuple[Path, SceneRecipe, list[Frame]]) -> list[Frame]:
-    out, recipe, frames = task
-    for drive, frame in frames:
-        image, raw_label = draw_frame(drive, frame, recipe.seed, recipe.height, recipe.width)
-        red = np.dstack([raw_label, 0 * raw_label, 0 * raw_label])
-        for path, picture in zip(frame_paths(out, drive, frame), (image, red), strict=True):
-            content = cv2.imencode('.png', cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
-            write_whole(path, content, durable=False)
-    return frames
+def _write_frame(out: Path, recipe: SceneRecipe, which: Frame) -> None:
+    image, raw_label = draw_frame(*which, recipe.seed, recipe.height, recipe.width)
+    red = np.dstack([raw_label, 0 * raw_label, 0 * raw_label])
+    for path, picture in zip(frame_paths(out, *which), (image, red), strict=True):
+        content = cv2.imencode('.png', cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+        write_whole(path, content, durable=False)
 
 
-def _make_room(out: Path, recipe: SceneRecipe, overwrite: bool) -> bool:
-    """Delete scenes of another recipe; returns whether there were any. Raises at files of other origin."""
-    marker = read_marker(out)
+def _refuse_others(out: Path, recipe: SceneRecipe) -> None:
+    """Delete unfinished files of an earlier run; an InputError names files of another recipe or origin."""
+    marker, wanted = read_marker(out), recipe.marker(complete=False)
+    other = [name for name in wanted if name != 'complete' and marker and marker[name] != wanted[name]]
+    if other:
+        differ = ', '.join(f'{name} {_short(marker[name])} (asked: {_short(wanted[name])})' for name in other)
+        raise InputError(f'{out}: holds scenes with {differ}; name another folder, or delete this one')
     ours = {out / MARKER_NAME}
     if marker is not None:
-        ours |= {path for frame in recipe_of(marker).frames for path in frame_paths(out, *frame)}
-    files = {path for path in out.rglob('*') if not path.is_dir()} if out.exists() else set()
+        ours |= {path for frame in recipe.frames for path in frame_paths(out, *frame)}
+    files = {path for path in out.rglob('*') if not path.is_dir()}
     unfinished = {path for path in files if finished(path) in ours}
     foreign = sorted(files - ours - unfinished)
     if foreign:
         raise InputError(f'{out}: holds {foreign[0].relative_to(out)}, not of earlier scenes; move it away')
-    wanted = recipe.marker(complete=False)
-    other = [name for name in wanted if name != 'complete' and marker and marker[name] != wanted[name]]
-    if other and not overwrite:
-        differ = ', '.join(f'{name} {_short(marker[name])} (asked: {_short(wanted[name])})' for name in other)
-        raise InputError(f'{out}: holds scenes with {differ}; name another folder, or use --overwrite')
-    # The marker is deleted last: without it, later runs would refuse a folder that is half deleted.
-    for path in sorted(files, key=lambda path: path.name == MARKER_NAME):
-        if other or path in unfinished:
-            path.unlink()
-    return bool(other)
+    for path in unfinished:
+        path.unlink()
 
 
 def _short(value: object) -> str:
