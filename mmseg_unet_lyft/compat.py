@@ -21,6 +21,8 @@ from .errors import InputError, install_command
 # Also read by __init__.py, before anything else is imported.
 _OPS_STAND_IN = 'MMSEG_UNET_LYFT_OPS_STAND_IN'
 _MODULES = ('torch', 'mmengine', 'mmcv', 'mmseg')
+# What OpenMMLab's packages import without declaring it; setuptools 81 has no pkg_resources.
+_UNDECLARED = ('ftfy', 'regex', 'pkg_resources')
 _ONEDL = ('onedl-mmsegmentation', 'onedl-mmcv', 'onedl-mmengine')
 _OPENMMLAB = ('mmsegmentation', 'mmcv', 'mmcv-lite', 'mmengine')
 _NO_ONEDL = 'Could not import OneDL'
@@ -62,16 +64,15 @@ def stack_faults() -> Iterator[str]:
     """Faults of the mm stack, each with the command that fixes it, in the order to fix them."""
     found = installed_stack()
     yield from _doubled(found)
-    missing = [name for name in _MODULES if find_spec(name) is None]
+    extra = 'openmmlab' if any(name in _OPENMMLAB for name in found) else 'onedl'
+    needed = _MODULES + (_UNDECLARED if extra == 'openmmlab' else ())
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
-        extra = 'openmmlab' if any(name in _OPENMMLAB for name in found) else 'onedl'
         others = f' (found: {_named(found)})' if found else ''
         yield f'this command needs {", ".join(missing)}{others}; install with: {install_command(extra)}'
         # The other checks read the missing packages.
         return
     yield from _wrong_versions(found)
-    if any(name in _OPENMMLAB for name in found):
-        yield from _undeclared(found)
 
 
 def require_opencv() -> None:
@@ -183,18 +184,3 @@ def _wrong_versions(found: dict[str, str]) -> Iterator[str]:
                 f'{name} {found[name]}: mmsegmentation {found.get("mmsegmentation")} takes it below 2.2.0; '
                 f'fix it with: pip uninstall -y {name} && pip install mmcv-lite==2.1.0'
             )
-
-
-def _undeclared(found: dict[str, str]) -> Iterator[str]:
-    """Missing packages that OpenMMLab's packages import without declaring them."""
-    missing = [name for name in ('ftfy', 'regex') if find_spec(name) is None]
-    if missing:
-        names = ' and '.join(missing)
-        command = f'pip install {" ".join(missing)}'
-        yield f'{_named(found)} import {names} without declaring it; install with: {command}'
-    if find_spec('pkg_resources') is None:
-        version = installed_version('setuptools') or 'none'
-        yield (
-            f'mmengine {found.get("mmengine")} imports pkg_resources, which the installed setuptools '
-            f"({version}) does not have; install with: pip install 'setuptools<81'"
-        )

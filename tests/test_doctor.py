@@ -50,10 +50,10 @@ def test_all_faults_of_a_stack_are_reported_at_once(environment):  # noqa: F811
     (environment.folder / 'ftfy/__init__.py').unlink()
     (environment.folder / 'ftfy').rmdir()
     code, found = findings_in(environment)
-    first, second, third = (finding['advice'] for finding in found['mm stack'])
+    first, second = (finding['advice'] for finding in found['mm stack'])
     assert code == 1
     assert first.startswith('mmcv 2.2.0 and mmcv-lite 2.1.0 are installed over each other')
-    assert (second.startswith('mmcv 2.2.0: '), third.endswith('pip install ftfy')) == (True, True)
+    assert second.startswith('commands need ftfy (found: ')
 
 
 def test_where_only_exported_files_run_commands_still_work(tmp_path):
