@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -39,7 +39,7 @@ RAW_FOLDER, LEFT_OUT_NAME = 'raw', 'left_out.json'
 # The Kaggle archive expands 1.0 times: PNGs are compressed already.
 _LARGEST_EXPANSION = 40
 # macOS puts a second, hidden copy of every name into this folder of an archive.
-_JUNK_FOLDER = '__MACOSX'
+_JUNK_FOLDER = '__MACOSX/'
 # Frames decoded at once, by up to as many threads: 15 MB of pixels at 600x800.
 _CHUNK = 8
 # Upper bounds of an index entry and of a .npy header.
@@ -169,37 +169,25 @@ def unzip(archive: Path, out: Path, show: Show = _unshown) -> None:
 
 def _checked_members(archive: Path, opened: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """The files of an archive; an InputError if one must not be unpacked."""
-    members: dict[str, zipfile.ZipInfo] = {}
     for member in opened.infolist():
-        reason = 'is in it twice' if member.filename in members else _refusal(member)
-        if reason:
-            raise InputError(f'{archive}: {member.filename!r} {reason}; nothing was unpacked')
-        if not member.is_dir() and PurePosixPath(member.filename).parts[0] != _JUNK_FOLDER:
-            members[member.filename] = member
-    expanded, size = sum(member.file_size for member in members.values()), archive.stat().st_size
+        # The name in the archive: in `filename`, zipfile may have replaced this system's separators.
+        name, kind = member.orig_filename, stat.S_IFMT(member.external_attr >> 16)
+        reasons = {
+            'lies outside the folder': re.search(r'^/|^[A-Za-z]:|\\|\0|(^|/)\.\.(/|$)', name),
+            'is a link or a device': kind not in (0, stat.S_IFREG, stat.S_IFDIR),
+            'is encrypted': member.flag_bits & 0x1,
+        }
+        for reason in (reason for reason, holds in reasons.items() if holds):
+            raise InputError(f'{archive}: {name!r} {reason}; nothing was unpacked')
+    files = [one for one in opened.infolist() if not one.is_dir()]
+    members = [one for one in files if not one.filename.startswith(_JUNK_FOLDER)]
+    expanded, size = sum(member.file_size for member in members), archive.stat().st_size
     if expanded > _LARGEST_EXPANSION * size:
         raise InputError(
             f'{archive}: would expand {expanded / size:.0f} times, to {expanded / 1e9:.2f} GB; more than '
             f'{_LARGEST_EXPANSION} times is refused, nothing was unpacked'
         )
-    return list(members.values())
-
-
-def _refusal(member: zipfile.ZipInfo) -> str | None:
-    """Why a member must not be unpacked; None if it may."""
-    # The name in the archive: in `filename`, zipfile may have replaced this system's separators.
-    name = member.orig_filename
-    parts = re.split(r'[/\\]', name)
-    if name.startswith(('/', '\\')) or '..' in parts or re.match('[A-Za-z]:', name) or '\0' in name:
-        return 'lies outside the folder'
-    if '\\' in name:
-        return 'has a backslash in its name'
-    if not member.is_dir() and parts[-1] in ('', '.'):
-        return 'is not a usable file name'
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return 'is a link' if kind == stat.S_IFLNK else 'is not a plain file'
-    return 'is encrypted' if member.flag_bits & 0x1 else None
+    return members
 
 
 def _check_folder(archive: Path, out: Path, members: list[zipfile.ZipInfo]) -> None:
