@@ -33,7 +33,7 @@ from benchmarks.common import Seconds, alternate, at_least, script, timed
 from mmseg_unet_lyft.cli.console import CommandParser
 from mmseg_unet_lyft.datasets.image_io import read_raw_label
 from mmseg_unet_lyft.datasets.layout import IMAGE_FOLDER, LABEL_FOLDER, list_frames
-from mmseg_unet_lyft.datasets.prepare import pack
+from mmseg_unet_lyft.datasets.prepare import Packing
 from mmseg_unet_lyft.datasets.sampler import LyftStreamSampler, lyft_collate
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.inference.latency import Show, spread, with_spread
@@ -90,7 +90,7 @@ def prepare(data_root: Path, frames: int, work: Path) -> list[str]:
         grey = work / 'grey' / f'{frame.name}.png'
         grey.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(grey), read_raw_label(pair['seg_map_path']))
-    pack(pairs, work / 'packed')
+    Packing(pairs, work / 'packed').write()
     return sorted({frame.drive for frame in chosen})
 
 

@@ -18,7 +18,7 @@ from mmseg_unet_lyft.cli import grade as grade_command
 from mmseg_unet_lyft.datasets.carla import HOOD_PIXELS, get_scheme, hood_mask
 from mmseg_unet_lyft.datasets.dataset_stats import Stats, write_stats
 from mmseg_unet_lyft.datasets.layout import find_pairs
-from mmseg_unet_lyft.datasets.prepare import pack
+from mmseg_unet_lyft.datasets.prepare import Packing
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.evaluation.challenge import (
     SubmissionWriter,
@@ -333,7 +333,7 @@ def masks_of(root: Path, hood: np.ndarray) -> list[np.ndarray]:
 def test_label_pngs_are_taken_in_natural_order_by_either_hood_rule(kaggle, tmp_path, capsys, rule, place):
     root = label_folder(kaggle)
     if place == 'packed':
-        pack(find_pairs(root, ['F1']), root / place)
+        Packing(find_pairs(root, ['F1']), root / place).write()
     (root / place / 'note.txt').write_text('not a frame')
     hood = hood_mask(24, 32) if rule == 'exact' else np.arange(24)[:, None] * 25 >= 496
     masks = masks_of(root, hood)

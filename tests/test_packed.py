@@ -20,7 +20,7 @@ import mmseg_unet_lyft.register  # noqa: F401
 from mmseg_unet_lyft.datasets import packed
 from mmseg_unet_lyft.datasets.layout import find_pairs
 from mmseg_unet_lyft.datasets.packed import IMAGE, LABEL, PackedFrames, index_hash
-from mmseg_unet_lyft.datasets.prepare import pack
+from mmseg_unet_lyft.datasets.prepare import Packing
 from mmseg_unet_lyft.errors import InputError
 
 from .conftest import flip_bit, tree
@@ -45,7 +45,7 @@ def pairs(kaggle):
 @pytest.fixture
 def root(pairs, tmp_path):
     """The frames, packed."""
-    pack(pairs, tmp_path / 'packed')
+    Packing(pairs, tmp_path / 'packed').write()
     return tmp_path / 'packed'
 
 
@@ -150,7 +150,7 @@ def test_the_remedy_that_damage_names_mends_it(pairs, root, damage, file):
     ):
         read_all(root)
     (root / 'packed.json').unlink()
-    pack(pairs, root)
+    Packing(pairs, root).write()
     assert tree(root) == before
 
 

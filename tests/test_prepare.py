@@ -23,7 +23,7 @@ from mmseg_unet_lyft.datasets.dataset_stats import load_stats
 from mmseg_unet_lyft.datasets.files import locked
 from mmseg_unet_lyft.datasets.layout import find_pairs
 from mmseg_unet_lyft.datasets.packed import PackedFrames
-from mmseg_unet_lyft.datasets.prepare import Packing, pack, prepare, unzip
+from mmseg_unet_lyft.datasets.prepare import Packing, prepare, unzip
 from mmseg_unet_lyft.errors import InputError
 
 from .conftest import KaggleFolder, flip_bit, tree
@@ -246,7 +246,7 @@ def test_too_small_a_disk_is_reported_before_anything_is_written(frames, pairs, 
     out = tmp_path / 'out'
     needed = Packing(pairs, out).required_bytes()
     leave_free(monkeypatch, needed - 1)
-    for write in (lambda: prepare(frames.root, out, workers=1), lambda: pack(pairs, out)):
+    for write in (lambda: prepare(frames.root, out, workers=1), lambda: Packing(pairs, out).check()):
         with pytest.raises(InputError, match=re.escape(f'{out}: packing 5 frames takes 0.00 GB')):
             write()
     assert not out.exists()
@@ -343,7 +343,7 @@ def test_the_space_asked_for_suffices_and_is_close_to_what_is_taken(kaggle, tmp_
     for number in range(3):
         kaggle.add(f'F1-{number}', size=(600, 800), tags=7)
     pairs = find_pairs(kaggle.root, ['F1'])
-    pack(pairs, tmp_path / 'packed')
+    Packing(pairs, tmp_path / 'packed').write()
     taken = sum(path.stat().st_size for path in (tmp_path / 'packed').iterdir())
     # 600 x 800 pixels of four bytes are 1.92 MB.
     assert 3 * 1_920_000 < taken <= Packing(pairs, tmp_path).required_bytes() < 3 * 1_920_000 + 2000
@@ -356,9 +356,9 @@ def test_a_disk_that_fills_up_is_an_error_that_leaves_nothing(pairs, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(os, 'fsync', full)
         with pytest.raises(InputError, match=rf'{re.escape(str(tmp_path / "out"))}/.*npy: .*No space'):
-            pack(pairs, tmp_path / 'out')
+            Packing(pairs, tmp_path / 'out').write()
     assert tree(tmp_path / 'out') == {}
-    pack(pairs, tmp_path / 'out')
+    Packing(pairs, tmp_path / 'out').write()
     assert packed.is_packed(tmp_path / 'out')
 
 

@@ -215,16 +215,6 @@ def _packed_bytes(opened: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> in
     return packed.BYTES_PER_PIXEL * pixels
 
 
-def pack(pairs: Sequence[dict], out: Path, show: Show = _unshown) -> None:
-    """Pack frames into a folder, as `Packing` does; ``show`` wraps the frames and takes their number.
-
-    An InputError says that a frame is damaged, the disk too small, or the folder one of other packed frames.
-    """
-    packing = Packing(pairs, Path(out))
-    packing.check()
-    packing.write(show)
-
-
 class Packing:
     """Writes packed frames, in an array for each frame size; the same pairs give the same bytes.
 
@@ -283,8 +273,8 @@ class Packing:
         """Arrays of these names: of a run that was killed before it wrote the index, or of a removed one."""
         return [self.out / file for file in self.shapes if os.path.lexists(self.out / file)]
 
-    def write(self, show: Show) -> None:
-        """Write arrays and index, unless the folder is packed."""
+    def write(self, show: Show = _unshown) -> None:
+        """Write arrays and index, unless the folder is packed; ``show`` wraps the frames."""
         if packed.is_packed(self.out):
             return
         # A frame's entry in the index: size, row, checksums.

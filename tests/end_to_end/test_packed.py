@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmseg_unet_lyft.cli import browse_data, test
 from mmseg_unet_lyft.datasets.layout import MARKER_NAME, find_pairs
-from mmseg_unet_lyft.datasets.prepare import pack
+from mmseg_unet_lyft.datasets.prepare import Packing
 from mmseg_unet_lyft.datasets.sampler import LyftStreamSampler
 from mmseg_unet_lyft.engine.checkpoint import best_checkpoint, read_checkpoint, read_weights
 from mmseg_unet_lyft.engine.config import load_config
@@ -23,7 +23,7 @@ from .conftest import DRIVES, TINY, train_tiny
 def packed_root(drawn_root, tmp_path_factory):
     root = tmp_path_factory.mktemp('packed')
     # Packed alone: the `stats.json` of a prepared root would give other weights than the PNGs.
-    pack(find_pairs(drawn_root, DRIVES), root)
+    Packing(find_pairs(drawn_root, DRIVES), root).write()
     shutil.copyfile(drawn_root / MARKER_NAME, root / MARKER_NAME)
     return root
 
