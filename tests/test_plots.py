@@ -36,7 +36,8 @@ def test_the_time_of_a_step_is_split_into_waiting_and_computing():
     timed = [dict(step=step, loss=1.0, time=0.4, data_time=0.1 * step) for step in (1, 2)]
     axes = Figure().subplots()
     PANELS['Time of a step'](axes, [*timed, dict(step=3, loss=1.0)], [])
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ['waiting for data', 'computing']
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ['waiting for data (37.5 %)', 'computing (62.5 %)']
     shown = [{tuple(point) for point in one.get_paths()[0].vertices.round(6)} for one in axes.collections]
     # Milliseconds, stacked: 100 and 300 of 400, then 200 and 200.
     assert shown == [{(1, 0), (2, 0), (1, 100), (2, 200)}, {(1, 100), (2, 200), (1, 400), (2, 400)}]

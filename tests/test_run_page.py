@@ -181,7 +181,6 @@ def test_a_page_shows_the_run_and_its_classes_with_na_for_what_the_truth_has_not
     text = ' '.join(elements.text.split())
     assert 'left out of the mean: Walls' in text
     assert 'git checkout c0ffee mmseg_unet_lyft train --seed 7 c.py --cfg-options a=1' in text
-    assert 'A step took 400 ms on average: 25.0 % waiting for data, 75.0 % computing.' in text
     assert 'manifest cafe' in text
 
 

@@ -84,7 +84,9 @@ def _draw_time(axes: Axes, train: Sequence[dict], val: Sequence[dict]) -> None:
     data = [1000 * entry['data_time'] for entry in timed]
     rest = [1000 * max(entry['time'] - entry['data_time'], 0) for entry in timed]
     steps = [entry['step'] for entry in timed]
-    axes.stackplot(steps, data, rest, labels=('waiting for data', 'computing'), alpha=0.8)
+    waiting = 100 * sum(data) / max(sum(data) + sum(rest), 1e-9)
+    labels = (f'waiting for data ({waiting:.1f} %)', f'computing ({100 - waiting:.1f} %)')
+    axes.stackplot(steps, data, rest, labels=labels, alpha=0.8)
     axes.set(xlabel='step', ylabel='milliseconds a step')
     axes.set_ylim(bottom=0)
     axes.legend(loc='upper right')

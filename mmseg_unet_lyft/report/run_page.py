@@ -207,7 +207,6 @@ def build_page(run: RunData) -> str:
         title=f'{name}: {Path(str(config.get("name"))).stem}' if config else name,
         run=run,
         facts=describe_card(run.card),
-        time_split=_time_split(run.scalars),
         classes=class_rows(run),
         baselines=baselines if is_tested else {},
         frames={group: members for group, members in groups.items() if members},
@@ -271,15 +270,6 @@ def describe_card(card: dict[str, Any]) -> dict[str, str]:
         'threads': threads or words(None),
     }
     return {name: str(value) for name, value in facts.items() if value is not None}
-
-
-def _time_split(scalars: Sequence[dict]) -> tuple[float, float] | None:
-    """Mean seconds of a step, and of these waiting for data, over all that training logged."""
-    timed = [one for one in scalars if 'loss' in one and one.get('time') and 'data_time' in one]
-    if not timed:
-        return None
-    step, data = (sum(one[key] for one in timed) / len(timed) for key in ('time', 'data_time'))
-    return step, min(data, step)
 
 
 # --- runs compared -----------------------------------------------------------------------------------------
