@@ -1,7 +1,5 @@
 """The training sampler: the frame at each position of the stream, and that sample's random numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any
@@ -43,7 +41,7 @@ class StreamIndex(int):
 
     random_key: RandomKey
 
-    def __new__(cls, index: int, random_key: RandomKey) -> StreamIndex:
+    def __new__(cls, index: int, random_key: RandomKey) -> 'StreamIndex':
         """An index with its key."""
         self = super().__new__(cls, index)
         self.random_key = random_key

@@ -1,7 +1,5 @@
 """The Lyft Perception Challenge: masks, official score, the JSON format, and grading an answer."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -221,7 +219,7 @@ class SubmissionWriter:
             self._write('{')
             self._stack = stack.pop_all()
 
-    def __enter__(self) -> SubmissionWriter:
+    def __enter__(self) -> 'SubmissionWriter':
         return self
 
     def __exit__(self, *_: object) -> None:

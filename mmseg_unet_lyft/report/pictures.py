@@ -3,8 +3,6 @@
 Imports neither torch nor an mm stack, except where training samples are made.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -249,7 +247,7 @@ def jpeg_uri(picture: np.ndarray) -> str:
 
 
 def write_sheets(
-    config: Config,
+    config: 'Config',
     out: Path,
     sheets: int,
     rows: int,
@@ -283,7 +281,7 @@ def write_sheets(
 
 
 def _samples(
-    loader: DataLoader, preprocessor: Module, is_rgb: bool
+    loader: 'DataLoader', preprocessor: 'Module', is_rgb: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
     """Image RGB uint8 (H, W, 3), label (H, W) and name of samples after loader and data preprocessor."""
     for batch in loader:

@@ -1,7 +1,5 @@
 """Plots as PNGs: a run's curves, a confusion matrix, a reliability diagram, the formats of a model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -29,12 +27,15 @@ def plain(text: str) -> str:
     return f'\u200b{printable(text)}'.replace('$', r'\$')
 
 
-def _draw(draw: Callable[[Axes], None], size: tuple[float, float]) -> bytes:
-    """A PNG, on white, of what ``draw`` draws on the axes it gets; ``size`` is (width, height) in inches."""
+def _draw(draw: Callable[..., None], size: tuple[float, float], **grid: Any) -> bytes:
+    """A PNG, on white, of what ``draw`` draws on the axes it gets; ``size`` is (width, height) in inches.
+
+    There are several axes if ``grid``, as of Matplotlib's ``subplots``, says so.
+    """
     from matplotlib.figure import Figure
 
     figure, picture = Figure(figsize=size, layout='constrained'), BytesIO()
-    draw(figure.subplots())
+    draw(*np.ravel(figure.subplots(**grid)))
     # Each validation waits for this, and saving would compute the layout twice.
     figure.get_layout_engine().execute(figure)
     figure.set_layout_engine('none')
@@ -42,14 +43,14 @@ def _draw(draw: Callable[[Axes], None], size: tuple[float, float]) -> bytes:
     return picture.getvalue()
 
 
-def _line(axes: Axes, entries: Sequence[dict], key: str, style: str = '-', **options: Any) -> None:
+def _line(axes: 'Axes', entries: Sequence[dict], key: str, style: str = '-', **options: Any) -> None:
     """Plot a scalar over the steps of the entries that have it."""
     known = [entry for entry in entries if key in entry]
     style = style if len(known) > 1 else 'o'
     axes.plot([entry['step'] for entry in known], [entry[key] for entry in known], style, **options)
 
 
-def _draw_loss(axes: Axes, train: Sequence[dict], val: Sequence[dict]) -> None:
+def _draw_loss(axes: 'Axes', train: Sequence[dict], val: Sequence[dict]) -> None:
     _line(axes, train, 'loss', label='training loss')
     _line(axes, val, 'val_loss', 'o-', label='validation loss')
     rates = axes.twinx()
@@ -59,14 +60,14 @@ def _draw_loss(axes: Axes, train: Sequence[dict], val: Sequence[dict]) -> None:
     axes.legend(loc='upper right')
 
 
-def _draw_scores(axes: Axes, train: Sequence[dict], val: Sequence[dict]) -> None:
+def _draw_scores(axes: 'Axes', train: Sequence[dict], val: Sequence[dict]) -> None:
     _line(axes, val, 'mIoU', 'o-', label='mIoU')
     _line(axes, val, 'aAcc', 'o-', label='pixel accuracy')
     axes.set(xlabel='step', ylabel='percent', ylim=(0, 100))
     axes.legend(loc='lower right')
 
 
-def _draw_classes(axes: Axes, train: Sequence[dict], val: Sequence[dict]) -> None:
+def _draw_classes(axes: 'Axes', train: Sequence[dict], val: Sequence[dict]) -> None:
     from matplotlib import colormaps
 
     # Matplotlib repeats its ten colours; here their light variants follow instead.
@@ -79,7 +80,7 @@ def _draw_classes(axes: Axes, train: Sequence[dict], val: Sequence[dict]) -> Non
         axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
 
 
-def _draw_time(axes: Axes, train: Sequence[dict], val: Sequence[dict]) -> None:
+def _draw_time(axes: 'Axes', train: Sequence[dict], val: Sequence[dict]) -> None:
     timed = [entry for entry in train if 'time' in entry and 'data_time' in entry]
     data = [1000 * entry['data_time'] for entry in timed]
     rest = [1000 * max(entry['time'] - entry['data_time'], 0) for entry in timed]
@@ -93,7 +94,7 @@ def _draw_time(axes: Axes, train: Sequence[dict], val: Sequence[dict]) -> None:
 
 
 # By title: functions of the axes, what training logged and what validations logged.
-PANELS: dict[str, Callable[[Axes, Sequence[dict], Sequence[dict]], None]] = {
+PANELS: dict[str, Callable[['Axes', Sequence[dict], Sequence[dict]], None]] = {
     'Loss and learning rate': _draw_loss,
     'mIoU and pixel accuracy': _draw_scores,
     'IoU of each class': _draw_classes,
@@ -122,7 +123,7 @@ def side_by_side(pictures: Sequence[bytes], columns: int) -> bytes:
 def compared_pictures(runs: dict[str, Sequence[dict]]) -> dict[str, bytes]:
     """PNGs by title of several runs' training loss and mIoU, one line a run."""
 
-    def draw(axes: Axes, key: str, title: str) -> None:
+    def draw(axes: 'Axes', key: str, title: str) -> None:
         for name, scalars in runs.items():
             if any(key in entry for entry in scalars):
                 _line(axes, scalars, key, '.-', label=plain(name))
@@ -146,7 +147,7 @@ def confusion_picture(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
     columns = [plain(name) for name in classes]
     rows = [name if count else f'{name} (n/a)' for name, count in zip(columns, pixels.ravel(), strict=True)]
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: 'Axes') -> None:
         axes.imshow(shares, cmap='Blues', vmin=0, vmax=100)
         axes.set_xticks(range(len(columns)), columns, rotation=45, ha='right', rotation_mode='anchor')
         axes.set_yticks(range(len(rows)), rows)
@@ -165,26 +166,24 @@ def save_reliability(path: Path, counts: np.ndarray, what: str) -> None:
 
     ``counts`` is as from `evaluation.metrics.reliability_counts`, (3, B); the title says ``what`` it is of.
     """
-    from matplotlib.figure import Figure
-
     pixels, confidence, hits = counts
     num_bins = len(pixels)
     lefts, width, filled = np.arange(num_bins) / num_bins, 1 / num_bins, pixels > 0
     accuracy, mean_confidence = hits[filled] / pixels[filled], confidence[filled] / pixels[filled]
-    figure, picture = Figure(figsize=(5, 6), layout='constrained'), BytesIO()
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     bars = dict(align='edge', edgecolor='black')
-    above.bar(lefts[filled], accuracy, width, color='tab:blue', label='accuracy', **bars)
-    # The error is the distance of a bar's top from its mean confidence, not from the middle of the bin.
-    above.plot(mean_confidence, mean_confidence, 'o', color='tab:red', ms=4, label='mean confidence')
-    above.plot([0, 1], [0, 1], '--', color='0.4', lw=1, label='perfect calibration')
-    above.set(xlim=(0, 1), ylim=(0, 1), ylabel='accuracy of the pixels in a bin')
-    above.legend(loc='upper left')
-    above.set_title(f'{what}\nECE {100 * expected_calibration_error(counts):.2f} % over {num_bins} bins')
-    below.bar(lefts, 100 * pixels / max(pixels.sum(), 1), width, color='0.7', **bars)
-    below.set(xlabel='confidence: probability of the predicted class', ylabel='pixels, %')
-    figure.savefig(picture, dpi=100, format='png')
-    write_whole(path, picture.getvalue())
+
+    def draw(above: 'Axes', below: 'Axes') -> None:
+        above.bar(lefts[filled], accuracy, width, color='tab:blue', label='accuracy', **bars)
+        # The error is the distance of a bar's top from its mean confidence, not from the middle of the bin.
+        above.plot(mean_confidence, mean_confidence, 'o', color='tab:red', ms=4, label='mean confidence')
+        above.plot([0, 1], [0, 1], '--', color='0.4', lw=1, label='perfect calibration')
+        above.set(xlim=(0, 1), ylim=(0, 1), ylabel='accuracy of the pixels in a bin')
+        above.legend(loc='upper left')
+        above.set_title(f'{what}\nECE {100 * expected_calibration_error(counts):.2f} % over {num_bins} bins')
+        below.bar(lefts, 100 * pixels / max(pixels.sum(), 1), width, color='0.7', **bars)
+        below.set(xlabel='confidence: probability of the predicted class', ylabel='pixels, %')
+
+    write_whole(path, _draw(draw, (5, 6), nrows=2, sharex=True, height_ratios=(3, 1)))
 
 
 def save_formats(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
@@ -195,7 +194,7 @@ def save_formats(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
     ran = {name: one for name, one in found.items() if 'reason' not in one}
     key = 'same_pixels' if any(one['miou'] is None for one in ran.values()) else 'miou'
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: 'Axes') -> None:
         for name, one in ran.items():
             axes.errorbar(one['p50'], one[key], xerr=[[0], [one['p95'] - one['p50']]], fmt='o', capsize=3)
             axes.annotate(plain(name), (one['p50'], one[key]), xytext=(4, 4), textcoords='offset points')
