@@ -22,13 +22,11 @@ from mmseg_unet_lyft.datasets.prepare import Packing
 from mmseg_unet_lyft.errors import InputError
 from mmseg_unet_lyft.evaluation.challenge import (
     SubmissionWriter,
-    average_f,
     challenge_ids,
     challenge_masks,
     count_pixels,
     find_repeats,
     hood_region,
-    mask_scores,
     read_submission,
     read_truth,
     score_dict,
@@ -71,6 +69,13 @@ def scores_of(path: Path, *arguments: str | Path) -> dict:
     """What the command writes as JSON."""
     assert graded(*arguments, '--json', path) == 0
     return json.loads(path.read_text())
+
+
+def shares(counts: np.ndarray) -> list[tuple[float | None, ...]]:
+    """Precision, recall and F of vehicle and of road, in [0, 1]."""
+    masks = score_dict(counts, 'exact')['masks'].values()
+    scores = [(one['precision'], one['recall'], one['f']) for one in masks]
+    return [tuple(None if value is None else value / 100 for value in one) for one in scores]
 
 
 def test_classes_are_found_by_name_in_every_scheme_that_has_them():
@@ -119,8 +124,9 @@ def test_hood_rows_follow_the_height():
 def test_scores_equal_an_independent_scorers_to_the_last_digit(seed):
     answers, truths = random_masks(3, (5, 7), seed), random_masks(3, (5, 7), seed + 100)
     counts = sum(count_pixels(*pair) for pair in zip(answers, truths, strict=True))
-    vehicle, road = mask_scores(counts)
-    assert (vehicle.f, road.f, average_f((vehicle, road))) == official(answers, truths)
+    scores = score_dict(counts, 'exact')
+    found = (scores['masks']['vehicle']['f'], scores['masks']['road']['f'], scores['average'])
+    assert found == tuple(100 * score for score in official(answers, truths))
 
 
 def test_one_frame_counted_by_hand():
@@ -128,10 +134,10 @@ def test_one_frame_counted_by_hand():
     answer = np.array([[[1, 1, 1, 0], [1, 0, 0, 0]], [[1, 0, 1, 1], [1, 0, 0, 0]]], np.uint8)
     counts = count_pixels(answer, truth)
     np.testing.assert_array_equal(counts, [[3, 1, 1], [1, 3, 1]])
-    vehicle, road = mask_scores(counts)
-    assert (vehicle.precision, vehicle.recall, vehicle.f) == (0.75, 0.75, pytest.approx(0.75))
+    vehicle, road = shares(counts)
+    assert vehicle == (0.75, 0.75, pytest.approx(0.75))
     # P = 1/4, R = 1/2: 1.25 / 8 / (1/16 + 1/2) = 5/18.
-    assert (road.precision, road.recall, road.f) == (0.25, 0.5, pytest.approx(5 / 18))
+    assert road == (0.25, 0.5, pytest.approx(5 / 18))
     table = ' '.join(score_table(counts, 'exact', 7.5).split())
     assert 'vehicle F2 75.0000 75.0000 75.0000 3 1 1' in table
     assert 'road F0.5 27.7778 25.0000 50.0000 1 3 1' in table
@@ -159,13 +165,13 @@ def test_where_the_official_formula_is_0_by_0_f_is_0_and_n_a_only_without_true_p
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         counts = np.array([row, (1, 0, 0)])
-        vehicle, road = mask_scores(counts)
-        assert (vehicle.precision, vehicle.recall, vehicle.f) == values
-        assert average_f((vehicle, road)) == (None if final is None else 0.5)
+        vehicle, road = shares(counts)
+        assert vehicle == values
+        assert score_dict(counts, 'exact')['average'] == (None if final is None else 50.0)
         table = score_table(counts, 'exact', 5.0)
     assert 'note: vehicle: ' in table
     assert score_dict(counts, 'exact', 5.0)['final_score'] == final
-    assert road.f == 1.0
+    assert road[2] == 1.0
 
 
 def test_what_is_written_reads_back_and_as_the_official_scorer_decodes_it(tmp_path):

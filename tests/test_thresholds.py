@@ -8,7 +8,7 @@ import pytest
 
 from mmseg_unet_lyft.datasets.carla import CARLA_CLASSES, SCHEMES
 from mmseg_unet_lyft.errors import InputError
-from mmseg_unet_lyft.evaluation.challenge import count_pixels, hood_region, mask_scores
+from mmseg_unet_lyft.evaluation.challenge import count_pixels, hood_region, score_dict
 from mmseg_unet_lyft.evaluation.thresholds import (
     MaskCurves,
     Thresholds,
@@ -77,7 +77,7 @@ def test_curves_give_what_masks_counted_one_by_one_give(pixels):
             count_pixels(threshold_masks(one, applied, hood), np.where(hood, 0, truth))
             for one, truth in frames
         )
-        expected = [score.f for score in mask_scores(counts)]
+        expected = [one['f'] / 100 for one in score_dict(counts, 'exact')['masks'].values()]
         found = [curves.f(mask)[pixels, round(threshold * 1000)] for mask in (0, 1)]
         np.testing.assert_allclose(found, expected, rtol=1e-12)
 

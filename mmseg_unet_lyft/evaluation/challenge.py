@@ -4,7 +4,7 @@ import base64
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -89,80 +89,35 @@ def count_pixels(answer: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.stack([(one & other).sum(axis=(1, 2), dtype=np.int64) for one, other in pairs], axis=1)
 
 
-@dataclass(frozen=True)
-class MaskScore:
-    """Score of one mask, from its counts of TP, FP and FN pixels over all frames."""
-
-    name: str
-    beta: float
-    tp: int
-    fp: int
-    fn: int
-
-    @property
-    def precision(self) -> float | None:
-        """``TP / (TP + FP)`` in [0, 1]; None for 0/0."""
-        return self.tp / (self.tp + self.fp) if self.tp + self.fp else None
-
-    @property
-    def recall(self) -> float | None:
-        """``TP / (TP + FN)`` in [0, 1]; None for 0/0."""
-        return self.tp / (self.tp + self.fn) if self.tp + self.fn else None
-
-    @property
-    def f(self) -> float | None:
-        """F-beta in [0, 1], to the official scorer's last digit; None if the truth has no such pixel.
-
-        Where no pixel is right it is 0; the official formula is 0/0 there, as `note` says.
-        """
-        return float(f_beta(self.tp, self.fp, self.fn, self.beta)) if self.tp + self.fn else None
-
-    @property
-    def note(self) -> str:
-        """A sentence on an F for which the official formula is 0/0; '' for others."""
-        if not self.tp + self.fn:
-            return f'{self.name}: the truth has no such pixel, so recall and F are n/a'
-        return '' if self.tp else f'{self.name}: no pixel is right, F is 0 (0/0 in the official formula)'
-
-
-def mask_scores(counts: np.ndarray) -> tuple[MaskScore, MaskScore]:
-    """Scores of vehicle and road from summed counts, int64 (2, 3) as from `count_pixels`."""
-    vehicle, road = (
-        MaskScore(name, beta, *map(int, row)) for name, beta, row in zip(MASKS, BETAS, counts, strict=True)
-    )
-    return vehicle, road
-
-
-def average_f(scores: Sequence[MaskScore]) -> float | None:
-    """Mean of vehicle's F2 and road's F0.5, in [0, 1]; None if one of them is None."""
-    vehicle, road = (score.f for score in scores)
-    return None if vehicle is None or road is None else (vehicle + road) / 2
-
-
 def score_dict(counts: np.ndarray, hood: str, fps: float | None = None) -> dict[str, Any]:
     """The scores for JSON, in percent (``final_score`` in points); None where they are not defined.
 
-    ``counts`` is as from `count_pixels`. ``fps`` is that of the complete run, loading included, for the final
-    score ``100 F_avg - max(0, 10 - FPS)``.
+    ``counts`` is as from `count_pixels`. F is the official scorer's to the last digit, and None if the truth
+    has no such pixel; where no pixel is right it is 0, and ``undefined`` says that the official formula is
+    0/0. ``fps`` is that of the complete run, loading included, for the final score
+    ``100 F_avg - max(0, 10 - FPS)``.
     """
-    scores = mask_scores(counts)
-
-    def percent(value: float | None) -> float | None:
-        return None if value is None else 100 * value
-
-    average = percent(average_f(scores))
+    masks, shares, notes = {}, [], []
+    for name, beta, (tp, fp, fn) in zip(MASKS, BETAS, counts.tolist(), strict=True):
+        if not tp + fn:
+            notes.append(f'{name}: the truth has no such pixel, so recall and F are n/a')
+        elif not tp:
+            notes.append(f'{name}: no pixel is right, F is 0 (0/0 in the official formula)')
+        shares.append(float(f_beta(tp, fp, fn, beta)) if tp + fn else None)
+        masks[name] = dict(
+            name=name,
+            beta=beta,
+            tp=tp,
+            fp=fp,
+            fn=fn,
+            f=100 * shares[-1] if tp + fn else None,
+            precision=100 * (tp / (tp + fp)) if tp + fp else None,
+            recall=100 * (tp / (tp + fn)) if tp + fn else None,
+        )
+    average = None if None in shares else 100 * (sum(shares) / 2)
+    final = None if fps is None or average is None else average - max(0, WANTED_FPS - fps)
     return dict(
-        unit='percent',
-        hood=hood,
-        masks={
-            one.name: asdict(one)
-            | {name: percent(getattr(one, name)) for name in ('f', 'precision', 'recall')}
-            for one in scores
-        },
-        average=average,
-        fps=fps,
-        final_score=None if fps is None or average is None else average - max(0, WANTED_FPS - fps),
-        undefined=[one.note for one in scores if one.note],
+        unit='percent', hood=hood, masks=masks, average=average, fps=fps, final_score=final, undefined=notes
     )
 
 

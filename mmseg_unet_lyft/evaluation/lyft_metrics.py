@@ -19,12 +19,11 @@ from ..datasets.files import whole_file
 from ..errors import InputError, decoration
 from .challenge import (
     MASKS,
-    average_f,
     challenge_ids,
     challenge_masks,
     count_pixels,
     hood_region,
-    mask_scores,
+    score_dict,
     score_table,
 )
 from .metrics import (
@@ -329,16 +328,16 @@ class LyftScoreMetric(_CountingMetric):
 
     def _scores(self, counts: np.ndarray) -> dict[str, float | None]:
         self.counts = counts
-        scores = mask_scores(counts)
-        average = average_f(scores)
+        scores = score_dict(counts, self.hood)
+        average = scores['average']
         scalars = dict(F_avg=np.nan if average is None else average)
-        for one in scores:
-            scalars[f'F{one.beta:g}_{one.name}'] = one.f
-            scalars[f'precision_{one.name}'], scalars[f'recall_{one.name}'] = one.precision, one.recall
+        for name, one in scores['masks'].items():
+            scalars[f'F{one["beta"]:g}_{name}'] = one['f']
+            scalars[f'precision_{name}'], scalars[f'recall_{name}'] = one['precision'], one['recall']
         if average is None:
-            absent = '; '.join(one.note for one in scores if one.f is None)
+            absent = '; '.join(scores['undefined'])
             MMLogger.get_current_instance().warning('%s/F_avg is nan: %s', self.prefix, absent)
-        return {name: None if value is None else 100 * value for name, value in scalars.items()}
+        return scalars
 
     def table(self) -> str:
         """The score table of the last evaluation, with the hood rule."""

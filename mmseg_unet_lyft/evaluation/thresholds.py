@@ -18,12 +18,11 @@ from .challenge import (
     BETAS,
     MASKS,
     VEHICLE,
-    average_f,
     challenge_ids,
     challenge_masks,
     count_pixels,
     hood_region,
-    mask_scores,
+    score_dict,
 )
 from .metrics import f_beta
 
@@ -188,14 +187,13 @@ class Tuner:
                 label = (probabilities / np.float32(divisors)[:, None, None]).argmax(axis=0)
                 masks.append(challenge_masks(label, classes, self.hood, self.measured))
             counts = counts + np.stack([count_pixels(answer, truth) for answer in masks])
-        after, plain, *tuned = (average_f(mask_scores(one)) for one in counts)
+        after, plain, *tuned = (score_dict(one, self.hood)['average'] for one in counts)
         chosen = max(range(len(tuned)), key=lambda index: tuned[index] or 0)
         # Unless thresholds improve on the plain label map, they are left out.
         is_better = (tuned[chosen] or 0) > (plain or 0)
         labels = candidates[chosen] if is_better else None
-        named = dict(masks_after=after, label_maps_before=plain)
-        named |= dict(label_maps_after=tuned[chosen] if is_better else plain)
-        found = {name: None if score is None else 100 * score for name, score in named.items()}
+        found = dict(masks_after=after, label_maps_before=plain)
+        found |= dict(label_maps_after=tuned[chosen] if is_better else plain)
         return replace(best, labels=labels), found
 
 

@@ -13,7 +13,7 @@ from mmseg_unet_lyft.datasets.dataset_stats import STATS_NAME, Stats, write_stat
 from mmseg_unet_lyft.datasets.image_io import read_label
 from mmseg_unet_lyft.engine.checkpoint import best_checkpoint
 from mmseg_unet_lyft.engine.config import load_config, parse_options
-from mmseg_unet_lyft.evaluation.challenge import challenge_masks, count_pixels, hood_region, mask_scores
+from mmseg_unet_lyft.evaluation.challenge import challenge_masks, count_pixels, hood_region, score_dict
 from mmseg_unet_lyft.evaluation.thresholds import (
     Thresholds,
     Tuner,
@@ -57,7 +57,7 @@ def test_tuned_masks_score_no_worse_than_any_fixed_threshold(trained, drawn_root
         for path in frames:
             tags = cv2.imread(str(path).replace('CameraRGB', 'CameraSeg'))[..., 2]
             counts += count_pixels(masks_of(cv2.imread(str(path))), challenge_masks(tags, CARLA_CLASSES))
-        return [100 * (one.f or 0) for one in mask_scores(counts)]
+        return [one['f'] or 0 for one in score_dict(counts, 'exact')['masks'].values()]
 
     def fixed(threshold):
         region = hood_region('exact', 96, 128)
@@ -92,7 +92,7 @@ def test_the_hood_is_the_data_roots_own_throughout(trained, drawn_root, tmp_path
         label = tuner.segmenter(cv2.imread(str(pair['img_path'])), colours='BGR')
         answer = np.stack([(label == 10) & ~measured, np.isin(label, (6, 7))])
         counts += count_pixels(answer, expected)
-    score = 100 * sum(one.f for one in mask_scores(counts)) / 2
+    score = score_dict(counts, 'exact')['average']
     assert tuner.tune(unseen)[1]['label_maps_before'] == pytest.approx(score)
 
 
