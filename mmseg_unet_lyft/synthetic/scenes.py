@@ -4,7 +4,6 @@ A recipe gives the same bytes in every process and for any number of workers, wi
 NumPy and OpenCV.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 
 from ..datasets.carla import RAW_HEIGHT, RAW_WIDTH, SPLITS
-from ..datasets.files import finished, read_regular, write_json, write_whole
+from ..datasets.files import finished, read_object, write_json, write_whole
 from ..datasets.layout import IMAGE_FOLDER, LABEL_FOLDER, MARKER_NAME
 from ..errors import InputError
 from ..processes import cores, map_in_order
@@ -96,22 +95,7 @@ def frame_paths(root: Path, drive: str, frame: int) -> tuple[Path, Path]:
 def read_marker(root: Path) -> dict | None:
     """The marker of a folder of scenes: recipe, ``generator_version``, ``complete``; None without one."""
     path = Path(root) / MARKER_NAME
-    try:
-        marker = json.loads(read_regular(path))
-        recipe_of(marker), marker['generator_version'], marker['complete']
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f'{path}: not a readable marker of synthetic scenes ({error}); draw into another folder'
-        ) from error
-    return marker
-
-
-def recipe_of(marker: dict) -> SceneRecipe:
-    """The recipe a marker holds."""
-    fields = SceneRecipe.__dataclass_fields__
-    return SceneRecipe(**{name: marker[name] for name in fields} | {'drives': tuple(marker['drives'])})
+    return read_object(path, 'draw into another folder') if path.exists() else None
 
 
 def write_scenes(
@@ -150,10 +134,15 @@ def _write_frame(out: Path, recipe: SceneRecipe, which: Frame) -> None:
 def _refuse_others(out: Path, recipe: SceneRecipe) -> None:
     """Delete unfinished files of an earlier run; an InputError names files of another recipe or origin."""
     marker, wanted = read_marker(out), recipe.marker(complete=False)
-    other = [name for name in wanted if name != 'complete' and marker and marker[name] != wanted[name]]
-    if other:
-        differ = ', '.join(f'{name} {_short(marker[name])} (asked: {_short(wanted[name])})' for name in other)
-        raise InputError(f'{out}: holds scenes with {differ}; name another folder, or delete this one')
+    differ = [
+        f'{name} {_short(marker.get(name))} (asked: {_short(asked)})'
+        for name, asked in wanted.items()
+        if marker is not None and name != 'complete' and marker.get(name) != asked
+    ]
+    if differ:
+        raise InputError(
+            f'{out}: holds scenes with {", ".join(differ)}; name another folder, or delete this one'
+        )
     ours = {out / MARKER_NAME}
     if marker is not None:
         ours |= {path for frame in recipe.frames for path in frame_paths(out, *frame)}
@@ -167,4 +156,4 @@ def _refuse_others(out: Path, recipe: SceneRecipe) -> None:
 
 
 def _short(value: object) -> str:
-    return f'{value[0]} .. {value[-1]}' if isinstance(value, list) else str(value)
+    return f'{value[0]} .. {value[-1]}' if value and isinstance(value, list) else str(value)
