@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from mmseg_unet_lyft.cli.console import CommandParser, guarded, say
-from mmseg_unet_lyft.datasets.carla import get_scheme
-from mmseg_unet_lyft.datasets.dataset_stats import class_weights, load_stats
+from mmseg_unet_lyft.datasets.carla import get_scheme, median_frequency_weights
+from mmseg_unet_lyft.datasets.dataset_stats import load_stats
 from mmseg_unet_lyft.datasets.files import read_object, write_json
 from mmseg_unet_lyft.engine.device import describe_machine
 from mmseg_unet_lyft.report.run_page import read_scalars
@@ -185,7 +185,7 @@ def _accuracy(argv: list[str] | None) -> None:
     file = args.out / f'accuracy-{args.steps}.json'
     found = read_object(file, 'remove it') if file.is_file() else dict(machine=describe_machine(), scores={})
     share = load_stats(args.data_root).percent(get_scheme('carla13'), args.train, for_weights=True)
-    args.weights = class_weights(share)
+    args.weights = median_frequency_weights(share)
     for lever, seed in () if args.only_table else [(one, seed) for seed in args.seeds for one in args.levers]:
         runs = found['scores'].setdefault(lever, {})
         if str(seed) not in runs and (scalars := train(lever, seed, args)):

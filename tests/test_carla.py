@@ -173,7 +173,6 @@ def test_median_frequency_weights_by_hand():
     # Median 4: sqrt(4/16), sqrt(4/4), sqrt(4/1); 0.0004 would weigh 100 and is capped.
     np.testing.assert_allclose(median_frequency_weights([16, 4, 1, 4, 16]), [0.5, 1, 2, 1, 0.5])
     np.testing.assert_allclose(median_frequency_weights([16, 4, 0.0004]), [0.5, 1, 5])
-    np.testing.assert_allclose(median_frequency_weights([16, 4, 0.0004], largest=200), [0.5, 1, 100])
 
 
 DEMO = 'unet_lyft_demo.py'

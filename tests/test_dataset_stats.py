@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmseg_unet_lyft.datasets.carla import get_scheme, hood_of_spans, hood_spans
+from mmseg_unet_lyft.datasets.carla import get_scheme, hood_of_spans, hood_spans, median_frequency_weights
 from mmseg_unet_lyft.datasets.checks import inspect
-from mmseg_unet_lyft.datasets.dataset_stats import STATS_NAME, class_weights, load_stats, to_json, write_stats
+from mmseg_unet_lyft.datasets.dataset_stats import STATS_NAME, load_stats, to_json, write_stats
 from mmseg_unet_lyft.errors import InputError
 
 
@@ -73,7 +73,7 @@ def test_a_vehicle_of_a_newer_carla_makes_the_hood_too(kaggle):
 
 
 def test_weights_are_the_published_formulas_and_1_for_an_absent_class():
-    weights = class_weights(np.array([64.0, 36.0, 0.0]))
+    weights = median_frequency_weights(np.array([64.0, 36.0, 0.0]))
     # Median of the present shares: 50.
     np.testing.assert_allclose(weights, [(50 / 64) ** 0.5, (50 / 36) ** 0.5, 1])
 

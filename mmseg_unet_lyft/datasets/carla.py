@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import InputError, shorten_list
 
 IGNORE_INDEX = 255
+_LARGEST_WEIGHT = 5.0
 # The 13 classes: semantic tags of CARLA 0.8 to 0.9.9, as in the red channel of a label PNG.
 # Source: https://carla.readthedocs.io/en/0.8.4/cameras_and_sensors/
 CARLA_CLASSES = tuple(
@@ -261,8 +262,8 @@ def tags_to_ids(raw_label: np.ndarray, scheme: Scheme) -> np.ndarray:
     return label
 
 
-def median_frequency_weights(percent: np.ndarray, largest: float = 5.0) -> np.ndarray:
-    """Class weights ``sqrt(median / share)``, at most ``largest``, float64 (C,), from pixel shares > 0.
+def median_frequency_weights(percent: np.ndarray) -> np.ndarray:
+    """Class weights ``sqrt(median / share)``, at most 5, float64 (C,), from pixel shares; 1 for a share of 0.
 
     Without the square root a class of 0.006 % outweighs the road a thousand times, and the network
     predicts little else.
@@ -270,7 +271,10 @@ def median_frequency_weights(percent: np.ndarray, largest: float = 5.0) -> np.nd
     Source: Eigen and Fergus 2015, section 6 (median frequency balancing).
     """
     percent = np.asarray(percent, dtype=np.float64)
-    return np.minimum(np.sqrt(np.median(percent) / percent), largest)
+    present = percent[percent > 0]
+    weights = np.ones(len(percent))
+    weights[percent > 0] = np.minimum(np.sqrt(np.median(present) / present), _LARGEST_WEIGHT)
+    return weights
 
 
 # Two kinds of names in the Kaggle set: 02_00_017.png (drive 02_00, frame 17) and F61-17.png (drive F61).

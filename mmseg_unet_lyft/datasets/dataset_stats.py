@@ -16,7 +16,6 @@ from .carla import (
     get_scheme,
     hood_of_spans,
     hood_spans,
-    median_frequency_weights,
 )
 from .files import JSON_BYTES, read_regular, write_json
 from .packed import index_hash
@@ -106,13 +105,6 @@ def scheme_of_root(name: str, stats_root: str | None) -> Scheme:
         return scheme
     stats.check_scheme(scheme)
     return replace(scheme, hood=np.zeros(stats.size, bool) if stats.hood is None else stats.hood)
-
-
-def class_weights(percent: np.ndarray) -> np.ndarray:
-    """`carla.median_frequency_weights` of pixel shares in percent; 1 for an absent class."""
-    weights = np.ones(len(percent))
-    weights[percent > 0] = median_frequency_weights(percent[percent > 0])
-    return weights
 
 
 def write_stats(path: Path, stats: Stats) -> None:

@@ -93,7 +93,6 @@ class PackedFrames:
             self._check_file(self.root / file, files.get(file))
         self._arrays: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
         self._verified: set[tuple[str, str]] = set()
-        self._pid = os.getpid()
 
     def _check_file(self, path: Path, size: int | None) -> None:
         # `Path.resolve` fails at a link to itself.
@@ -121,9 +120,6 @@ class PackedFrames:
             if (size := path.stat().st_size) < array.nbytes:
                 raise InputError(f'{path}: was cut to {size} bytes; {remedy(self.root)}')
         pixels = array[frame.row]
-        if self._pid != os.getpid():
-            # After a fork, the parent's verifications do not count.
-            self._pid, self._verified = os.getpid(), set()
         if (kind, name) not in self._verified:
             if zlib.crc32(pixels) != frame.crc32[kind]:
                 raise InputError(f'{path}: {kind} of frame {name} is damaged; {remedy(self.root)}')

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..datasets.carla import Scheme, drives_of_split, get_scheme, median_frequency_weights
-from ..datasets.dataset_stats import STATS_NAME, class_weights, load_stats
+from ..datasets.dataset_stats import STATS_NAME, load_stats
 from ..datasets.files import read_regular, sha256_of_file
 from ..datasets.layout import our_datasets
 from ..errors import InputError, did_you_mean
@@ -575,7 +575,7 @@ def apply_stats(config: Config, options: Iterable[str] = (), from_weights: bool 
     used: dict[str, list] = {}
     kept: list[str] = []
     percent = stats.percent(scheme, drives, for_weights=True)
-    measured = np.round(class_weights(percent), 4).tolist()
+    measured = np.round(median_frequency_weights(percent), 4).tolist()
     losses = [_at(config, path[:-1]) for path in _paths(config, 'class_weight')]
     for loss in [loss for loss in losses if loss['class_weight'] is not None]:
         if 'class_weight' in given:

@@ -75,8 +75,6 @@ def f_beta(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, beta: float) -> np.nd
 
     Source: Lyft Perception Challenge, Example/score
     """
-    if beta <= 0:
-        raise ValueError(f'beta is {beta}; it must be positive')
     tp = np.asarray(tp)
     precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)
     f = (1 + beta**2) * _ratio(precision * recall, beta**2 * precision + recall)
@@ -111,17 +109,15 @@ def expected_calibration_error(counts: np.ndarray) -> float:
     return float(np.abs(hits - confidence).sum() / pixels.sum()) if pixels.sum() else float('nan')
 
 
-def entropy_counts(
-    entropy: np.ndarray, is_right: np.ndarray, num_classes: int, num_bins: int = ENTROPY_BINS
-) -> np.ndarray:
+def entropy_counts(entropy: np.ndarray, is_right: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts of wrong and right pixels in equally wide bins of entropy over [0, ln C].
 
     ``entropy`` is in nats, float (P,), ``is_right`` bool (P,). Returns int64 (2, B), the wrong pixels first;
     sum them over all frames.
     """
-    index = (entropy.astype(np.float64) * (num_bins / np.log(num_classes))).astype(np.int64)
-    index = index.clip(0, num_bins - 1) + num_bins * is_right.astype(np.int64)
-    return np.bincount(index, minlength=2 * num_bins).reshape(2, num_bins)
+    index = (entropy.astype(np.float64) * (ENTROPY_BINS / np.log(num_classes))).astype(np.int64)
+    index = index.clip(0, ENTROPY_BINS - 1) + ENTROPY_BINS * is_right.astype(np.int64)
+    return np.bincount(index, minlength=2 * ENTROPY_BINS).reshape(2, ENTROPY_BINS)
 
 
 def entropy_auroc(counts: np.ndarray) -> float:

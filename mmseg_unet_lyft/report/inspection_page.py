@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 
 from ..datasets import image_io
-from ..datasets.carla import SIMULATORS, SPLITS, Scheme, get_scheme
+from ..datasets.carla import SIMULATORS, SPLITS, Scheme, get_scheme, median_frequency_weights
 from ..datasets.checks import KINDS, Inspection, Judged
-from ..datasets.dataset_stats import class_weights, to_json
+from ..datasets.dataset_stats import to_json
 from ..datasets.files import write_json, write_whole
 from ..errors import InputError, printable, shorten_list
 from ..evaluation import leak as leak_report
@@ -236,7 +236,7 @@ def _measures(inspection: Inspection, scheme: Scheme) -> str:
     stats = inspection.stats
     drives = 'train' if stats.drives.keys() & set(SPLITS['train']) else None
     percent = stats.percent(scheme, drives)
-    weights = class_weights(stats.percent(scheme, drives, for_weights=True))
+    weights = median_frequency_weights(stats.percent(scheme, drives, for_weights=True))
     rows = [
         (name, f'{percent[index]:.4f}', f'{weights[index]:.2f}') for index, name in enumerate(scheme.classes)
     ]
