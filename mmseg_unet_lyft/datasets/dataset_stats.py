@@ -9,14 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .carla import (
-    SIMULATORS,
-    Scheme,
-    drives_of_split,
-    get_scheme,
-    hood_of_spans,
-    hood_spans,
-)
+from .carla import SIMULATORS, Scheme, drives_of_split, get_scheme, hood_of_spans, hood_spans
 from .files import JSON_BYTES, read_regular, write_json
 from .packed import index_hash
 

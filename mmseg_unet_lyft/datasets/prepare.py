@@ -22,16 +22,7 @@ from ..processes import cores
 from . import image_io, packed
 from .checks import Inspection, converted_to, inspect
 from .dataset_stats import STATS_NAME, load_stats, write_stats
-from .files import (
-    free_bytes,
-    locked,
-    read_regular,
-    sync,
-    taken_bytes,
-    whole_file,
-    write_json,
-    write_whole,
-)
+from .files import free_bytes, locked, read_regular, sync, taken_bytes, whole_file, write_json, write_whole
 from .layout import IMAGE_FOLDER, KAGGLE_URL, MARKER_NAME, REPORT_FOLDER
 
 # Inside a prepared root. Unpacked files stay: the reports and the manifest refer to them.
