@@ -10,7 +10,6 @@ from .cli.console import EXIT_INPUT_ERROR, show_tracebacks
 from .errors import did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent
-_CONSOLE_NAMES = ('mmseg-unet-lyft', 'mmseg_unet_lyft')
 _EXIT_CODES = """\
 exit codes:
   0      done
@@ -31,18 +30,12 @@ def find_tools() -> dict[str, str]:
     return tools
 
 
-def _own_name() -> str:
-    """The name by which the user called the console command."""
-    stem = Path(sys.argv[0]).stem if sys.argv[0:] else ''
-    return stem if stem in _CONSOLE_NAMES else _CONSOLE_NAMES[1]
-
-
 def _overview(tools: dict[str, str]) -> str:
     """What ``--help`` prints."""
     width = max(len(name) for name in tools)
     lines = [f'  {name:{width}}  {line}' for name, line in tools.items()]
-    usage = f'usage: {_own_name()} [-h] [--version] [--debug] TOOL ...'
-    more = f'"{_own_name()} TOOL --help" shows options; --debug, or LYFT_DEBUG=1, shows tracebacks of errors.'
+    usage = 'usage: mmseg_unet_lyft [-h] [--version] [--debug] TOOL ...'
+    more = '"mmseg_unet_lyft TOOL --help" shows options; --debug, or LYFT_DEBUG=1, shows tracebacks.'
     return '\n'.join([usage, '', 'tools:', *lines, '', _EXIT_CODES, '', more, ''])
 
 
@@ -71,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f'error: {name}: no such tool{hint or "."} The tools are: {", ".join(tools)}\n')
         return EXIT_INPUT_ERROR
     # argparse takes the command's name from here.
-    sys.argv[0] = f'{_own_name()} {module}'
+    sys.argv[0] = f'mmseg_unet_lyft {module}'
     if argv is None:
         sys.argv[1:] = rest
     tool = importlib.import_module(f'.cli.{module}', __package__)

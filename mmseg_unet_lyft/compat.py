@@ -82,13 +82,10 @@ def require_opencv() -> None:
     try:
         import cv2  # noqa: F401
     except ImportError as error:
-        builds = [name for name in ('opencv-python', 'opencv-contrib-python') if installed_version(name)]
-        command = (
-            f'pip uninstall -y {" ".join(builds or ["opencv-python"])} && pip install opencv-python-headless'
-        )
         raise InputError(
             f'OpenCV does not load ({error}); the build for machines without a screen needs no '
-            f'system library: {command}'
+            'system library: pip uninstall -y opencv-python opencv-contrib-python && '
+            'pip install opencv-python-headless'
         ) from error
 
 

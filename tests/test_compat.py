@@ -110,7 +110,7 @@ def test_opencv_without_its_system_library(environment):
     (environment.folder / 'cv2/__init__.py').write_text(
         "raise ImportError('libGL.so.1: cannot open shared object file')\n"
     )
-    wanted = 'pip uninstall -y opencv-python && pip install opencv-python-headless'
+    wanted = 'pip uninstall -y opencv-python opencv-contrib-python && pip install opencv-python-headless'
     assert environment.message() == (
         'OpenCV does not load (libGL.so.1: cannot open shared object file); the build for machines without '
         f'a screen needs no system library: {wanted}'
