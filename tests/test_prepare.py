@@ -146,10 +146,11 @@ def test_a_folder_becomes_a_prepared_root_and_stays_as_it_is(frames, tmp_path):
     frames.add('F1-10', 'dataB')
     (frames.root / 'DRAWN_SCENES.json').write_text('{}')
     before, out = tree(frames.root), tmp_path / 'out'
-    prepared = prepare(frames.root, out, workers=1)
+    inspection, left_out = prepare(frames.root, out, workers=1)
     assert tree(frames.root) == before
     assert list(PackedFrames(out).frames) == ['F1-0', 'F1-1', 'F1-10', 'F2-0', 'F3-0', 'F901-0']
-    assert prepared.pairs == find_pairs(frames.root, ['F1', 'F2', 'F3', 'F901'])
+    assert left_out == []
+    assert len(inspection.of_one_size) == 6
     assert load_stats(out).drives['F1'].frames == 3
     assert json.loads((out / 'left_out.json').read_text()) == []
     # Synthetic scenes stay marked as such.

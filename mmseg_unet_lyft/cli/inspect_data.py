@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .console import CommandParser, guarded, progress, say
+from .options import ranged
 
 
 def add_check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +17,7 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     add('--simulator', default='0.8', metavar='RELEASE', help=releases)
     what = 'problems to accept, as palette; cityscapes converts colours to tags'
     add('--accept', nargs='+', default=[], metavar='KIND', help=what)
-    add('--workers', type=int, help='processes (one per core)')
+    add('--workers', type=ranged(int, 1), help='processes (one per core)')
 
 
 def _inspect_data(argv: list[str] | None) -> None:

@@ -39,7 +39,7 @@ def _prepare_data(argv: list[str] | None) -> None:
         count = packing.verify(args.out, lambda names, total: progress(names, total, 'verifying'))
         say(f'{args.out}: {count} frames are intact')
         return
-    check_options(args.simulator, args.accept, args.workers)
+    check_options(args.simulator, args.accept)
 
     def report(folder: Path, inspection: Inspection) -> None:
         layout.write_manifest(folder / MANIFEST_NAME, inspection.files)
@@ -50,16 +50,16 @@ def _prepare_data(argv: list[str] | None) -> None:
 
         args.source = Path(kagglehub.dataset_download(layout.KAGGLE_NAME))
     checks = (args.simulator, args.accept, args.skip_bad)
-    prepared = packing.prepare(args.source, args.out, *checks, args.workers, progress, report)
-    for name in prepared.left_out:
+    inspection, left_out = packing.prepare(args.source, args.out, *checks, args.workers, progress, report)
+    for name in left_out:
         say(f'left out: {name}')
-    if prepared.left_out:
-        say(f'{len(prepared.left_out)} frames left out; why is in {args.out / packing.LEFT_OUT_NAME}')
+    if left_out:
+        say(f'{len(left_out)} frames left out; why is in {args.out / packing.LEFT_OUT_NAME}')
     size = taken_bytes(args.out.glob('*.npy'))
-    say(f'prepared {len(prepared.pairs)} frames, {size / 1e9:.2f} GB')
+    say(f'prepared {len(inspection.of_one_size)} frames, {size / 1e9:.2f} GB')
     say(f'wrote {args.out}')
     raw = args.out / packing.RAW_FOLDER
-    if prepared.inspection.root == raw:
+    if inspection.root == raw:
         unpacked = taken_bytes(path for path in raw.rglob('*') if path.is_file())
         say(f'{raw}: the unpacked frames, {unpacked / 1e9:.2f} GB; training does not read them, delete them')
 

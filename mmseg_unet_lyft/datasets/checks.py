@@ -129,7 +129,7 @@ def inspect(
     by default; ``show`` wraps the frames while they are read, and takes their number. An InputError says that
     the root is missing or an option unknown.
     """
-    check_options(simulator, accept, workers)
+    check_options(simulator, accept)
     root = Path(root)
     listing = list_frames(root)
     judged, hoods = _judge_all(root, listing.frames, simulator, accept, workers, show)
@@ -155,25 +155,25 @@ def inspect(
 
 
 def _gather(found: Inspection, hood: np.ndarray | None) -> Stats:
-    """Sums of valid frames of one size; ``hood``, bool (H, W), is where every frame has a vehicle."""
-    num_tags = len(SIMULATORS[found.simulator].tags)
-    stats = Stats(found.simulator, found.size, {}, hood if hood is not None and hood.any() else None)
+    """Sums of valid frames of one size; ``hood``, packed to bits, is where every frame has a vehicle."""
+    num_tags, pixels = len(SIMULATORS[found.simulator].tags), found.size[0] * found.size[1]
+    stats = Stats(found.simulator, found.size)
+    if hood is not None and hood.any():
+        stats.hood = np.unpackbits(hood, count=pixels).reshape(found.size).astype(bool)
     hood_pixels = 0 if stats.hood is None else int(stats.hood.sum())
     for one in found.of_one_size:
         zeros = (np.zeros(shape, np.int64) for shape in (num_tags, (2, 3)))
         drive = stats.drives.setdefault(one.files.drive, DriveStats(0, 0, *zeros))
         drive.frames += 1
-        drive.pixels += found.size[0] * found.size[1]
+        drive.pixels += pixels
         drive.tag_pixels += one.tag_pixels[:num_tags]
         drive.channel_sums += one.channel_sums
         drive.hood_pixels += hood_pixels
     return stats
 
 
-def check_options(simulator: str, accept: Sequence[str], workers: int | None = None) -> None:
-    """Raise an InputError for an unknown release or kind of problem, or no workers."""
-    if workers is not None and workers < 1:
-        raise InputError(f'--workers {workers}: give 1 or more')
+def check_options(simulator: str, accept: Sequence[str]) -> None:
+    """Raise an InputError for an unknown release or kind of problem."""
     if simulator not in SIMULATORS:
         raise InputError(
             f'--simulator {simulator}: choose the newest not newer than yours of: {", ".join(SIMULATORS)}'
@@ -196,7 +196,7 @@ def _judge_all(
     workers: int | None,
     show: Show,
 ) -> tuple[list[Judged], dict[tuple[int, int], np.ndarray]]:
-    """Judge all frames; also, by size, the pixels that are vehicle in every valid one, bool (H, W)."""
+    """Judge all frames; also, by size, the pixels that are vehicle in every valid one, packed to bits."""
     hoods: dict[tuple[int, int], np.ndarray] = {}
     judge = partial(_judge_frame, root, simulator, accept)
     processes = min(workers or cores(), -(-len(frames) // FRAMES_A_WORKER))
@@ -207,11 +207,7 @@ def _judge_all(
                 hoods[one.size] = hoods[one.size] & vehicles if one.size in hoods else vehicles
             yield one
 
-    judged = list(show(results(), len(frames)))
-    return judged, {
-        size: np.unpackbits(mask, count=size[0] * size[1]).reshape(size).astype(bool)
-        for size, mask in hoods.items()
-    }
+    return list(show(results(), len(frames))), hoods
 
 
 def _judge_frame(

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +42,6 @@ def _unshown(items: Iterable, *about: object) -> Iterable:
     return items
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Result of a preparation: its inspection, the packed frames, and the names of those left out."""
-
-    inspection: Inspection
-    pairs: list[dict]
-    left_out: list[str]
-
-
 def prepare(
     source: Path,
     out: Path,
@@ -61,13 +51,16 @@ def prepare(
     workers: int | None = None,
     show: Callable[[Iterable, int, str], Iterable] = _unshown,
     report: Callable[[Path, Inspection], None] = lambda folder, inspection: None,
-) -> Prepared:
+) -> tuple[Inspection, list[str]]:
     """Prepare a data root for training; after a killed run, the next one gives the same bytes.
 
     The source is a zip archive, or a folder in the Kaggle layout, and stays as it is. ``simulator``,
     ``accept`` and ``workers`` are as in `checks.inspect`. Frames with other problems stop it, or with
     ``skip_bad`` are left out. ``show`` wraps the items of long work, and takes their number and the work's
     name; ``report`` writes the inspection's reports into a folder.
+
+    Returns:
+        The inspection, whose frames ``of_one_size`` are packed, and the names of those left out.
 
     Raises:
         InputError: If the source cannot be used, the data have problems and ``skip_bad`` is not given, the
@@ -101,16 +94,13 @@ def prepare(
         found = [*inspection.problems, *(one for one in inspection.accepted if one.kind == 'wrong_size')]
         problems = [one for one in found if one.frame not in packing.hashes]
         report(out / REPORT_FOLDER, inspection)
-        left_out = [
-            dict(frame=one.frame, kind=one.kind, path=one.path, message=one.message) for one in problems
-        ]
-        write_json(out / LEFT_OUT_NAME, left_out)
+        write_json(out / LEFT_OUT_NAME, [vars(one) for one in problems])
         write_stats(out / STATS_NAME, inspection.stats)
         if (raw / MARKER_NAME).is_file():
             # Scores on these frames must still say that they are synthetic.
             write_whole(out / MARKER_NAME, read_regular(raw / MARKER_NAME))
         packing.write(lambda frames, total: show(frames, total, 'packing'))
-        return Prepared(inspection, pairs, sorted({one.frame for one in problems if one.frame}))
+        return inspection, sorted({one.frame for one in problems if one.frame})
 
 
 def _refuse_problems(raw: Path, inspection: Inspection, skip_bad: bool) -> None:

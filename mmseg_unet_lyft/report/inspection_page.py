@@ -66,9 +66,6 @@ def summary(inspection: Inspection, leaks: Sequence[Leak]) -> str:
 
 
 def _json_report(inspection: Inspection, leaks: Sequence[Leak]) -> dict:
-    def listed(problems: Iterable) -> list[dict]:
-        return [dict(kind=one.kind, path=one.path, message=one.message) for one in problems]
-
     return dict(
         version=1,
         simulator=inspection.simulator,
@@ -76,8 +73,8 @@ def _json_report(inspection: Inspection, leaks: Sequence[Leak]) -> dict:
         frames=len(inspection.judged),
         sound_frames=len(inspection.valid),
         size=list(inspection.size),
-        problems=listed(inspection.problems),
-        accepted=listed(inspection.accepted),
+        problems=[vars(one) for one in inspection.problems],
+        accepted=[vars(one) for one in inspection.accepted],
         counts=_problem_counts(inspection),
         stats=to_json(inspection.stats) if inspection.stats.drives else None,
         leaks=leak_report.to_json(leaks),
