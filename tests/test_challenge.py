@@ -477,6 +477,6 @@ def test_the_frames_nearest_to_the_one_before_are_the_repeats():
     levels = (0, 40, 41, 80, 80, 120, 121, 160)
     found = find_repeats(grey(*levels), 'v', 8, 6)
     # Frame 5 is the same as frame 4; frames 3 and 7 are 1 from theirs, and the first of them is taken.
-    assert (found.num_frames, found.frames, found.differences, found.further) == (8, (3, 5), (1.0, 0.0), 1)
-    assert find_repeats(iter([]), 'v', 0, 3).frames == ()
-    assert find_repeats(grey(*levels), 'v', 8, 7).frames == (5,)
+    assert (found.num_frames, found.frames, found.further) == (8, {3: 1.0, 5: 0.0}, 1)
+    assert find_repeats(iter([]), 'v', 0, 3).frames == {}
+    assert find_repeats(grey(*levels), 'v', 8, 7).frames == {5: 0.0}

@@ -90,18 +90,15 @@ class PackedFrames:
         self.sources: str | None = index.get('sources')  # Hash of the PNGs that were packed.
         self._rows = Counter(frame.size for frame in self.frames.values())
         for file in {array_name(kind, size) for size in self._rows for kind in CHANNELS}:
-            self._check_file(self.root / file, files.get(file))
+            path = self.root / file
+            # `Path.resolve` fails at a link to itself.
+            if Path(os.path.realpath(path)).parent != self.root:
+                raise InputError(f'{path}: leads out of {self.root}; packed files lie in it, not links')
+            found, expected = path.stat().st_size if path.is_file() else 'no file', files.get(file)
+            if found != expected:
+                raise InputError(f'{path}: {expected} bytes expected, found: {found}; {remedy(self.root)}')
         self._arrays: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
         self._verified: set[tuple[str, str]] = set()
-
-    def _check_file(self, path: Path, size: int | None) -> None:
-        # `Path.resolve` fails at a link to itself.
-        if Path(os.path.realpath(path)).parent != self.root:
-            raise InputError(f'{path}: leads out of {self.root}; packed files lie in it, not links')
-        found = path.stat().st_size if path.is_file() else None
-        if found is None or found != size:
-            state = 'is missing' if found is None else f'has {found} bytes'
-            raise InputError(f'{path}: {state}, expected {size} bytes; {remedy(self.root)}')
 
     def address(self, kind: str, name: str) -> str:
         """Address of a frame's image or label, used in place of a path."""

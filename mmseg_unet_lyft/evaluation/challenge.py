@@ -361,8 +361,7 @@ class Repeats:
     """Frames of a video that repeat the previous frame."""
 
     num_frames: int  # of the video
-    frames: tuple[int, ...]  # numbers of the repeats, from 1, in order
-    differences: tuple[float, ...]  # of each from the previous frame, mean absolute, 0 to 255
+    frames: dict[int, float]  # by number from 1, in order: mean difference from the previous, 0 to 255
     further: int  # number of other frames below the limit
 
 
@@ -387,8 +386,7 @@ def find_repeats(frames: Iterable[np.ndarray], video: str, num_answered: int, nu
             'video of this truth, with an answer to all of its frames'
         )
     repeats = sorted((number, difference) for difference, number in sorted(near)[:surplus])
-    numbers, differences = zip(*repeats, strict=True) if repeats else ((), ())
-    return Repeats(num_frames, numbers, differences, len(near) - surplus)
+    return Repeats(num_frames, dict(repeats), len(near) - surplus)
 
 
 def grading_notes(
@@ -401,7 +399,7 @@ def grading_notes(
     notes = []
     if hood is not None and isinstance(truth, Submission):
         notes.append(f'--hood {hood} has no effect on a challenge JSON, whose masks are made already')
-    dropped = dict(zip(repeats.frames, repeats.differences, strict=True)) if repeats else {}
+    dropped = repeats.frames if repeats else {}
     for frame, difference in dropped.items():
         notes.append(
             f'dropped: frame {frame} of the answer, which repeats frame {frame - 1} (mean difference '
