@@ -13,7 +13,6 @@ EXTRAS = dict(onnxruntime='deploy', openvino='openvino', onnx='export', onnxscri
 EXTRAS |= dict(gradio='demo', huggingface_hub='hub')
 EXTRAS |= dict.fromkeys(('tensorboard', 'wandb', 'mlflow'), 'trackers')
 _MEETING = 'MASTER_ADDR is an address of the node with NODE_RANK=0 that all can reach, PORT a free one there'
-_FSDP = 'FSDP needs a GPU for each process; use another model wrapper or strategy'
 _WORKER = 'memory ran out, most often: lower num_workers or batch_size, and go on with --resume'
 _SHARED = '/dev/shm is full or too small: docker run --shm-size=1g, a lower num_workers, or num_workers=0'
 # What libraries say when memory cannot be allocated; "primitive" is oneDNN's.
@@ -48,8 +47,6 @@ _CAUSES = (
     ('^(Key|Attribute)Error', r'mmengine/config/config\.py:__\w+__', 'the config lacks this key'),
     ('scontrol', '', 'set MASTER_ADDR to the first host of the job'),
     ('KeyError|loaded state dict', 'torch/optim/', "the checkpoint is of another optimizer; use the run's"),
-    ('FullyShardedDataParallel', '', _FSDP),
-    ('', 'torch/distributed/fsdp/', _FSDP),
     ('', 'torch/distributed/(elastic|launcher|run|rendezvous)|:init_process_group', _MEETING),
     # What mmengine builds comes from a config.
     ('Error', r'mmengine/.*:build_|mmengine/runner/runner\.py:\w+\Z', ''),
