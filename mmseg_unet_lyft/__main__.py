@@ -52,12 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(f'mmseg_unet_lyft {__version__}\n')
         return 0
     tools = find_tools()
-    if name in ('-h', '--help'):
-        sys.stdout.write(_overview(tools))
-        return 0
-    if not name:
-        sys.stderr.write(_overview(tools))
-        return EXIT_INPUT_ERROR
+    if name in ('', '-h', '--help'):
+        (sys.stdout if name else sys.stderr).write(_overview(tools))
+        return 0 if name else EXIT_INPUT_ERROR
     module = name.replace('-', '_')
     if module not in tools:
         hint = did_you_mean(name, [*tools, '--help', '--version', '--debug'])

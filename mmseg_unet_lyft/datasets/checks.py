@@ -132,7 +132,17 @@ def inspect(
     check_options(simulator, accept)
     root = Path(root)
     listing = list_frames(root)
-    judged, hoods = _judge_all(root, listing.frames, simulator, accept, workers, show)
+    hoods: dict[tuple[int, int], np.ndarray] = {}  # By size: vehicle in every valid frame, packed to bits.
+    judge = partial(_judge_frame, root, simulator, accept)
+    processes = min(workers or cores(), -(-len(listing.frames) // FRAMES_A_WORKER))
+
+    def results() -> Iterator[Judged]:
+        for one, vehicles in map_in_order(judge, listing.frames, processes):
+            if vehicles is not None:
+                hoods[one.size] = hoods[one.size] & vehicles if one.size in hoods else vehicles
+            yield one
+
+    judged = list(show(results(), len(listing.frames)))
     files = sorted([entry for one in judged for entry in one.entries] + list(_entries(root, listing.alone)))
     counts = Counter(one.size for one in judged if one.size)
     # If two sizes are equally common, the larger.
@@ -186,28 +196,6 @@ def check_options(simulator: str, accept: Sequence[str]) -> None:
 def converted_to(simulator: str, accept: Sequence[str]) -> str | None:
     """The release to whose tags colours of the CityScapes palette are converted; None if they are refused."""
     return simulator if 'cityscapes' in accept else None
-
-
-def _judge_all(
-    root: Path,
-    frames: list[FrameFiles],
-    simulator: str,
-    accept: Sequence[str],
-    workers: int | None,
-    show: Show,
-) -> tuple[list[Judged], dict[tuple[int, int], np.ndarray]]:
-    """Judge all frames; also, by size, the pixels that are vehicle in every valid one, packed to bits."""
-    hoods: dict[tuple[int, int], np.ndarray] = {}
-    judge = partial(_judge_frame, root, simulator, accept)
-    processes = min(workers or cores(), -(-len(frames) // FRAMES_A_WORKER))
-
-    def results() -> Iterator[Judged]:
-        for one, vehicles in map_in_order(judge, frames, processes):
-            if vehicles is not None:
-                hoods[one.size] = hoods[one.size] & vehicles if one.size in hoods else vehicles
-            yield one
-
-    return list(show(results(), len(frames))), hoods
 
 
 def _judge_frame(

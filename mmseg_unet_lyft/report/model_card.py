@@ -57,7 +57,9 @@ def build_card(card: Mapping[str, Any], scores: Mapping[str, Any] | None, sha256
     is_synthetic = bool(data.get('is_synthetic') or data.get('is_drawn'))
     frames = f'{words(data.get("frames"))} frames{", synthetic scenes" if is_synthetic else ""}'
     trained_on = f'{_place(data.get("split"), data.get("root"))} ({frames})'
-    scored_on = None if scores is None else _scored_on(scores)
+    scored_on = scores and _place(scores['tested_on'], scores.get('data_root'))
+    if scores and scores.get('data') == 'synthetic scenes':
+        scored_on += ', synthetic scenes'
     machine, validation = card['machine'], card.get('validation') or {}
     validated = _part(_part(config, 'val_dataloader'), 'dataset')
     text = render(
@@ -90,12 +92,6 @@ def build_card(card: Mapping[str, Any], scores: Mapping[str, Any] | None, sha256
 
 def _place(split: Any, root: str | None) -> str:
     return f'{drives(split)} of {words(root)}'
-
-
-def _scored_on(scores: Mapping[str, Any]) -> str:
-    is_synthetic = scores.get('data') == 'synthetic scenes'
-    place = _place(scores['tested_on'], scores.get('data_root'))
-    return f'{place}, synthetic scenes' if is_synthetic else place
 
 
 def _model_index(name: str, scores: Mapping[str, Any], scored_on: str, trained_on: str) -> str:

@@ -125,11 +125,8 @@ class World:
         return plot % self.crossing_every == self.crossing_every // 2
 
 
-@lru_cache(maxsize=64)
-def build_world(seed: int, drive: str) -> World:
-    """The town of a drive, made once."""
-    return World(seed, drive)
-
+# One town serves all frames of a drive.
+build_world = lru_cache(maxsize=64)(World)
 
 VIEW_PLOTS = 9  # Plots of land drawn ahead of the camera.
 # Things farther away would be only a few pixels wide, and are left out.
