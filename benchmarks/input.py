@@ -148,7 +148,7 @@ def measure(args: argparse.Namespace, show: Show) -> dict:
         if data_root is None:
             data_root = work / 'synthetic'
             recipe = SceneRecipe(_SYNTHETIC_DRIVES, -(-args.frames // len(_SYNTHETIC_DRIVES)))
-            write_scenes(data_root, recipe, show=lambda scenes, total: show(scenes, total, 'drawing'))
+            write_scenes(data_root, recipe, show=show)
         drives = prepare(data_root, args.frames, work)
         measured = (all_pipelines(work, drives), args.rounds, args.samples, show)
         pipelines = summarise(measure_in_process(*measured), measure_through_worker(*measured))

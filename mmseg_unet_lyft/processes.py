@@ -179,6 +179,15 @@ def start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+# Wraps the items of long work to show progress; takes their number and the work's name.
+Show = Callable[[Iterable, int, str], Iterable]
+
+
+def unshown(items: Iterable, total: int, what: str) -> Iterable:
+    """The items as they are."""
+    return items
+
+
 def map_in_order(function: Callable[[Any], Any], tasks: Iterable, workers: int) -> Iterator:
     """Results of a function over tasks, in order; a few wait in memory. One worker means this process."""
     if workers <= 1:

@@ -65,7 +65,7 @@ def test_an_archive_is_unpacked_and_a_second_run_writes_only_what_is_missing_or_
     files[1].write_bytes(files[1].read_bytes()[:-1] + b'?')
     files[2].write_bytes(b'')
     written = []
-    unzip(archive, out, lambda members, total: written.extend(members) or members)
+    unzip(archive, out, lambda members, total, what: written.extend(members) or members)
     assert [one.filename for one in written] == [path.relative_to(out).as_posix() for path in files[:3]]
     assert tree(out) == tree(frames.root)
 

@@ -148,7 +148,7 @@ def test_number_of_workers_changes_no_byte_and_a_second_run_writes_nothing(tmp_p
 def test_an_interrupted_run_is_completed_and_intact_pictures_are_kept(tmp_path):
     write_scenes(tmp_path / 'whole', SMALL, workers=1)
 
-    def stop_early(frames, total):
+    def stop_early(frames, total, what):
         yield from islice(frames, 5)
         raise KeyboardInterrupt
 

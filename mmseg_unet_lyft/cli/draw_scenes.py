@@ -28,7 +28,7 @@ def _draw_scenes(argv: list[str] | None) -> None:
 
     drives = tuple(drive for name in args.drives for drive in SPLITS.get(name, (name,)))
     recipe = SceneRecipe(drives, args.frames, args.seed, args.height, args.width)
-    drawn = write_scenes(args.out, recipe, show=lambda frames, total: progress(frames, total, 'drawing'))
+    drawn = write_scenes(args.out, recipe, show=progress)
     total = len(drives) * args.frames
     written = f'wrote {drawn} of' if drawn else 'already there: all'
     say(f'{written} {total} frames ({len(drives)} drives) in {args.out}')

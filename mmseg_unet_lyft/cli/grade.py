@@ -48,7 +48,7 @@ def _grade(argv: list[str] | None) -> None:
             shown = progress(frames, frames.total, 'comparing frames')
             repeats = challenge.find_repeats(shown, video, len(answer), len(truth))
     dropped = repeats.frames if repeats else ()
-    counts = challenge.grade(answer, truth, dropped, lambda frames, total: progress(frames, total, 'grading'))
+    counts = challenge.grade(answer, truth, dropped, progress)
     notes = challenge.grading_notes(answer, truth, repeats, args.hood)
     say(*challenge.score_table(counts, truth.hood, args.fps).split('\n'))
     for note in notes:

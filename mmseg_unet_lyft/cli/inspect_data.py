@@ -50,7 +50,7 @@ def _inspect_data(argv: list[str] | None) -> None:
         args.accept,
         baseline=read_manifest(manifest) if is_compared else None,
         workers=args.workers,
-        show=lambda frames, total: progress(frames, total, 'reading'),
+        show=progress,
     )
     leaks = measure_leaks(inspection.of_one_size, args.simulator)
     if not is_compared:

@@ -36,7 +36,7 @@ def _prepare_data(argv: list[str] | None) -> None:
             'packed folder alone'
         )
     if args.verify:
-        count = packing.verify(args.out, lambda names, total: progress(names, total, 'verifying'))
+        count = packing.verify(args.out, progress)
         say(f'{args.out}: {count} frames are intact')
         return
     check_options(args.simulator, args.accept)

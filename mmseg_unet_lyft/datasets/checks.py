@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ..errors import InputError
-from ..processes import cores, map_in_order
+from ..processes import Show, cores, map_in_order, unshown
 from . import image_io
 from .carla import SIMULATORS, VEHICLES, unknown_tags
 from .dataset_stats import DriveStats, Stats
@@ -61,8 +61,6 @@ LABEL_STEP = 4
 # Another process takes a second to start: the time of reading so many frames.
 FRAMES_A_WORKER = 16
 _MAX_TAGS = 256
-
-Show = Callable[[Iterable, int], Iterable]
 
 
 @dataclass
@@ -119,15 +117,14 @@ def inspect(
     accept: Sequence[str] = (),
     baseline: list[ManifestEntry] | None = None,
     workers: int | None = None,
-    show: Show = lambda chunks, total: chunks,
+    show: Show = unshown,
 ) -> Inspection:
     """Read every frame below a root in the Kaggle layout, and gather all problems.
 
     Memory holds only 8 kB per frame: counts, a thumbnail and a small label. ``simulator`` is the CARLA
     release of the tags, a key of `SIMULATORS`; ``accept`` are kinds of problems to accept, from `ACCEPTABLE`;
     ``baseline`` is an earlier manifest of the root, to compare with. ``workers`` are processes, one per core
-    by default; ``show`` wraps the frames while they are read, and takes their number. An InputError says that
-    the root is missing or an option unknown.
+    by default; ``show`` shows progress. An InputError says that the root is missing or an option unknown.
     """
     check_options(simulator, accept)
     root = Path(root)
@@ -142,7 +139,7 @@ def inspect(
                 hoods[one.size] = hoods[one.size] & vehicles if one.size in hoods else vehicles
             yield one
 
-    judged = list(show(results(), len(listing.frames)))
+    judged = list(show(results(), len(listing.frames), 'reading'))
     files = sorted([entry for one in judged for entry in one.entries] + list(_entries(root, listing.alone)))
     counts = Counter(one.size for one in judged if one.size)
     # If two sizes are equally common, the larger.

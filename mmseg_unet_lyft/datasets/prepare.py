@@ -9,7 +9,7 @@ import stat
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..processes import cores
+from ..processes import Show, cores, unshown
 from . import image_io, packed
 from .checks import Inspection, converted_to, inspect
 from .dataset_stats import STATS_NAME, load_stats, write_stats
@@ -35,12 +35,6 @@ _CHUNK = 8
 # Upper bounds of an index entry and of a .npy header.
 _ENTRY_BYTES, _HEADER_BYTES = 128, 256
 
-Show = Callable[[Iterable, int], Iterable]
-
-
-def _unshown(items: Iterable, *about: object) -> Iterable:
-    return items
-
 
 def prepare(
     source: Path,
@@ -49,15 +43,18 @@ def prepare(
     accept: Sequence[str] = (),
     skip_bad: bool = False,
     workers: int | None = None,
-    show: Callable[[Iterable, int, str], Iterable] = _unshown,
+    show: Show = unshown,
     report: Callable[[Path, Inspection], None] = lambda folder, inspection: None,
 ) -> tuple[Inspection, list[str]]:
     """Prepare a data root for training; after a killed run, the next one gives the same bytes.
 
     The source is a zip archive, or a folder in the Kaggle layout, and stays as it is. ``simulator``,
     ``accept`` and ``workers`` are as in `checks.inspect`. Frames with other problems stop it, or with
-    ``skip_bad`` are left out. ``show`` wraps the items of long work, and takes their number and the work's
-    name; ``report`` writes the inspection's reports into a folder.
+    ``skip_bad`` are left out. ``show`` shows progress; ``report`` writes the inspection's reports into a
+    folder.
+
+    Returns:
+        The inspection, whose frames ``of_one_size`` are packed, and the names of those left out.
 
     Returns:
         The inspection, whose frames ``of_one_size`` are packed, and the names of those left out.
@@ -78,10 +75,8 @@ def prepare(
         raw = source
         if source.is_file():
             raw = out / RAW_FOLDER
-            unzip(source, raw, lambda members, total: show(members, total, 'unpacking'))
-        inspection = inspect(
-            raw, simulator, accept, workers=workers, show=lambda frames, total: show(frames, total, 'reading')
-        )
+            unzip(source, raw, show)
+        inspection = inspect(raw, simulator, accept, workers=workers, show=show)
         _refuse_problems(raw, inspection, skip_bad)
         frames = inspection.of_one_size
         if not frames:
@@ -99,7 +94,7 @@ def prepare(
         if (raw / MARKER_NAME).is_file():
             # Scores on these frames must still say that they are synthetic.
             write_whole(out / MARKER_NAME, read_regular(raw / MARKER_NAME))
-        packing.write(lambda frames, total: show(frames, total, 'packing'))
+        packing.write(show)
         return inspection, sorted({one.frame for one in problems if one.frame})
 
 
@@ -116,10 +111,10 @@ def _refuse_problems(raw: Path, inspection: Inspection, skip_bad: bool) -> None:
             raise InputError(f'{raw}: {problem.message}; --accept one_tag prepares them anyway')
 
 
-def unzip(archive: Path, out: Path, show: Show = _unshown) -> None:
+def unzip(archive: Path, out: Path, show: Show = unshown) -> None:
     """Unpack a zip archive from an untrusted source, where the disk has room for the packed frames, too.
 
-    Intact files from an earlier run are kept. ``show`` wraps the members and takes their number.
+    Intact files from an earlier run are kept. ``show`` shows progress.
 
     Raises:
         InputError: If the archive is damaged, would write outside the folder, holds links or encrypted
@@ -139,7 +134,7 @@ def unzip(archive: Path, out: Path, show: Show = _unshown) -> None:
                     f'{archive}: needs {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free at {out}; '
                     'make room or name another folder, nothing was unpacked'
                 )
-            for member in show(missing, len(missing)):
+            for member in show(missing, len(missing), 'unpacking'):
                 # Syncing each file takes longer than all else; `_is_there` finds what a crash lost.
                 whole = whole_file(out / member.filename, durable=False)
                 with opened.open(member) as content, whole as target:
@@ -254,8 +249,8 @@ class Packing:
         """Arrays of these names: of a run that was killed before it wrote the index, or of a removed one."""
         return [self.out / file for file in self.shapes if os.path.lexists(self.out / file)]
 
-    def write(self, show: Show = _unshown) -> None:
-        """Write arrays and index, unless the folder is packed; ``show`` wraps the frames."""
+    def write(self, show: Show = unshown) -> None:
+        """Write arrays and index, unless the folder is packed; ``show`` shows progress."""
         if packed.is_packed(self.out):
             return
         # A frame's entry in the index: size, row, checksums.
@@ -268,7 +263,7 @@ class Packing:
             for file, shape in self.shapes.items():
                 header = dict(descr='|u1', fortran_order=False, shape=shape)
                 np.lib.format.write_array_header_1_0(files[file], header)
-            for name, pixels in show(self._decoded(), len(self.pairs)):
+            for name, pixels in show(self._decoded(), len(self.pairs), 'packing'):
                 size = self.sizes[name]
                 for kind, array in pixels.items():
                     files[packed.array_name(kind, size)].write(array.data)
@@ -298,7 +293,7 @@ class Packing:
                 yield from pool.map(decode, names[first : first + _CHUNK])
 
 
-def verify(root: Path, show: Show = _unshown) -> int:
+def verify(root: Path, show: Show = unshown) -> int:
     """Verify the checksums of a packed folder; returns its number of frames.
 
     An InputError lists every damaged image and label.
@@ -306,7 +301,7 @@ def verify(root: Path, show: Show = _unshown) -> int:
     opened = packed.PackedFrames(root)
     load_stats(root)
     bad: dict[str, list[str]] = {}
-    for name in show(opened.frames, len(opened.frames)):
+    for name in show(opened.frames, len(opened.frames), 'verifying'):
         for kind in packed.CHANNELS:
             try:
                 opened.read(kind, name)

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,13 @@ from ..datasets.files import read_object, whole_file
 from ..datasets.image_io import GREYSCALE, LARGEST_PIXELS, damage, decode, header_of, read_label
 from ..datasets.layout import find_labels
 from ..errors import InputError
+from ..processes import Show, unshown
 from .metrics import f_beta
 
 # In the order of the challenge's JSON. Source: Lyft Perception Challenge, Example/score.
 MASKS = ('vehicle', 'road')
 BETAS = (2.0, 0.5)  # weight of recall against precision
-VEHICLE, ROAD = 0, 1
+VEHICLE = 0
 WANTED_FPS = 10.0  # below it, each missing frame a second costs a point
 _CLASSES = (('Vehicle', 'Vehicles'), ('Road', 'Roads', 'RoadLines'))
 
@@ -331,16 +332,12 @@ def read_truth(path: Path, hood: str = 'exact') -> LabelTruth | Submission:
 
 
 def grade(
-    answer: Submission,
-    truth: LabelTruth | Submission,
-    dropped: Collection[int] = (),
-    show: Callable[[Iterable[int], int], Iterable[int]] = lambda frames, total: frames,
+    answer: Submission, truth: LabelTruth | Submission, dropped: Collection[int] = (), show: Show = unshown
 ) -> np.ndarray:
     """Pixel counts of an answer, summed over the truth's frames, int64 (2, 3) as from `count_pixels`.
 
     Frames beyond the truth's are ignored; ``dropped`` ones, counted from 1, are left out, and those after
-    them move up. ``show``, given the frame numbers and how many there are, wraps them to show progress. An
-    InputError if the answer lacks a frame or holds an invalid mask.
+    them move up. ``show`` shows progress. An InputError if the answer lacks a frame or holds an invalid mask.
     """
     kept = [frame for frame in range(1, len(answer) + 1) if frame not in dropped]
     if len(kept) < len(truth):
@@ -349,7 +346,7 @@ def grade(
             f'has {len(truth)}; frames from {len(kept) + 1} on are missing'
         )
     counts = np.zeros((len(MASKS), 3), dtype=np.int64)
-    for frame in show(range(1, len(truth) + 1), len(truth)):
+    for frame in show(range(1, len(truth) + 1), len(truth), 'grading'):
         masks = truth.masks(frame)
         answered = answer.masks(kept[frame - 1], masks.shape[1:], truth.name(frame))
         counts += count_pixels(answered, masks)

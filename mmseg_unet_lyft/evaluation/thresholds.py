@@ -1,6 +1,6 @@
 """Applies thresholds and dilations to the challenge's masks, and tunes them. Does not import torch."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ..datasets.files import read_object, write_json
 from ..datasets.image_io import read_image, read_label
 from ..datasets.layout import find_pairs
 from ..errors import InputError
+from ..processes import Show
 from .challenge import (
     BETAS,
     MASKS,
@@ -30,8 +31,6 @@ FORMAT = 1
 STEPS = 1000  # Thresholds are tried in thousandths.
 # Thresholds tried for classes in neither mask, whose p_c / t_c compete with vehicle's and road's.
 OTHERS = tuple(step / 20 for step in range(1, 21))
-
-Show = Callable[[list, int, str], Iterable]  # Wraps items to show progress; their number, name of the work.
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Imports neither torch nor an mm stack, except where training samples are made.
 """
 
 import base64
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..datasets.image_io import IMAGE_BYTES, decode
 from ..datasets.packed import is_address, read_packed
 from ..errors import InputError
 from ..evaluation.metrics import class_scores, confusion_matrix
+from ..processes import Show
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -246,18 +247,10 @@ def jpeg_uri(picture: np.ndarray) -> str:
 # --- training samples --------------------------------------------------------------------------------------
 
 
-def write_sheets(
-    config: 'Config',
-    out: Path,
-    sheets: int,
-    rows: int,
-    seed: int,
-    show: Callable[[Iterable, int, str], Iterable],
-) -> list[Path]:
+def write_sheets(config: 'Config', out: Path, sheets: int, rows: int, seed: int, show: Show) -> list[Path]:
     """Write training samples as the network gets them, with their labels, to ``sheet_NN.png`` in a folder.
 
     Each of at most ``sheets`` files has so many ``rows``; ``seed`` decides on order and augmentation.
-    ``show`` wraps the sheets while they are made, given how many there are and what is done.
     """
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner

@@ -4,7 +4,7 @@ A recipe gives the same bytes in every process and for any number of workers, wi
 NumPy and OpenCV.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..datasets.carla import RAW_HEIGHT, RAW_WIDTH, SPLITS
 from ..datasets.files import finished, read_object, write_json, write_whole
 from ..datasets.layout import IMAGE_FOLDER, LABEL_FOLDER, MARKER_NAME
 from ..errors import InputError
-from ..processes import cores, map_in_order
+from ..processes import Show, cores, map_in_order, unshown
 from .painting import PAINTERS, Canvas, finish, paint_ground, paint_shadows, paint_sky
 from .world import build_world, visible_things
 
@@ -98,17 +98,12 @@ def read_marker(root: Path) -> dict | None:
     return read_object(path, 'draw into another folder') if path.exists() else None
 
 
-def write_scenes(
-    out: Path,
-    recipe: SceneRecipe,
-    workers: int | None = None,
-    show: Callable[[Iterable, int], Iterable] = lambda frames, total: frames,
-) -> int:
+def write_scenes(out: Path, recipe: SceneRecipe, workers: int | None = None, show: Show = unshown) -> int:
     """Draw scenes into a folder that is new, empty or of an earlier run; returns how many frames it drew.
 
     Existing frames are kept, so a killed run can be completed. ``workers`` are processes, one per core by
-    default. ``show`` wraps the finished frames. An InputError says that the folder cannot be written or
-    holds anything else.
+    default. ``show`` shows progress. An InputError says that the folder cannot be written or holds anything
+    else.
     """
     out = Path(out)
     missing = [one for one in recipe.frames if not all(path.is_file() for path in frame_paths(out, *one))]
@@ -117,7 +112,8 @@ def write_scenes(
     _refuse_others(out, recipe)
     write_json(out / MARKER_NAME, recipe.marker(complete=False))
     processes = min(workers or cores(), -(-len(missing) // FRAMES_A_WORKER))
-    for _ in show(map_in_order(partial(_write_frame, out, recipe), missing, processes), len(missing)):
+    drawn = map_in_order(partial(_write_frame, out, recipe), missing, processes)
+    for _ in show(drawn, len(missing), 'drawing'):
         pass
     write_json(out / MARKER_NAME, recipe.marker(complete=True))
     return len(missing)
