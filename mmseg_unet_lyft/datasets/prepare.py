@@ -56,9 +56,6 @@ def prepare(
     Returns:
         The inspection, whose frames ``of_one_size`` are packed, and the names of those left out.
 
-    Returns:
-        The inspection, whose frames ``of_one_size`` are packed, and the names of those left out.
-
     Raises:
         InputError: If the source cannot be used, the data have problems and ``skip_bad`` is not given, the
             disk is too small, the root was packed from other files, or another run writes there; no prepared
