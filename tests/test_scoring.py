@@ -65,7 +65,7 @@ def test_the_diagram_shows_accuracy_as_bars_of_its_height(tmp_path):
     counts = np.array([[10.0, 30], [4, 27], [1, 30]])
     save_reliability(tmp_path / 'new' / 'reliability.png', counts, 'ten passes')
     picture = cv2.imread(str(tmp_path / 'new' / 'reliability.png'))
-    assert picture.shape == (600, 500, 3)
+    assert picture.shape == (780, 650, 3)
     # matplotlib's tab:blue, BGR; bars are as high as 0.1 and 1, each half of the width.
     blue = (np.abs(picture.astype(int) - (180, 119, 31)) < 6).all(axis=2)
     columns = blue.sum(axis=0)

@@ -453,11 +453,13 @@ def test_results_that_are_there_are_not_lost(drive, model, tmp_path, capsys):
     stale.write_bytes(b'of a longer video')
     # Only with the option, and only what an earlier run has listed.
     for options, listed in (([], ['000099.png']), (['--overwrite'], ['000001.png'])):
-        (stale.parent / FRAMES_NAME).write_text(json.dumps(listed))
+        (stale.parent / FRAMES_NAME).write_text('\n'.join(listed))
         assert video.main([*command, *options]) == 2
         assert f'{stale.parent}: ' in capsys.readouterr().err
         assert stale.exists()
-    (stale.parent / FRAMES_NAME).write_text(json.dumps(['000099.png']))
+    (stale.parent / FRAMES_NAME).write_text('000001.png\n000099.png\n')
+    # Of a run that was killed.
+    (stale.parent / '000001.png.0123456789abcdef.part').touch()
     assert video.main([*command, '--overwrite']) == 0
     assert len(list(stale.parent.glob('*.png'))) == COUNT
     assert not stale.exists()

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import cv2
 import numpy as np
 
-from ..datasets.files import create, read_object, write_json
+from ..datasets.files import JSON_BYTES, create, finished, read_regular
 from ..errors import InputError
 from ..evaluation.challenge import SubmissionWriter, challenge_ids
 from ..processes import cores
@@ -25,7 +25,7 @@ from .runtimes import require
 from .segmenter import Segmenter
 
 KINDS = ('overlay', 'labels', 'json')
-FRAMES_NAME = 'frames.json'  # In a folder of labels: the names of those that this package wrote.
+FRAMES_NAME = 'frames.txt'  # In a folder of labels: the names of those that this package wrote.
 DEFAULT_FPS = 10.0  # For frames without a rate of their own; what the challenge asks for.
 FRAMES_A_WORKER = 3  # Held at a time: one in work and two that wait, so that it never waits for the reader.
 
@@ -264,23 +264,39 @@ class LabelFolder(Sink):
     """
 
     def __init__(self, path: Path, palette: Sequence[Sequence[int]]) -> None:
-        self.path, self._palette, self._names = path, palette, []
-        listed = path / FRAMES_NAME
-        names = read_object(listed, 'remove it', list) if listed.exists() else []
-        earlier = set(path.glob('*'))
-        if path.is_symlink() or earlier - {listed, *(path / str(name) for name in names)}:
-            raise InputError(f'{path}: holds files that no {FRAMES_NAME} of ours names; name another --out')
-        for left in earlier:
-            left.unlink()
+        self.path, self._palette, self._frames = path, palette, 0
+        listed, earlier = path / FRAMES_NAME, {one: (finished(one) or one).name for one in path.glob('*')}
+        with self._room():
+            names = read_regular(listed, JSON_BYTES).decode().splitlines() if listed in earlier else []
+            if path.is_symlink() or {*earlier.values()} - {FRAMES_NAME, *names}:
+                raise InputError(
+                    f'{path}: holds files that no {FRAMES_NAME} of ours names; name another --out'
+                )
+            for left in earlier:
+                left.unlink()
+            path.mkdir(parents=True, exist_ok=True)
+            self._list = FileIO(create(listed), 'w')
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, UnicodeDecodeError) as error:
+            remedy = 'make room, or name another --out'
+            raise InputError(f'{self.path}: cannot be written ({error}); {remedy}') from error
 
     def write(self, prepared: np.ndarray) -> None:
         """Write the next PNG."""
-        self._names.append(f'{len(self._names) + 1:06d}.png')
-        save_palette_png(self.path / self._names[-1], prepared, self._palette)
+        self._frames += 1
+        name = f'{self._frames:06d}.png'
+        # First the list: a run that is stopped or has no room leaves nothing that is not in it.
+        with self._room():
+            self._list.write(f'{name}\n'.encode())
+        save_palette_png(self.path / name, prepared, self._palette)
 
     def close(self) -> None:
-        """Write the list."""
-        write_json(self.path / FRAMES_NAME, self._names)
+        """Close the list."""
+        self._list.close()
 
 
 class ChallengeJson(Sink):

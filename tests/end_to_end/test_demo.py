@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
+from http.client import IncompleteRead
 from io import BytesIO
 from pathlib import Path
 
@@ -188,7 +189,7 @@ def test_what_is_shown_is_what_the_segmenter_says(served, visit, frame_file):
         # Each typed character paints again, and the page drops a picture that it has replaced.
         try:
             return np.array_equal(pixels(visit.source('#overlay img'))[others], painted[others])
-        except (UnidentifiedImageError, urllib.error.HTTPError):
+        except (UnidentifiedImageError, urllib.error.HTTPError, IncompleteRead):
             return False
 
     visit.wait(is_stronger)
