@@ -37,7 +37,7 @@ _SPENT = 'seconds_trained'  # Likewise: time of training so far.
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGUSR1')
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again, here with --resume.
 # Values of a scalar; mmengine keeps a million, copies them at each step, and saves them all.
-_KEPT_VALUES = 10_000
+_KEPT_VALUES = 1000
 _LONGEST_STOP_SECONDS = 30  # Time that schedulers leave between SIGTERM and SIGKILL.
 
 
@@ -57,7 +57,7 @@ class LyftTrainLoop(IterBasedTrainLoop):
     - Before each step all global random numbers are set to those of (seed, rank, step).
     - The loader goes on at its next sample at once: the sampler skips to it, nothing is read twice.
     - A validation that was due at the step resumed from, but not finished, is done first.
-    - Only the last 10,000 values of each scalar are kept, so that memory does not grow.
+    - Only the last 1,000 values of each scalar are kept, so that memory does not grow.
     - If a batch cannot be read, the run is saved before the error is raised.
     - A step is one of the optimizer: with ``accumulative_counts`` it reads that many batches, and all that
       counts steps (``max_iters``, intervals, schedules, log, checkpoints) counts these.

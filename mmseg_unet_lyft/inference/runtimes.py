@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -262,6 +264,10 @@ class OpenVinoNetwork(ExportedNetwork):
         return [results[output].copy() for output in outputs]
 
 
+# What torch raises, next to the errors of a call, for a file that is not a program.
+_DAMAGED = (AttributeError, BadZipFile, EOFError, OSError, TypeError, UnpicklingError)
+
+
 class ProgramNetwork(ExportedNetwork):
     """A ``.pt2`` program of torch.export; needs torch, but not mmcv, mmengine or mmseg.
 
@@ -288,7 +294,7 @@ class ProgramNetwork(ExportedNetwork):
             if kind != 'cpu':
                 program = move_to_device_pass(program, self.device)
             self._module = program.module()
-        except Exception as error:  # torch raises anything for a damaged file.
+        except (*self._errors, *_DAMAGED) as error:
             raise InputError(f'{path}: cannot be read as a program ({first_line(error)})') from error
         super().__init__(path, extra[METADATA_KEY] or None)
 

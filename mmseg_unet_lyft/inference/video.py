@@ -266,7 +266,7 @@ class LabelFolder(Sink):
     def __init__(self, path: Path, palette: Sequence[Sequence[int]]) -> None:
         self.path, self._palette, self._frames = path, palette, 0
         listed, earlier = path / FRAMES_NAME, {one: (finished(one) or one).name for one in path.glob('*')}
-        with self._room():
+        with self._writing():
             names = read_regular(listed, JSON_BYTES).decode().splitlines() if listed in earlier else []
             if path.is_symlink() or {*earlier.values()} - {FRAMES_NAME, *names}:
                 raise InputError(
@@ -278,7 +278,7 @@ class LabelFolder(Sink):
             self._list = FileIO(create(listed), 'w')
 
     @contextmanager
-    def _room(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         try:
             yield
         except (OSError, UnicodeDecodeError) as error:
@@ -290,7 +290,7 @@ class LabelFolder(Sink):
         self._frames += 1
         name = f'{self._frames:06d}.png'
         # First the list: a run that is stopped or has no room leaves nothing that is not in it.
-        with self._room():
+        with self._writing():
             self._list.write(f'{name}\n'.encode())
         save_palette_png(self.path / name, prepared, self._palette)
 
