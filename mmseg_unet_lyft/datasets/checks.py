@@ -200,8 +200,7 @@ def _judge_frame(
 ) -> tuple[Judged, np.ndarray | None]:
     """A judged frame and its vehicle pixels, packed to bits; None for these if it is not valid."""
     judged = Judged(files)
-    is_jpeg = Path(files.image).suffix.lower() in image_io.JPEG_SUFFIXES
-    image = _read(judged, root, files.image, _jpeg_image if is_jpeg else _image)
+    image = _read(judged, root, files.image, _image)
     raw_label = _read(judged, root, files.label, partial(_label, converted_to(simulator, accept)))
     if image is not None:
         judged.size = image.shape[:2]
@@ -235,19 +234,16 @@ def _read(judged: Judged, root: Path, path: str, decode: Callable) -> np.ndarray
         return decode(judged, content)
     except image_io.FileFaultError as fault:
         judged.note(fault.kind, path, str(fault))
-        if path == judged.files.image or fault.kind != 'jpeg':
+        if decode is _image or fault.kind != 'jpeg':
             return None
         # A JPEG label is decoded all the same: its smeared ids are counted for the report.
         pixels = image_io.decode(content)
         return None if pixels is None else image_io.red_channel(pixels)
 
 
-def _jpeg_image(judged: Judged, content: bytes) -> np.ndarray:
-    return image_io.pixels_of_image(content, judged.files.image)
-
-
 def _image(judged: Judged, content: bytes) -> np.ndarray:
-    pixels, header = image_io.pixels_of_png(content), image_io.header_of(content)
+    pixels = image_io.pixels_of_image(content, judged.files.image)
+    header = image_io.header_of(content) or image_io.Header(pixels.shape[:2], 8, image_io.RGB)  # A JPEG.
     if header.bit_depth == 16:
         judged.note('depth16', judged.files.image, '16 bits a channel; expected 8-bit RGB')
     if header.colour_type in (image_io.PALETTE, image_io.GREYSCALE, image_io.GREYSCALE_ALPHA):
