@@ -143,3 +143,17 @@ def test_the_text_marks_faults_and_ends_with_a_verdict(tmp_path, monkeypatch, ca
     marked = next(index for index, line in enumerate(lines) if line.startswith('! data'))
     assert lines[marked + 1].strip().startswith('-> draw some')
     assert re.fullmatch(r'worth a look: .*data; commands work', lines[-1])
+
+
+def test_data_are_looked_at_without_opencv(kaggle):
+    kaggle.add('F1-0')
+    code = (
+        'import sys; sys.modules["cv2"] = sys.modules["PIL"] = None\n'
+        'from mmseg_unet_lyft.cli import doctor\n'
+        'sys.exit(doctor.main([]))'
+    )
+    environ = os.environ | dict(LYFT_DATA_ROOT=str(kaggle.root), PYTHONPATH=str(ROOT))
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == doctor.EXIT_UNUSABLE
+    assert '1 frames of 1 drives' in done.stdout

@@ -259,10 +259,8 @@ def _opencv() -> Finding:
     except InputError as error:
         advice = str(error).replace('this command needs', 'commands need')
         return Finding('OpenCV', named, advice, stops=True)
-    if len(builds) > 1:
-        advice = f'they overwrite each other; keep one: pip uninstall -y {" ".join(builds)}, then install it'
-        return Finding('OpenCV', named, advice)
-    return Finding('OpenCV', named)
+    advice = f'they overwrite each other; keep one: pip uninstall -y {" ".join(builds)}, then install it'
+    return Finding('OpenCV', named, advice if len(builds) > 1 else '')
 
 
 def _libraries() -> Iterator[Finding]:

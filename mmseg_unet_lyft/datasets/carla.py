@@ -277,6 +277,7 @@ def median_frequency_weights(percent: np.ndarray) -> np.ndarray:
     return weights
 
 
+JPEG_SUFFIXES = ('.jpg', '.jpeg')  # Of images; those of the Kaggle set are PNGs.
 # Two kinds of names in the Kaggle set: 02_00_017.png (drive 02_00, frame 17) and F61-17.png (drive F61).
 _NAME = re.compile(r'^(?:(\d{2}_\d{2})_(\d+)|(F\d+)-(\d+))$')
 

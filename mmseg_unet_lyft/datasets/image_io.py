@@ -12,14 +12,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
-from .carla import tag_of_colour, tags_to_ids
+from .carla import JPEG_SUFFIXES, tag_of_colour, tags_to_ids
 from .dataset_stats import scheme_of_root
 from .files import open_regular
 from .packed import is_address, read_packed
 
 SIGNATURE = b'\x89PNG\r\n\x1a\n'
 JPEG_SIGNATURE = b'\xff\xd8\xff'
-JPEG_SUFFIXES = ('.jpg', '.jpeg')
 # The first chunk's fields. Source: PNG specification, section 11.2.2 (IHDR).
 _HEADER, _HEADER_AT = struct.Struct('>IIBB'), 16
 HEADER_BYTES = _HEADER_AT + _HEADER.size

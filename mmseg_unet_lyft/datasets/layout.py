@@ -9,9 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ..errors import InputError, shorten_list
-from .carla import drives_of_split, parse_name
+from .carla import JPEG_SUFFIXES, drives_of_split, parse_name
 from .files import read_object, write_json
-from .image_io import JPEG_SUFFIXES
 from .packed import IMAGE, LABEL, is_packed, open_packed
 
 KAGGLE_NAME = 'kumaresanmanickavelu/lyft-udacity-challenge'
