@@ -64,5 +64,5 @@ tta_pipeline = [
         ],
     ),
 ]
-train_cfg = dict(max_iters=750, val_interval=375)
-default_hooks = dict(checkpoint=dict(interval=375))
+train_cfg = dict(max_iters=700, val_interval=350)
+default_hooks = dict(checkpoint=dict(interval=350))

@@ -1,7 +1,7 @@
 """Show what a config or a checkpoint is: network, parameters, GFLOP, classes, training, resolved config.
 
 python tools/info.py configs/unet_lyft_lite.py
-python tools/info.py work_dirs/unet_lyft_demo/best_mIoU_iter_750.pth --card
+python tools/info.py work_dirs/unet_lyft_demo/best_mIoU_iter_700.pth --card
 """
 
 from pathlib import Path
